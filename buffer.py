@@ -1,0 +1,128 @@
+"""Train experts on the full training set and keep their parameter trajectories.
+
+    python buffer.py --dataset CIFAR10
+
+A second call continues with the next expert. Expert i depends on --seed and i alone.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from networks import build_network
+from utils import expert_buffer
+from utils.augment import parse_strategy
+from utils.config import packaged_yaml, resolve, run_script
+from utils.data import ImageDataset, load_dataset
+from utils.device import default_device
+from utils.expert_buffer import ExpertKind
+from utils.options import BufferOptions
+from utils.progress import progress_bar
+from utils.rng import derive_seed, stream
+from utils.training import accuracy, scale_learning_rate, train_epoch
+
+# What an expert's trajectory depends on; experts of one folder agree in all of it.
+SETTINGS = [
+    "dataset",
+    "subset",
+    "zca",
+    "model",
+    "train_epochs",
+    "batch_train",
+    "lr_teacher",
+    "mom",
+    "l2",
+    "decay",
+    "dsa",
+    "dsa_strategy",
+    "seed",
+]
+
+
+def find_yaml(given: Mapping[str, Any]) -> Path | None:
+    return packaged_yaml(given.get("dataset", BufferOptions.dataset), "buffer")
+
+
+def main(argv: Sequence[str]) -> int:
+    resolved = resolve(BufferOptions, argv, description=__doc__ or "", find_yaml=find_yaml)
+    options = resolved.options
+    print(f"buffer.py\n{resolved.table()}")
+    dsa_groups = parse_strategy(options.dsa_strategy) if options.dsa else None
+    data = load_dataset(
+        options.dataset,
+        data_path=options.data_path,
+        subset=options.subset,
+        res=options.res,
+        zca=options.zca,
+    )
+    folder = ExpertKind(
+        dataset=options.dataset,
+        subset=options.subset,
+        res=data.image_size,
+        zca=options.zca,
+        model=options.model,
+        data_path=options.data_path,
+    ).folder(options.buffer_path)
+    settings = {name: asdict(options)[name] for name in SETTINGS} | {"res": data.image_size}
+    expert_buffer.check_settings(folder, settings)
+    done = sum(len(expert_buffer.read_file(path)) for path in expert_buffer.buffer_files(folder))
+    print(f"{folder}: {done} of {options.num_experts} experts are there")
+
+    data = data.to(default_device())
+    remaining = range(done, options.num_experts)
+    with progress_bar(total=len(remaining) * options.train_epochs, unit="epoch") as progress:
+        for number in remaining:
+            expert = train_expert(options, data, number, dsa_groups, progress)
+            expert_buffer.append_expert(folder, expert, experts_per_file=options.save_interval)
+    print(f"{options.num_experts} experts of {options.train_epochs} epochs are in {folder}")
+    return 0
+
+
+def train_expert(
+    options: BufferOptions,
+    data: ImageDataset,
+    number: int,
+    dsa_groups: tuple[str, ...] | None,
+    progress: tqdm,
+) -> expert_buffer.Expert:
+    """Snapshots before the first epoch and after each of expert `number`."""
+    train = data.require_train()
+    network = build_network(
+        options.model,
+        channels=data.channels,
+        num_classes=data.num_classes,
+        image_size=data.image_size,
+        seed=derive_seed(options.seed, "expert", number, "init"),
+    ).to(train.images.device)
+    generator = stream(options.seed, "expert", number, "minibatch")
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=options.lr_teacher, momentum=options.mom, weight_decay=options.l2
+    )
+    trajectory = [expert_buffer.snapshot(network)]
+    for epoch in range(options.train_epochs):
+        if options.decay and epoch == options.train_epochs // 2:
+            scale_learning_rate(optimizer, 0.1)
+        _, train_acc = train_epoch(
+            network,
+            optimizer,
+            train.images,
+            train.labels,
+            batch_size=options.batch_train,
+            dsa_groups=dsa_groups,
+            generator=generator,
+        )
+        test_acc = accuracy(network, data.test.images, data.test.labels)
+        trajectory.append(expert_buffer.snapshot(network))
+        progress.set_description(f"expert {number}", refresh=False)
+        progress.set_postfix_str(f"train {train_acc:.1%} test {test_acc:.1%}", refresh=False)
+        progress.update()
+    return trajectory
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,278 @@
+"""Distil a data set into a few images per class by matching expert trajectories (ATT).
+
+    python distill_att.py --ipc 10 --syn_steps 50
+
+takes its defaults from configs/<dataset>/ipc<ipc>.yaml and its experts from buffer.py. The same
+--run_name continues a run that was interrupted.
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from networks import CROSS_ARCHITECTURE, build_network, canonical_name
+from utils.augment import parse_strategy
+from utils.config import Resolved, nearest_row, resolve, run_script
+from utils.data import ImageDataset, find_dataset, load_dataset
+from utils.device import default_device
+from utils.environment import describe_environment
+from utils.errors import UserError
+from utils.evaluation import Protocol
+from utils.expert_buffer import ExpertBuffer, ExpertKind, find_experts
+from utils.flat_params import FlatNetwork
+from utils.matching import Matcher
+from utils.options import DistillOptions
+from utils.outer_state import Diverged, OuterState
+from utils.progress import progress_bar
+from utils.reporter import Reporter
+from utils.run_dir import MetricsLog, RunDir
+from utils.synthetic_set import class_labels, initial_images
+from utils.trajectory_length import DISTANCES, LENGTH_POLICIES
+from utils.unroll import ENGINES
+
+CHECKPOINT_SECONDS = 600
+# What may differ between the calls of one run; anything else would change its result.
+MAY_CHANGE = [
+    "Iteration",
+    "eval_it",
+    "eval_mode",
+    "num_eval",
+    "epoch_eval_train",
+    "save_it",
+    "load_all",
+    "wandb",
+    "config",
+    "data_path",
+    "buffer_path",
+    "save_path",
+    "run_name",
+]
+
+
+def main(argv: Sequence[str]) -> int:
+    resolved = resolve(DistillOptions, argv, description=__doc__ or "", find_yaml=find_yaml)
+    network, experts = open_experts(resolved)
+    options = resolved.options
+    run, checkpoint = open_run(options)
+    print(f"distill_att.py -> {run.path}\n{resolved.table()}")
+    print(f"{len(experts)} experts of {experts.epochs} epochs", *experts.skipped, sep="\n")
+
+    device = default_device()
+    data = load_dataset(
+        options.dataset,
+        data_path=options.data_path,
+        subset=options.subset,
+        res=options.res,
+        zca=options.zca,
+    ).to(device)
+    labels = class_labels(data.num_classes, options.ipc, device)
+    images = initial_images(data, options.ipc, options.pix_init, options.seed)
+    state = OuterState(
+        images,
+        options.lr_teacher,
+        lr_img=options.lr_img,
+        lr_lr=options.lr_lr,
+        ema_decay=options.ema_decay,
+    )
+    matcher = make_matcher(options, network.to(device), experts, labels)
+    reporter = make_reporter(options, run, data, labels)
+    return run_outer_loop(options, state, matcher, reporter, checkpoint)
+
+
+def find_yaml(given: Mapping[str, Any]) -> Path | None:
+    if "config" in given:
+        return Path(given["config"])
+    dataset = given.get("dataset", DistillOptions.dataset)
+    ipc = given.get("ipc", DistillOptions.ipc)
+    path = nearest_row(dataset, ipc)
+    if path is not None and path.stem != f"ipc{ipc}":
+        print(f"{dataset} has no row for ipc {ipc}: taking the nearest, {path}")
+    return path
+
+
+def open_experts(resolved: Resolved[DistillOptions]) -> tuple[FlatNetwork, ExpertBuffer]:
+    """Find and check the experts; a model or zca not given by hand follows what is there."""
+    options = resolved.options
+    source = find_dataset(
+        options.dataset, data_path=options.data_path, subset=options.subset, res=options.res
+    )
+    asked = ExpertKind(
+        dataset=options.dataset,
+        subset=options.subset,
+        res=source.image_size,
+        zca=options.zca,
+        model=options.model,
+        data_path=options.data_path,
+    )
+    found = find_experts(
+        options.buffer_path,
+        asked,
+        model_fixed=resolved.given_by_hand("model"),
+        zca_fixed=resolved.given_by_hand("zca"),
+    )
+    folder = found.folder(options.buffer_path)
+    if found.zca != asked.zca or canonical_name(found.model) != canonical_name(asked.model):
+        print(
+            f"only other experts than those of the row (model {asked.model}, zca {asked.zca}) are "
+            f"there: using {folder} (model {found.model}, zca {found.zca}); "
+            f"for the row's own: {asked.command(options.buffer_path)}"
+        )
+        resolved.set("zca", found.zca, str(folder))
+        resolved.set("model", found.model, str(folder))
+    network = FlatNetwork(
+        build_network(
+            found.model,
+            channels=source.channels,
+            num_classes=len(source.class_names),
+            image_size=source.image_size,
+        )
+    )
+    experts = ExpertBuffer(
+        folder,
+        network.shapes,
+        max_files=options.max_files,
+        max_experts=options.max_experts,
+        in_memory=options.load_all,
+        skip_bad=options.skip_bad_buffers,
+    )
+    last_epoch = options.max_start_epoch + options.expert_epochs
+    if last_epoch > experts.epochs:
+        raise UserError(
+            f"--max_start_epoch {options.max_start_epoch} + --expert_epochs "
+            f"{options.expert_epochs} = {last_epoch} is beyond the {experts.epochs} epochs of the "
+            f"experts in {folder}; lower one of them or train longer experts"
+        )
+    return network, experts
+
+
+def open_run(options: DistillOptions) -> tuple[RunDir, dict[str, Any] | None]:
+    """The run directory and, where this run was begun before, its checkpoint."""
+    run = RunDir.locate(
+        options.save_path,
+        dataset=options.dataset,
+        subset=options.subset,
+        model=options.model,
+        ipc=options.ipc,
+        run_name=options.run_name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S"),
+    )
+    checkpoint = run.load_checkpoint()
+    before = asdict(options) if checkpoint is None else checkpoint["config"]
+    for name, value in asdict(options).items():
+        if name not in MAY_CHANGE and before[name] != value:
+            raise UserError(
+                f"{run.path} was begun with {name}={before[name]}, not {value}: "
+                "pass that value or another --run_name"
+            )
+    return run, checkpoint
+
+
+def make_matcher(
+    options: DistillOptions, network: FlatNetwork, experts: ExpertBuffer, labels: Tensor
+) -> Matcher:
+    return Matcher(
+        network,
+        experts,
+        labels,
+        syn_steps=options.syn_steps,
+        expert_epochs=options.expert_epochs,
+        max_start_epoch=options.max_start_epoch,
+        batch_syn=options.batch_syn,
+        dsa_groups=None if options.no_aug else dsa_groups(options),
+        engine=ENGINES[options.unroll],
+        distance=DISTANCES[options.distance],
+        policy=LENGTH_POLICIES[options.length],
+        seed=options.seed,
+    )
+
+
+def make_reporter(
+    options: DistillOptions, run: RunDir, data: ImageDataset, labels: Tensor
+) -> Reporter:
+    config = asdict(options)
+    run.save_config(config, describe_environment())
+    return Reporter(
+        run=run,
+        log=MetricsLog(run, wandb_mode=options.wandb, config=config),
+        config=config,
+        data=data,
+        labels=labels,
+        models=CROSS_ARCHITECTURE if options.eval_mode == "M" else [options.model],
+        protocol=Protocol(
+            num_eval=options.num_eval,
+            epochs=options.epoch_eval_train,
+            batch_size=options.batch_train,
+            dsa_groups=dsa_groups(options),
+        ),
+    )
+
+
+def run_outer_loop(
+    options: DistillOptions,
+    state: OuterState,
+    matcher: Matcher,
+    reporter: Reporter,
+    checkpoint: dict[str, Any] | None,
+) -> int:
+    """Take the outer steps from the checkpoint or the start to the end; returns the exit status."""
+    start = reporter.resume(state, checkpoint)
+    end = max(start, options.Iteration)
+    save_it = options.eval_it if options.save_it is None else options.save_it
+    if checkpoint is None:
+        reporter.save(state, 0, "0")
+        if options.eval_it > 0:
+            reporter.evaluate(state, 0)
+    saved_at = time.monotonic()
+    with progress_bar(total=end, initial=start, unit="it") as progress:
+        for iteration in range(start, end):
+            began = time.monotonic()
+            matching, start_epoch = matcher.match(iteration, state.images, state.syn_lr)
+            try:
+                state.step(matching)
+            except Diverged as reason:
+                return stop(state, iteration, reporter, reason)
+            reporter.log_step(state, iteration, matching, start_epoch, time.monotonic() - began)
+            progress.set_postfix_str(
+                f"loss {matching.loss:.4f} length {matching.length} syn_lr {state.syn_lr:.3g}",
+                refresh=False,
+            )
+            progress.update()
+
+            done = iteration + 1
+            saves = save_it > 0 and done % save_it == 0
+            evaluates = options.eval_it > 0 and (done % options.eval_it == 0 or done == end)
+            if saves:
+                reporter.save(state, done, str(done))
+            if evaluates:
+                reporter.evaluate(state, done)
+            if saves or evaluates or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                reporter.save_checkpoint(state, done)
+                saved_at = time.monotonic()
+    reporter.save_last(state, end)
+    reporter.save_checkpoint(state, end)
+    print(f"done: sets and pictures are in {reporter.run.path}")
+    return 0
+
+
+def stop(state: OuterState, iteration: int, reporter: Reporter, reason: Diverged) -> int:
+    """End a run that cannot go on, keeping the set as it was before the bad step."""
+    reporter.save_last(state, iteration)
+    print(
+        f"distill_att.py: stopped at iteration {iteration}: {reason}. "
+        f"The last good set is {reporter.run.distilled('last')}",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def dsa_groups(options: DistillOptions) -> tuple[str, ...] | None:
+    return parse_strategy(options.dsa_strategy) if options.dsa else None
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

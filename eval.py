@@ -1,0 +1,175 @@
+"""Train fresh networks on a distilled set and measure them on the real test images.
+
+    python eval.py --distilled results/.../distilled_best.pt --model ConvNetD3 ResNet18
+
+needs that file and the test data, nothing else. Prints a table and adds it to eval.json beside
+the file.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from networks import CROSS_ARCHITECTURE
+from utils.augment import parse_strategy
+from utils.config import resolve, run_script
+from utils.data import ImageDataset, load_dataset
+from utils.device import default_device
+from utils.environment import describe_environment
+from utils.errors import UserError
+from utils.evaluation import Accuracies, Protocol, evaluate
+from utils.files import write_text
+from utils.options import EvalOptions
+from utils.rng import derive_seed, stream
+from utils.synthetic_set import SyntheticSet, class_labels, random_real_images
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What networks are trained on, and how. The networks are divided equally among the `draws`,
+    each an image tensor (N, C, H, W) for the same labels (N,).
+    """
+
+    name: str
+    draws: list[Tensor]
+    labels: Tensor
+    lr: float
+    epochs: int
+
+
+def main(argv: Sequence[str]) -> int:
+    options = resolve(EvalOptions, argv, description=__doc__ or "").options
+    if not options.distilled:
+        raise UserError("--distilled is missing: the file distilled_<tag>.pt of a run directory")
+    path = Path(options.distilled)
+    distilled = SyntheticSet.load(path)
+    record_path = path.with_name("eval.json")
+    record = read_record(record_path)
+    models = options.model or (
+        CROSS_ARCHITECTURE if options.eval_mode == "M" else [distilled.model]
+    )
+    data = load_dataset(
+        distilled.dataset,
+        data_path=options.data_path or distilled.config["data_path"],
+        subset=distilled.subset,
+        res=distilled.config["res"],
+        normalisation=distilled.normalisation,
+        test_only=not (options.random or options.full),
+    ).to(default_device())
+
+    print(f"{path}: {distilled.dataset}, ipc {distilled.ipc}, iteration {distilled.iteration}")
+    print(f"{'trained on':14} {'model':12} {'lr':>8} {'epochs':>6}  test accuracy")
+    for training_set in training_sets(options, distilled, data):
+        for model in models:
+            accuracies = evaluate_on(training_set, options, distilled, data, model)
+            print(
+                f"{training_set.name:14} {model:12} {training_set.lr:8.4g} "
+                f"{training_set.epochs:6}  {accuracies}"
+            )
+            record.append(entry(path, training_set, options, model, accuracies))
+            write_text(json.dumps(record, indent=1) + "\n", record_path)
+    print(f"added to {record_path}")
+    return 0
+
+
+def training_sets(
+    options: EvalOptions, distilled: SyntheticSet, data: ImageDataset
+) -> list[TrainingSet]:
+    """The distilled set and, as asked for, real images under the same protocol."""
+    device = data.test.images.device
+    epochs = options.epoch_eval_train
+    sets = [
+        TrainingSet(
+            f"distilled {distilled.set}",
+            [distilled.images.to(device)],
+            distilled.labels.to(device),
+            distilled.syn_lr,
+            epochs,
+        )
+    ]
+    if options.random:
+        # A new draw for every network, so that the spread is that of the choice as well.
+        draws = [
+            random_real_images(data, distilled.ipc, stream(options.seed, "random", k))
+            for k in range(options.num_eval)
+        ]
+        labels = class_labels(data.num_classes, distilled.ipc, device)
+        sets.append(TrainingSet("random real", draws, labels, options.lr_real, epochs))
+    if options.full:
+        train = data.require_train()
+        epochs = options.epoch_full_train or epochs
+        sets.append(TrainingSet("full", [train.images], train.labels, options.lr_real, epochs))
+    return sets
+
+
+def evaluate_on(
+    training_set: TrainingSet,
+    options: EvalOptions,
+    distilled: SyntheticSet,
+    data: ImageDataset,
+    model: str,
+) -> Accuracies:
+    config = distilled.config
+    protocol = Protocol(
+        num_eval=options.num_eval // len(training_set.draws),
+        epochs=training_set.epochs,
+        batch_size=options.batch_train,
+        dsa_groups=parse_strategy(config["dsa_strategy"]) if config["dsa"] else None,
+    )
+    accs: list[float] = []
+    for number, images in enumerate(training_set.draws):
+        accs += evaluate(
+            images,
+            training_set.labels,
+            data.test,
+            num_classes=data.num_classes,
+            model=model,
+            lr=training_set.lr,
+            protocol=protocol,
+            seed=derive_seed(options.seed, "draw", number),
+        ).accs
+    return Accuracies(tuple(accs))
+
+
+def read_record(path: Path) -> list[dict[str, Any]]:
+    """The evaluations that eval.json holds already; it only ever grows."""
+    if not path.exists():
+        return []
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = None
+    if not isinstance(record, list):
+        raise UserError(f"{path} holds no list of evaluations: mend it or move it away")
+    return record
+
+
+def entry(
+    path: Path,
+    training_set: TrainingSet,
+    options: EvalOptions,
+    model: str,
+    accuracies: Accuracies,
+) -> dict[str, Any]:
+    """One evaluation as plain values."""
+    return {
+        "distilled": path.name,
+        "trained_on": training_set.name,
+        "model": model,
+        "lr": training_set.lr,
+        "epochs": training_set.epochs,
+        "acc_mean": accuracies.mean,
+        "acc_std": accuracies.std,
+        "accs": list(accuracies.accs),
+        "seed": options.seed,
+        "environment": describe_environment(),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,68 @@
+"""The networks by name: a registry from the field's model names to constructors."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from networks.alexnet import AlexNet
+from networks.convnet import ConvNet
+from networks.lenet import LeNet
+from networks.mlp import MLP
+from networks.resnet import ResNet18
+from networks.vgg import VGG11
+
+_CONVNET_VARIANTS: dict[str, dict[str, Any]] = {
+    "": {},
+    **{f"D{depth}": {"depth": depth} for depth in range(1, 9)},
+    **{f"W{width}": {"width": width} for width in (32, 64, 128, 256, 512, 1024)},
+    "AS": {"activation": "sigmoid"},
+    "AR": {"activation": "relu"},
+    "AL": {"activation": "leakyrelu"},
+    "NN": {"norm": "none"},
+    "BN": {"norm": "batch"},
+    "LN": {"norm": "layer"},
+    "IN": {"norm": "instance"},
+    "GN": {"norm": "group"},
+    "NP": {"pooling": "none"},
+    "MP": {"pooling": "max"},
+    "AP": {"pooling": "avg"},
+}
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "MLP": MLP,
+    "LeNet": LeNet,
+    "AlexNet": AlexNet,
+    "VGG11": VGG11,
+    "ResNet18": ResNet18,
+    **{f"ConvNet{suffix}": partial(ConvNet, **kw) for suffix, kw in _CONVNET_VARIANTS.items()},
+}
+
+# Names that say the default: depth 3, width 128, relu, instance norm, average pooling.
+_DEFAULT_CONVNETS = [f"ConvNet{suffix}" for suffix in ("", "D3", "W128", "AR", "IN", "AP")]
+
+# The pool of `--eval_mode M`, the columns of the paper's Table 1.
+CROSS_ARCHITECTURE = ("ConvNet", "ResNet18", "VGG11", "AlexNet")
+
+
+def canonical_name(model: str) -> str:
+    """One name an architecture: the field writes `ConvNetD3` also as `ConvNet`."""
+    return "ConvNetD3" if model in _DEFAULT_CONVNETS else model
+
+
+def build_network(
+    model: str, *, channels: int, num_classes: int, image_size: int, seed: int | None = None
+) -> nn.Module:
+    """Build network `model` for images (N, channels, image_size, image_size), on the CPU.
+
+    With `seed` the initial weights depend on it alone and torch's global generator is left as it
+    was. Raises ValueError for an unknown name, naming the choices.
+    """
+    if model not in NETWORKS:
+        raise ValueError(f"unknown model {model!r}; choices: {', '.join(NETWORKS)}")
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        return NETWORKS[model](channels, num_classes, image_size)

@@ -1,0 +1,43 @@
+"""ResNet18 with a CIFAR-style stem (3x3, stride 1, no max pooling) and instance norm."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def _conv_norm(width: int, out: int, kernel: int, stride: int) -> list[nn.Module]:
+    conv = nn.Conv2d(width, out, kernel, stride=stride, padding=kernel // 2, bias=False)
+    return [conv, nn.GroupNorm(out, out)]
+
+
+class _BasicBlock(nn.Module):
+    def __init__(self, width: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = _conv_norm(width, out, 3, stride)
+        self.conv2, self.bn2 = _conv_norm(out, out, 3, 1)
+        changes_shape = stride != 1 or width != out
+        self.shortcut = nn.Sequential(*(_conv_norm(width, out, 1, stride) if changes_shape else []))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet18(nn.Module):
+    """Map images (N, channels, size, size) to logits (N, num_classes).
+
+    Average pooling over what is left of the map (4x4 at 32x32) before the linear layer.
+    """
+
+    def __init__(self, channels: int, num_classes: int, image_size: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = _conv_norm(channels, 64, 3, 1)
+        self.layer1 = nn.Sequential(_BasicBlock(64, 64, 1), _BasicBlock(64, 64, 1))
+        self.layer2 = nn.Sequential(_BasicBlock(64, 128, 2), _BasicBlock(128, 128, 1))
+        self.layer3 = nn.Sequential(_BasicBlock(128, 256, 2), _BasicBlock(256, 256, 1))
+        self.layer4 = nn.Sequential(_BasicBlock(256, 512, 2), _BasicBlock(512, 512, 1))
+        self.classifier = nn.Linear(512, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(images)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.classifier(x.mean((2, 3)))

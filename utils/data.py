@@ -1,0 +1,199 @@
+"""Data sets as tensors: one call finds, reads, normalises; the result explains itself."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from utils.cache import cached, digest
+from utils.errors import UserError
+from utils.normalisation import CHUNK, Normalisation, check_zca_size, fit_mean_std, fit_zca
+from utils.sources import (
+    IMAGENET_SUBSETS,
+    Pixels,
+    Source,
+    SplitName,
+    find_cifar,
+    find_digits,
+    find_folder,
+    find_imagenet,
+    find_tiny,
+)
+
+__all__ = ["DATASETS", "IMAGENET_SUBSETS", "ImageDataset", "Split", "find_dataset", "load_dataset"]
+
+MIN_RES = 8
+
+DATASETS: dict[str, Callable[..., Source]] = {
+    "digits": find_digits,
+    "CIFAR10": partial(find_cifar, "CIFAR10"),
+    "CIFAR100": partial(find_cifar, "CIFAR100"),
+    "Tiny": find_tiny,
+    "ImageNet": find_imagenet,
+    "folder": find_folder,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images (N, C, H, W) float32, in the space the network sees, and labels (N,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device | str) -> "Split":
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """A data set in memory; `train` is None where only the test images were asked for."""
+
+    name: str
+    subset: str | None
+    train: Split | None
+    test: Split
+    class_names: tuple[str, ...]
+    normalisation: Normalisation
+
+    @property
+    def channels(self) -> int:
+        return self.test.images.shape[1]
+
+    @property
+    def image_size(self) -> int:
+        """Height and width, in pixels."""
+        return self.test.images.shape[-1]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def require_train(self) -> Split:
+        """The training images; ValueError where only the test images were loaded."""
+        if self.train is None:
+            raise ValueError(f"{self.name} was loaded without its training images")
+        return self.train
+
+    def to(self, device: torch.device | str) -> "ImageDataset":
+        train = None if self.train is None else self.train.to(device)
+        return replace(self, train=train, test=self.test.to(device))
+
+
+def load_dataset(
+    name: str,
+    *,
+    data_path: str | Path = "data",
+    subset: str | None = None,
+    res: int | None = None,
+    zca: bool = False,
+    normalisation: Normalisation | None = None,
+    test_only: bool = False,
+) -> ImageDataset:
+    """Read a data set of DATASETS into memory, on the CPU.
+
+    Args:
+        data_path: the folder that holds it; each `find_*` in `utils/sources.py` says how.
+        subset: for ImageNet, one of IMAGENET_SUBSETS.
+        res: image size, for those without a native one (ImageNet 128, folder 32 by default).
+        zca: whiten instead of standardising; fitted on the training images and cached.
+        normalisation: use this one (of a distilled set) and fit nothing, save a whitening that
+            it lacks; `zca` is then ignored.
+        test_only: leave the training images out. They are not even looked for where
+            `normalisation` is given and complete.
+
+    Memory: 4 bytes a value for what is returned, and one byte while it is made; fitting ZCA
+    takes twice the training images more.
+
+    Raises:
+        UserError: an unknown name or option, or data that are missing, broken or do not fit.
+    """
+    complete = normalisation is not None and not normalisation.needs_fit
+    splits: tuple[SplitName, ...] = ("test",) if test_only and complete else ("train", "test")
+    source = find_dataset(name, data_path=data_path, subset=subset, res=res, splits=splits)
+    if normalisation is not None:
+        _check_match(normalisation, source)
+        zca = normalisation.zca
+    elif not zca:
+        normalisation = source.normalisation
+    if zca:
+        check_zca_size(source.channels, source.image_size, source.image_size)
+
+    train = None
+    if normalisation is None or normalisation.needs_fit or not test_only:
+        train = source.read["train"]()
+        if normalisation is None or normalisation.needs_fit:
+            normalisation = _fit_zca(train[0], source.cache) if zca else fit_mean_std(train[0])
+    return ImageDataset(
+        name=name,
+        subset=subset,
+        train=None if train is None or test_only else _normalise(train, normalisation),
+        test=_normalise(source.read["test"](), normalisation),
+        class_names=source.class_names,
+        normalisation=normalisation,
+    )
+
+
+def find_dataset(
+    name: str,
+    *,
+    data_path: str | Path = "data",
+    subset: str | None = None,
+    res: int | None = None,
+    splits: tuple[SplitName, ...] = ("train", "test"),
+) -> Source:
+    """Find a data set without reading it: class names, channels, image size; quick.
+
+    Arguments and errors as in `load_dataset`.
+    """
+    if name not in DATASETS:
+        raise UserError(f"unknown --dataset {name}: choose one of {', '.join(DATASETS)}")
+    if subset is not None and name != "ImageNet":
+        raise UserError(f"--subset {subset} goes with --dataset ImageNet only, not with {name}")
+    if res is not None and res < MIN_RES:
+        raise UserError(f"--res {res} is too small: give {MIN_RES} or more")
+    root = Path(data_path).expanduser().resolve()
+    return DATASETS[name](root, splits, subset=subset, res=res)
+
+
+def _check_match(normalisation: Normalisation, source: Source) -> None:
+    """Refuse a normalisation that was made for images of another shape."""
+    shape = (source.channels, source.image_size, source.image_size)
+    matrix = normalisation.zca_matrix
+    if normalisation.channels != source.channels or (
+        matrix is not None and len(matrix) != math.prod(shape)
+    ):
+        raise UserError(
+            f"the images are {'x'.join(map(str, shape))}, but the given normalisation is for "
+            f"{normalisation.channels} channels"
+            + (f" and {len(matrix)} values an image" if matrix is not None else "")
+            + ": give the --dataset and --res that it was made for"
+        )
+
+
+def _fit_zca(pixels: Tensor, cache: Path | None) -> Normalisation:
+    """`fit_zca` of uint8 training images, kept on disk under the hash of those images."""
+
+    def fit() -> dict[str, Tensor]:
+        fitted = fit_zca(pixels.float().div_(255))
+        assert fitted.zca_mean is not None and fitted.zca_matrix is not None
+        return {"zca_mean": fitted.zca_mean, "zca_matrix": fitted.zca_matrix}
+
+    if cache is None:
+        tensors = fit()
+    else:
+        tensors = cached(cache.with_name(f"{cache.name}_zca.pt"), digest({"": pixels}), fit)
+    return Normalisation.whitened(pixels.shape[1], **tensors)
+
+
+def _normalise(pixels: Pixels, normalisation: Normalisation) -> Split:
+    """uint8 pixels to what the network sees; converted in chunks, so only the result is large."""
+    images, labels = pixels
+    seen = torch.empty(images.shape)
+    for source, target in zip(images.split(CHUNK), seen.split(CHUNK), strict=True):
+        target.copy_(normalisation.forward(source.float().div_(255)))
+    return Split(seen, labels)

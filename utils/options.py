@@ -1,0 +1,168 @@
+"""The flags of the three scripts: names as in the field (MTT, FTD, ATT), one declaration each."""
+
+from dataclasses import dataclass
+
+from networks import NETWORKS
+from utils.augment import DSA_STRATEGY
+from utils.config import option
+from utils.data import DATASETS, IMAGENET_SUBSETS
+
+_DATA, _EXPERTS, _METHOD = "data", "experts", "matching"
+_SET, _EVAL, _FILES, _RUN = "synthetic set", "evaluation", "files", "run"
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    dataset: str = option("CIFAR10", "data set", group=_DATA, choices=DATASETS)
+    subset: str | None = option(
+        None, "ten classes of ImageNet", group=_DATA, choices=IMAGENET_SUBSETS
+    )
+    res: int | None = option(
+        None,
+        "image side in pixels, for ImageNet (128), folder (32) and digits (8); the others have one",
+        group=_DATA,
+        minimum=8,
+    )
+    zca: bool = option(False, "ZCA whitening instead of mean/std normalisation", group=_DATA)
+    data_path: str = option("data", "folder of the data set", group=_DATA)
+    seed: int = option(0, "seed of every random stream", group=_RUN, minimum=0)
+
+
+@dataclass(frozen=True)
+class DsaOptions:
+    dsa: bool = option(True, "augment the training of networks with DSA", group=_DATA)
+    dsa_strategy: str = option(DSA_STRATEGY, "groups of DSA, one drawn a batch", group=_DATA)
+
+
+@dataclass(frozen=True)
+class BufferOptions(DataOptions, DsaOptions):
+    model: str = option("ConvNet", "network of the experts", group=_EXPERTS, choices=NETWORKS)
+    num_experts: int = option(100, "experts in all", group=_EXPERTS, minimum=1)
+    train_epochs: int = option(50, "epochs of an expert", group=_EXPERTS, minimum=1)
+    batch_train: int = option(256, "batch size", group=_EXPERTS, minimum=1)
+    lr_teacher: float = option(0.01, "learning rate", group=_EXPERTS, above=0)
+    mom: float = option(0.0, "momentum", group=_EXPERTS, minimum=0)
+    l2: float = option(0.0, "weight decay", group=_EXPERTS, minimum=0)
+    decay: bool = option(
+        False, "multiply the learning rate by 0.1 at half of the epochs", group=_EXPERTS
+    )
+    buffer_path: str = option("buffers", "folder of expert trajectories", group=_FILES)
+    save_interval: int = option(10, "experts in one buffer file", group=_FILES, minimum=1)
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    num_eval: int = option(5, "networks trained per evaluation", group=_EVAL, minimum=1)
+    epoch_eval_train: int = option(
+        1000, "epochs that train an evaluation network", group=_EVAL, minimum=1
+    )
+
+
+@dataclass(frozen=True)
+class DistillOptions(EvaluationOptions, DataOptions, DsaOptions):
+    model: str = option(
+        "ConvNetD3", "network of experts and students", group=_EXPERTS, choices=NETWORKS
+    )
+    ipc: int = option(1, "images per class", group=_SET, minimum=1)
+    pix_init: str = option(
+        "real", "start from real images or noise", group=_SET, choices=("real", "noise")
+    )
+    lr_img: float = option(1000.0, "learning rate of the images", group=_SET, above=0)
+    lr_lr: float = option(1e-5, "learning rate of syn_lr", group=_SET, minimum=0)
+    lr_teacher: float = option(0.01, "initial syn_lr", group=_SET, above=0)
+    ema_decay: float = option(
+        0.999, "decay of the moving average of the images", group=_SET, minimum=0, maximum=1
+    )
+    syn_steps: int = option(
+        50, "N_S, the most steps that a student takes", group=_METHOD, minimum=1
+    )
+    expert_epochs: int = option(
+        2, "N_T, epochs between an expert's start and target", group=_METHOD, minimum=1
+    )
+    max_start_epoch: int = option(
+        20, "start epochs are drawn from 0 ... max_start_epoch - 1", group=_METHOD, minimum=1
+    )
+    batch_syn: int | None = option(
+        None, "synthetic images per student step (default: all)", group=_METHOD, minimum=1
+    )
+    length: str = option(
+        "att",
+        "how the student's length is chosen: the step nearest to the target, or syn_steps",
+        group=_METHOD,
+        choices=("att", "fixed"),
+    )
+    distance: str = option(
+        "l2",
+        "distance by which att chooses: squared L2 (the paper) or L1 (the authors' code)",
+        group=_METHOD,
+        choices=("l2", "l1"),
+    )
+    unroll: str = option(
+        "adjoint",
+        "constant-memory reverse sweep, or one autograd graph over all steps; same gradient",
+        group=_METHOD,
+        choices=("adjoint", "autograd"),
+    )
+    no_aug: bool = option(False, "no DSA in the student's steps", group=_METHOD)
+    Iteration: int = option(5000, "outer steps", group=_RUN, minimum=0, alias="iterations")
+    eval_it: int = option(100, "outer steps between evaluations; 0 = never", group=_EVAL, minimum=0)
+    eval_mode: str = option(
+        "S",
+        "S: the distillation model; M: ConvNet, ResNet18, VGG11, AlexNet",
+        group=_EVAL,
+        choices=("S", "M"),
+    )
+    batch_train: int = option(256, "batch size of evaluation networks", group=_EVAL, minimum=1)
+    buffer_path: str = option("buffers", "folder of expert trajectories", group=_FILES)
+    max_files: int | None = option(None, "use only so many buffer files", group=_FILES, minimum=1)
+    max_experts: int | None = option(None, "use only so many experts", group=_FILES, minimum=1)
+    load_all: bool = option(False, "read all experts into memory at the start", group=_FILES)
+    skip_bad_buffers: bool = option(
+        False, "go on without buffer files that are damaged", group=_FILES
+    )
+    save_path: str = option("results", "folder of the run directories", group=_FILES)
+    save_it: int | None = option(
+        None,
+        "outer steps between saved sets (default: eval_it; 0 = never)",
+        group=_FILES,
+        minimum=0,
+    )
+    run_name: str | None = option(
+        None, "name of the run directory (default: date and time)", group=_FILES
+    )
+    config: str | None = option(
+        None, "YAML file of defaults (default: configs/<dataset>/ipc<ipc>.yaml)", group=_RUN
+    )
+    wandb: str = option(
+        "disabled",
+        "log to Weights & Biases too",
+        group=_RUN,
+        choices=("disabled", "offline", "online"),
+    )
+
+
+@dataclass(frozen=True)
+class EvalOptions(EvaluationOptions):
+    distilled: str = option("", "distilled set, a file distilled_<tag>.pt", group=_SET)
+    random: bool = option(False, "also evaluate random real images at the same IPC", group=_EVAL)
+    full: bool = option(False, "also evaluate the full training set", group=_EVAL)
+    model: list[str] | None = option(
+        None, "networks to train (default: the set's own)", group=_EVAL, choices=NETWORKS
+    )
+    eval_mode: str = option(
+        "S",
+        "S: the distillation model; M: ConvNet, ResNet18, VGG11, AlexNet",
+        group=_EVAL,
+        choices=("S", "M"),
+    )
+    epoch_full_train: int | None = option(
+        None, "epochs on the full training set (default: epoch_eval_train)", group=_EVAL, minimum=1
+    )
+    lr_real: float = option(
+        0.01, "learning rate on real images, which have no learned one", group=_EVAL, above=0
+    )
+    batch_train: int = option(256, "batch size", group=_EVAL, minimum=1)
+    data_path: str | None = option(
+        None, "folder of the data set (default: the one of the distillation)", group=_DATA
+    )
+    seed: int = option(0, "seed of every random stream", group=_RUN, minimum=0)

@@ -1,0 +1,130 @@
+"""What a distillation leaves behind as it runs: sets, pictures, evaluations, log, checkpoints."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from utils.data import ImageDataset
+from utils.evaluation import Protocol, evaluate
+from utils.outer_state import OuterState
+from utils.pictures import save_grid
+from utils.rng import derive_seed
+from utils.run_dir import MetricsLog, RunDir
+from utils.synthetic_set import SyntheticSet
+from utils.unroll import Matching
+
+
+@dataclass
+class Reporter:
+    """Writes the files of one run.
+
+    `models` are evaluated on the raw and on the EMA images; the first decides which iteration is
+    the best, per set. `best` holds those accuracies.
+    """
+
+    run: RunDir
+    log: MetricsLog
+    config: Mapping[str, Any]
+    data: ImageDataset
+    labels: Tensor
+    models: Sequence[str]
+    protocol: Protocol
+    best: dict[str, float] = field(default_factory=lambda: {"raw": 0.0, "ema": 0.0})
+
+    def resume(self, state: OuterState, checkpoint: Mapping[str, Any] | None) -> int:
+        """Bring `state` and the log back to the checkpoint; returns the iteration to go on with."""
+        if checkpoint is None:
+            return 0
+        state.load_state_dict(checkpoint["state"])
+        self.best = dict(checkpoint["best"])
+        self.log.keep_up_to(checkpoint["iteration"])
+        self.log.say(f"continuing at iteration {checkpoint['iteration']}")
+        return checkpoint["iteration"]
+
+    def log_step(
+        self,
+        state: OuterState,
+        iteration: int,
+        matching: Matching,
+        start_epoch: int,
+        seconds: float,
+    ) -> None:
+        self.log.log(
+            kind="step",
+            iteration=iteration,
+            loss=matching.loss.item(),
+            length=matching.length,
+            start_epoch=start_epoch,
+            syn_lr=state.syn_lr.item(),
+            seconds=seconds,
+        )
+
+    def save(self, state: OuterState, iteration: int, tag: str, *, set: str = "raw") -> None:
+        """Write distilled_<tag>.pt and images_<tag>.png of the raw or the ema set.
+
+        The sets of single iterations leave out the ZCA matrix, 37 MB for CIFAR.
+        """
+        images = state.images if set == "raw" else state.ema_images
+        SyntheticSet(
+            images=images,
+            labels=self.labels,
+            syn_lr=state.syn_lr.item(),
+            dataset=self.data.name,
+            subset=self.data.subset,
+            model=self.config["model"],
+            ipc=self.config["ipc"],
+            class_names=self.data.class_names,
+            normalisation=self.data.normalisation,
+            iteration=iteration,
+            set=set,
+            config=self.config,
+        ).save(self.run.distilled(tag), include_whitening=not tag.isdigit())
+        pixels = self.data.normalisation.inverse(images)
+        save_grid(pixels, self.run.picture(tag), ipc=self.config["ipc"])
+
+    def save_last(self, state: OuterState, iteration: int) -> None:
+        self.save(state, iteration, "last")
+        self.save(state, iteration, "ema_last", set="ema")
+
+    def evaluate(self, state: OuterState, iteration: int) -> None:
+        """Train fresh networks on both sets, log their accuracies, keep the best of each set."""
+        for set, images in (("raw", state.images), ("ema", state.ema_images)):
+            for model in self.models:
+                accuracies = evaluate(
+                    images,
+                    self.labels,
+                    self.data.test,
+                    num_classes=self.data.num_classes,
+                    model=model,
+                    lr=state.syn_lr.item(),
+                    protocol=self.protocol,
+                    seed=derive_seed(self.config["seed"], "evaluation", iteration, set),
+                )
+                self.log.log(
+                    kind="eval",
+                    iteration=iteration,
+                    set=set,
+                    model=model,
+                    acc_mean=accuracies.mean,
+                    acc_std=accuracies.std,
+                    accs=list(accuracies.accs),
+                )
+                note = ""
+                if model == self.models[0] and accuracies.mean > self.best[set]:
+                    self.best[set] = accuracies.mean
+                    self.save(state, iteration, "best" if set == "raw" else "ema_best", set=set)
+                    note = "  best so far, chosen on the test set"
+                self.log.say(f"iteration {iteration:6}  {set:3}  {model:10} {accuracies}{note}")
+
+    def save_checkpoint(self, state: OuterState, iteration: int) -> None:
+        """Keep what continuing needs. All randomness follows from the seed and the iteration."""
+        self.run.save_checkpoint(
+            {
+                "iteration": iteration,
+                "best": self.best,
+                "state": state.state_dict(),
+                "config": dict(self.config),
+            }
+        )

@@ -1,0 +1,34 @@
+"""Length policies: from the distances along a student's trajectory to the step that is matched.
+
+A policy maps distances (N_S,), where entry t - 1 is the distance of theta_t to the expert's target,
+t = 1 ... N_S, to a step in 1 ... N_S. Step 0 is no candidate: it does not depend on the images.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+LengthPolicy = Callable[[Tensor], int]
+
+
+def att(distances: Tensor) -> int:
+    """The step nearest to the target, the first of them on a tie (Eq. 6, Algorithm 1).
+
+    A student that diverged on its way counts as infinitely far from there on.
+    """
+    return int(distances.nan_to_num(nan=torch.inf).argmin()) + 1
+
+
+def fixed(distances: Tensor) -> int:
+    """The last step, N_S (MTT and all that follow it)."""
+    return len(distances)
+
+
+LENGTH_POLICIES: dict[str, LengthPolicy] = {"att": att, "fixed": fixed}
+
+# distances of each theta (T, P) to the target (P,): (T,)
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "l2": lambda thetas, target: (thetas - target).square().sum(1),
+    "l1": lambda thetas, target: (thetas - target).abs().sum(1),
+}
