@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from networks.norm import instance_norm
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": lambda: nn.ReLU(inplace=True),
     "sigmoid": nn.Sigmoid,
@@ -13,7 +15,7 @@ NORMS: dict[str, Callable[[int, int], nn.Module] | None] = {
     "none": None,
     "batch": lambda width, size: nn.BatchNorm2d(width),
     "layer": lambda width, size: nn.LayerNorm([width, size, size]),
-    "instance": lambda width, size: nn.GroupNorm(width, width),
+    "instance": instance_norm,
     "group": lambda width, size: nn.GroupNorm(4, width),
 }
 POOLINGS: dict[str, Callable[[], nn.Module] | None] = {

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from networks.norm import instance_norm
+
 PLAN: list[int | None] = [64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512, None]
 
 
@@ -20,7 +22,7 @@ class VGG11(nn.Module):
             if out is not None:
                 layers += [
                     nn.Conv2d(width, out, 3, padding=1),
-                    nn.GroupNorm(out, out),
+                    instance_norm(out, size),
                     nn.ReLU(inplace=True),
                 ]
                 width = out

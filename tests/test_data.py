@@ -278,6 +278,14 @@ def test_tiny_with_a_class_that_is_never_annotated(tmp_path):
         load_dataset("Tiny", data_path=tmp_path)
 
 
+def test_tiny_without_classes(tmp_path):
+    tiny_official(tmp_path)
+    (tmp_path / "train").rename(tmp_path / "away")
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UserError, match="no class folders"):
+        load_dataset("Tiny", data_path=tmp_path)
+
+
 def test_an_annotated_picture_that_is_not_there_is_named(tmp_path):
     tiny_official(tmp_path)
     (tmp_path / "val/images/val_1.JPEG").unlink()

@@ -7,6 +7,8 @@ snapshots (before the first epoch, then after each), a snapshot the list of para
 
 import json
 import re
+import shlex
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -64,7 +66,11 @@ class ExpertKind:
             "buffer_path": buffer_path,
             "data_path": self.data_path,
         }
-        given = [f"--{name} {value}" for name, value in flags.items() if value is not None]
+        given = [
+            f"--{name} {shlex.quote(str(value))}"
+            for name, value in flags.items()
+            if value is not None
+        ]
         return " ".join(["python buffer.py", *given, *(["--zca"] if self.zca else [])])
 
     @property
@@ -90,10 +96,12 @@ def buffer_files(folder: Path) -> list[Path]:
 def read_file(path: Path, *, mmap: bool = True) -> list[Expert]:
     """The experts of one file. Only tensors and plain containers are loaded, never code.
 
-    With `mmap` the tensors are read from disk when they are used. Raises UserError for a file that
-    does not load or holds something else.
+    With `mmap` the tensors are read from disk when they are used; torch's format from before 1.6,
+    which is no zip archive, is read at once. Raises UserError for a file that does not load or
+    holds something else.
     """
     advice = "delete it and run buffer.py again, or pass --skip_bad_buffers"
+    mmap = mmap and zipfile.is_zipfile(path)
     try:
         experts = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged file can fail anywhere in torch's reader

@@ -171,6 +171,8 @@ def find_tiny(
     )
     root = folders["test"].parent
     wnids = _tiny_wnids(root)
+    if not wnids:
+        raise UserError(f"no class folders in {root}: unzip the data set again")
     files: dict[SplitName, Files] = {}
     for split, folder in folders.items():
         annotations = folder / "val_annotations.txt"

@@ -56,6 +56,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 Engine = Callable[[Problem, Tensor, Tensor, Distance, LengthPolicy], Matching]
 
 
+@torch.enable_grad()
 def adjoint(
     problem: Problem, images: Tensor, syn_lr: Tensor, distance: Distance, policy: LengthPolicy
 ) -> Matching:
@@ -85,6 +86,7 @@ def adjoint(
     return Matching(miss.square().sum() / scale, length, distances, grad_images, grad_syn_lr)
 
 
+@torch.enable_grad()
 def autograd(
     problem: Problem, images: Tensor, syn_lr: Tensor, distance: Distance, policy: LengthPolicy
 ) -> Matching:
