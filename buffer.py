@@ -7,7 +7,6 @@ A second call continues with the next expert. Expert i depends on --seed and i a
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +16,14 @@ from tqdm import tqdm
 from networks import build_network
 from utils import expert_buffer
 from utils.augment import parse_strategy
-from utils.config import packaged_yaml, resolve, run_script
-from utils.data import ImageDataset, load_dataset
+from utils.config import fixed_values, packaged_yaml, resolve, run_script
+from utils.data import ImageDataset, find_dataset, load_dataset
 from utils.device import default_device
 from utils.expert_buffer import ExpertKind
 from utils.options import BufferOptions
 from utils.progress import progress_bar
 from utils.rng import derive_seed, stream
 from utils.training import accuracy, scale_learning_rate, train_epoch
-
-# What an expert's trajectory depends on; experts of one folder agree in all of it.
-SETTINGS = [
-    "dataset",
-    "subset",
-    "zca",
-    "model",
-    "train_epochs",
-    "batch_train",
-    "lr_teacher",
-    "mom",
-    "l2",
-    "decay",
-    "dsa",
-    "dsa_strategy",
-    "seed",
-]
 
 
 def find_yaml(given: Mapping[str, Any]) -> Path | None:
@@ -51,32 +33,37 @@ def find_yaml(given: Mapping[str, Any]) -> Path | None:
 def main(argv: Sequence[str]) -> int:
     resolved = resolve(BufferOptions, argv, description=__doc__ or "", find_yaml=find_yaml)
     options = resolved.options
-    print(f"buffer.py\n{resolved.table()}")
     dsa_groups = parse_strategy(options.dsa_strategy) if options.dsa else None
+    found = find_dataset(
+        options.dataset, data_path=options.data_path, subset=options.subset, res=options.res
+    )
+    resolved.set("res", found.image_size, resolved.sources["res"])
+    options = resolved.options
+    print(f"buffer.py\n{resolved.table()}")
+    folder = ExpertKind(
+        dataset=options.dataset,
+        subset=options.subset,
+        res=found.image_size,
+        zca=options.zca,
+        model=options.model,
+        data_path=options.data_path,
+    ).folder(options.buffer_path)
+    expert_buffer.check_settings(folder, fixed_values(options))
+    done = sum(len(expert_buffer.read_file(path)) for path in expert_buffer.buffer_files(folder))
+    print(f"{done} of {options.num_experts} experts are in {folder}")
+    if done >= options.num_experts:
+        return 0
+
     data = load_dataset(
         options.dataset,
         data_path=options.data_path,
         subset=options.subset,
         res=options.res,
         zca=options.zca,
-    )
-    folder = ExpertKind(
-        dataset=options.dataset,
-        subset=options.subset,
-        res=data.image_size,
-        zca=options.zca,
-        model=options.model,
-        data_path=options.data_path,
-    ).folder(options.buffer_path)
-    settings = {name: asdict(options)[name] for name in SETTINGS} | {"res": data.image_size}
-    expert_buffer.check_settings(folder, settings)
-    done = sum(len(expert_buffer.read_file(path)) for path in expert_buffer.buffer_files(folder))
-    print(f"{folder}: {done} of {options.num_experts} experts are there")
-
-    data = data.to(default_device())
-    remaining = range(done, options.num_experts)
-    with progress_bar(total=len(remaining) * options.train_epochs, unit="epoch") as progress:
-        for number in remaining:
+    ).to(default_device())
+    missing = range(done, options.num_experts)
+    with progress_bar(total=len(missing) * options.train_epochs, unit="epoch") as progress:
+        for number in missing:
             expert = train_expert(options, data, number, dsa_groups, progress)
             expert_buffer.append_expert(folder, expert, experts_per_file=options.save_interval)
     print(f"{options.num_experts} experts of {options.train_epochs} epochs are in {folder}")
@@ -103,6 +90,8 @@ def train_expert(
     optimizer = torch.optim.SGD(
         network.parameters(), lr=options.lr_teacher, momentum=options.mom, weight_decay=options.l2
     )
+    if options.compile:
+        network.compile()
     trajectory = [expert_buffer.snapshot(network)]
     for epoch in range(options.train_epochs):
         if options.decay and epoch == options.train_epochs // 2:

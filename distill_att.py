@@ -18,7 +18,14 @@ from torch import Tensor
 
 from networks import CROSS_ARCHITECTURE, build_network, canonical_name
 from utils.augment import parse_strategy
-from utils.config import Resolved, nearest_row, resolve, run_script
+from utils.config import (
+    Resolved,
+    check_unchanged,
+    fixed_values,
+    nearest_row,
+    resolve,
+    run_script,
+)
 from utils.data import ImageDataset, find_dataset, load_dataset
 from utils.device import default_device
 from utils.environment import describe_environment
@@ -37,22 +44,6 @@ from utils.trajectory_length import DISTANCES, LENGTH_POLICIES
 from utils.unroll import ENGINES
 
 CHECKPOINT_SECONDS = 600
-# What may differ between the calls of one run; anything else would change its result.
-MAY_CHANGE = [
-    "Iteration",
-    "eval_it",
-    "eval_mode",
-    "num_eval",
-    "epoch_eval_train",
-    "save_it",
-    "load_all",
-    "wandb",
-    "config",
-    "data_path",
-    "buffer_path",
-    "save_path",
-    "run_name",
-]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -82,7 +73,26 @@ def main(argv: Sequence[str]) -> int:
     )
     matcher = make_matcher(options, network.to(device), experts, labels)
     reporter = make_reporter(options, run, data, labels)
-    return run_outer_loop(options, state, matcher, reporter, checkpoint)
+    if checkpoint is not None:
+        reporter.resume(state, checkpoint)
+    else:
+        reporter.save(state)
+        if options.eval_it > 0:
+            reporter.evaluate(state)
+    try:
+        take_outer_steps(options, state, matcher, reporter)
+    except Diverged as reason:
+        reporter.save_last(state)
+        print(
+            f"distill_att.py: stopped at iteration {state.iteration}: {reason}. "
+            f"The last good set is {run.distilled('last')}",
+            file=sys.stderr,
+        )
+        return 1
+    reporter.save_last(state)
+    reporter.save_checkpoint(state)
+    print(f"done: sets and pictures are in {run.path}")
+    return 0
 
 
 def find_yaml(given: Mapping[str, Any]) -> Path | None:
@@ -102,6 +112,7 @@ def open_experts(resolved: Resolved[DistillOptions]) -> tuple[FlatNetwork, Exper
     source = find_dataset(
         options.dataset, data_path=options.data_path, subset=options.subset, res=options.res
     )
+    resolved.set("res", source.image_size, resolved.sources["res"])
     asked = ExpertKind(
         dataset=options.dataset,
         subset=options.subset,
@@ -162,13 +173,10 @@ def open_run(options: DistillOptions) -> tuple[RunDir, dict[str, Any] | None]:
         run_name=options.run_name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S"),
     )
     checkpoint = run.load_checkpoint()
-    before = asdict(options) if checkpoint is None else checkpoint["config"]
-    for name, value in asdict(options).items():
-        if name not in MAY_CHANGE and before[name] != value:
-            raise UserError(
-                f"{run.path} was begun with {name}={before[name]}, not {value}: "
-                "pass that value or another --run_name"
-            )
+    if checkpoint is not None:
+        check_unchanged(
+            checkpoint["config"], fixed_values(options), where=run.path, instead="--run_name"
+        )
     return run, checkpoint
 
 
@@ -212,62 +220,34 @@ def make_reporter(
     )
 
 
-def run_outer_loop(
-    options: DistillOptions,
-    state: OuterState,
-    matcher: Matcher,
-    reporter: Reporter,
-    checkpoint: dict[str, Any] | None,
-) -> int:
-    """Take the outer steps from the checkpoint or the start to the end; returns the exit status."""
-    start = reporter.resume(state, checkpoint)
-    end = max(start, options.Iteration)
+def take_outer_steps(
+    options: DistillOptions, state: OuterState, matcher: Matcher, reporter: Reporter
+) -> None:
+    """Go on from `state` to the last iteration. Raises Diverged where a step cannot be taken."""
     save_it = options.eval_it if options.save_it is None else options.save_it
-    if checkpoint is None:
-        reporter.save(state, 0, "0")
-        if options.eval_it > 0:
-            reporter.evaluate(state, 0)
-    saved_at = time.monotonic()
-    with progress_bar(total=end, initial=start, unit="it") as progress:
-        for iteration in range(start, end):
+    checkpoint_at = time.monotonic()
+    with progress_bar(total=options.Iteration, initial=state.iteration, unit="it") as progress:
+        while state.iteration < options.Iteration:
             began = time.monotonic()
-            matching, start_epoch = matcher.match(iteration, state.images, state.syn_lr)
-            try:
-                state.step(matching)
-            except Diverged as reason:
-                return stop(state, iteration, reporter, reason)
-            reporter.log_step(state, iteration, matching, start_epoch, time.monotonic() - began)
+            matching, start_epoch = matcher.match(state.iteration, state.images, state.syn_lr)
+            state.step(matching)
+            reporter.log_step(state, matching, start_epoch, time.monotonic() - began)
             progress.set_postfix_str(
                 f"loss {matching.loss:.4f} length {matching.length} syn_lr {state.syn_lr:.3g}",
                 refresh=False,
             )
             progress.update()
 
-            done = iteration + 1
-            saves = save_it > 0 and done % save_it == 0
-            evaluates = options.eval_it > 0 and (done % options.eval_it == 0 or done == end)
+            is_end = state.iteration == options.Iteration
+            saves = save_it > 0 and state.iteration % save_it == 0
+            evaluates = options.eval_it > 0 and (state.iteration % options.eval_it == 0 or is_end)
             if saves:
-                reporter.save(state, done, str(done))
+                reporter.save(state)
             if evaluates:
-                reporter.evaluate(state, done)
-            if saves or evaluates or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                reporter.save_checkpoint(state, done)
-                saved_at = time.monotonic()
-    reporter.save_last(state, end)
-    reporter.save_checkpoint(state, end)
-    print(f"done: sets and pictures are in {reporter.run.path}")
-    return 0
-
-
-def stop(state: OuterState, iteration: int, reporter: Reporter, reason: Diverged) -> int:
-    """End a run that cannot go on, keeping the set as it was before the bad step."""
-    reporter.save_last(state, iteration)
-    print(
-        f"distill_att.py: stopped at iteration {iteration}: {reason}. "
-        f"The last good set is {reporter.run.distilled('last')}",
-        file=sys.stderr,
-    )
-    return 1
+                reporter.evaluate(state)
+            if saves or evaluates or time.monotonic() - checkpoint_at > CHECKPOINT_SECONDS:
+                reporter.save_checkpoint(state)
+                checkpoint_at = time.monotonic()
 
 
 def dsa_groups(options: DistillOptions) -> tuple[str, ...] | None:

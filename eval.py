@@ -2,10 +2,11 @@
 
     python eval.py --distilled results/.../distilled_best.pt --model ConvNetD3 ResNet18
 
-needs that file and the test data, nothing else. Prints a table and adds it to eval.json beside
-the file.
+needs that file and the test data, nothing else. Prints a table and keeps it in eval.json beside
+the file; what is there already is not measured again.
 """
 
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -66,14 +67,18 @@ def main(argv: Sequence[str]) -> int:
     print(f"{'trained on':14} {'model':12} {'lr':>8} {'epochs':>6}  test accuracy")
     for training_set in training_sets(options, distilled, data):
         for model in models:
-            accuracies = evaluate_on(training_set, options, distilled, data, model)
+            settings = describe(path, training_set, options, model)
+            accuracies = recorded(record, settings)
+            note = "  (recorded before)" if accuracies else ""
+            if accuracies is None:
+                accuracies = evaluate_on(training_set, options, distilled, data, model)
+                record.append(settings | result(accuracies))
+                write_text(json.dumps(record, indent=1) + "\n", record_path)
             print(
                 f"{training_set.name:14} {model:12} {training_set.lr:8.4g} "
-                f"{training_set.epochs:6}  {accuracies}"
+                f"{training_set.epochs:6}  {accuracies}{note}"
             )
-            record.append(entry(path, training_set, options, model, accuracies))
-            write_text(json.dumps(record, indent=1) + "\n", record_path)
-    print(f"added to {record_path}")
+    print(f"recorded in {record_path}")
     return 0
 
 
@@ -149,24 +154,36 @@ def read_record(path: Path) -> list[dict[str, Any]]:
     return record
 
 
-def entry(
-    path: Path,
-    training_set: TrainingSet,
-    options: EvalOptions,
-    model: str,
-    accuracies: Accuracies,
+def describe(
+    path: Path, training_set: TrainingSet, options: EvalOptions, model: str
 ) -> dict[str, Any]:
-    """One evaluation as plain values."""
+    """Everything that one evaluation depends on."""
     return {
         "distilled": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "trained_on": training_set.name,
         "model": model,
         "lr": training_set.lr,
         "epochs": training_set.epochs,
+        "batch_train": options.batch_train,
+        "num_eval": options.num_eval,
+        "seed": options.seed,
+    }
+
+
+def recorded(record: list[dict[str, Any]], settings: dict[str, Any]) -> Accuracies | None:
+    """The result of the same evaluation in an earlier call."""
+    for entry in record:
+        if settings.items() <= entry.items():
+            return Accuracies(tuple(entry["accs"]))
+    return None
+
+
+def result(accuracies: Accuracies) -> dict[str, Any]:
+    return {
         "acc_mean": accuracies.mean,
         "acc_std": accuracies.std,
         "accs": list(accuracies.accs),
-        "seed": options.seed,
         "environment": describe_environment(),
     }
 

@@ -168,10 +168,10 @@ def test_the_range_of_rotate_both_ways():
 def test_a_batch_gets_one_group_and_in_time_every_group():
     rng = generator()
     drawn = [augment.draw(GROUPS, 5, rng) for _ in range(600)]
-    counts = {group: sum(draw.group == group for draw in drawn) for group in GROUPS}
+    counts = {group: sum(one.group == group for one in drawn) for group in GROUPS}
     assert sum(counts.values()) == 600
     assert all(60 < n < 140 for n in counts.values()), counts
-    assert all(len(draw.u) == 5 and 0 <= draw.u.min() and draw.u.max() < 1 for draw in drawn)
+    assert all(len(one.u) == 5 and one.u.min() >= 0 and one.u.max() < 1 for one in drawn)
 
 
 def test_only_groups_of_the_strategy_are_drawn():

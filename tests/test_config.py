@@ -128,7 +128,7 @@ def test_a_bad_yaml_is_one_line_that_names_file_and_key(yaml, parts, tmp_path):
 
 
 def test_a_missing_yaml_is_named(tmp_path):
-    with pytest.raises(UserError, match="none.yaml"):
+    with pytest.raises(UserError, match=r"none\.yaml"):
         resolve(Options, [], description="", find_yaml=lambda given: tmp_path / "none.yaml")
 
 

@@ -24,7 +24,7 @@ def test_fixed_is_the_last_step():
 
 
 def test_policies_are_registered():
-    assert LENGTH_POLICIES == {"att": att, "fixed": fixed}
+    assert {"att": att, "fixed": fixed} == LENGTH_POLICIES
 
 
 def test_distances():

@@ -37,8 +37,15 @@ def option(
     above: float | None = None,
     maximum: float | None = None,
     alias: str | None = None,
+    check: Callable[[Any], object] | None = None,
+    may_change: bool = False,
 ) -> Any:
-    """A field of an options dataclass; `minimum` and `maximum` are allowed, `above` is not."""
+    """A field of an options dataclass; `minimum` and `maximum` are allowed, `above` is not.
+
+    `check` raises ValueError for a value that is no good, its message naming the choices.
+    `may_change` marks what does not alter a result, so that it may differ between the calls of one
+    run.
+    """
     metadata = {
         "help": help,
         "group": group,
@@ -47,6 +54,8 @@ def option(
         "above": above,
         "maximum": maximum,
         "alias": alias,
+        "check": check,
+        "may_change": may_change,
     }
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
@@ -115,6 +124,28 @@ def nearest_row(dataset: str, ipc: int) -> Path | None:
     if not rows:
         return None
     return packaged_yaml(dataset, f"ipc{min(sorted(rows), key=lambda row: abs(row - ipc))}")
+
+
+def check_unchanged(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, where: Path, instead: str
+) -> None:
+    """Refuse to go on with `where`, begun with the values `before`, under other values.
+
+    UserError names the first that differs, with both values; `instead` is the flag that chooses
+    another place.
+    """
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise UserError(
+                f"{where} was begun with {name}={before.get(name)}, not {value}: "
+                f"pass that value or another {instead}"
+            )
+
+
+def fixed_values(options: Any) -> dict[str, Any]:
+    """The options that alter a result, by name."""
+    fields = dataclasses.fields(options)
+    return {f.name: getattr(options, f.name) for f in fields if not f.metadata["may_change"]}
 
 
 def run_script(main: Callable[[Sequence[str]], int]) -> int:
@@ -260,6 +291,11 @@ def _check(field: dataclasses.Field, value: Any, name: str) -> None:
             raise UserError(f"{name} must be at most {meta['maximum']}, not {item}")
         if meta["above"] is not None and item <= meta["above"]:
             raise UserError(f"{name} must be above {meta['above']}, not {item}")
+        if meta["check"] is not None:
+            try:
+                meta["check"](item)
+            except ValueError as error:
+                raise UserError(f"{name}: {error}") from None
 
 
 def _read_yaml(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from networks import NETWORKS, canonical_name
+from utils.config import check_unchanged
 from utils.errors import UserError
 from utils.files import torch_save, write_text
 from utils.flat_params import flatten
@@ -145,12 +146,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
         recorded = json.loads(path.read_text())
     except (OSError, ValueError):
         raise UserError(f"{path} is not readable JSON; move {folder} away or mend it") from None
-    for name, value in settings.items():
-        if recorded.get(name) != value:
-            raise UserError(
-                f"the experts in {folder} were trained with {name}={recorded.get(name)}, "
-                f"not {value}: pass that value or another --buffer_path"
-            )
+    check_unchanged(recorded, settings, where=folder, instead="--buffer_path")
 
 
 def find_experts(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from networks import NETWORKS
-from utils.augment import DSA_STRATEGY
+from utils.augment import DSA_STRATEGY, parse_strategy
 from utils.config import option
 from utils.data import DATASETS, IMAGENET_SUBSETS
 
@@ -24,20 +24,22 @@ class DataOptions:
         minimum=8,
     )
     zca: bool = option(False, "ZCA whitening instead of mean/std normalisation", group=_DATA)
-    data_path: str = option("data", "folder of the data set", group=_DATA)
+    data_path: str = option("data", "folder of the data set", group=_DATA, may_change=True)
     seed: int = option(0, "seed of every random stream", group=_RUN, minimum=0)
 
 
 @dataclass(frozen=True)
 class DsaOptions:
     dsa: bool = option(True, "augment the training of networks with DSA", group=_DATA)
-    dsa_strategy: str = option(DSA_STRATEGY, "groups of DSA, one drawn a batch", group=_DATA)
+    dsa_strategy: str = option(
+        DSA_STRATEGY, "groups of DSA, one drawn a batch", group=_DATA, check=parse_strategy
+    )
 
 
 @dataclass(frozen=True)
 class BufferOptions(DataOptions, DsaOptions):
     model: str = option("ConvNet", "network of the experts", group=_EXPERTS, choices=NETWORKS)
-    num_experts: int = option(100, "experts in all", group=_EXPERTS, minimum=1)
+    num_experts: int = option(100, "experts in all", group=_EXPERTS, minimum=1, may_change=True)
     train_epochs: int = option(50, "epochs of an expert", group=_EXPERTS, minimum=1)
     batch_train: int = option(256, "batch size", group=_EXPERTS, minimum=1)
     lr_teacher: float = option(0.01, "learning rate", group=_EXPERTS, above=0)
@@ -46,15 +48,27 @@ class BufferOptions(DataOptions, DsaOptions):
     decay: bool = option(
         False, "multiply the learning rate by 0.1 at half of the epochs", group=_EXPERTS
     )
-    buffer_path: str = option("buffers", "folder of expert trajectories", group=_FILES)
-    save_interval: int = option(10, "experts in one buffer file", group=_FILES, minimum=1)
+    compile: bool = option(
+        False,
+        "compile the training step: pays in long runs, needs a C++ compiler on the CPU",
+        group=_RUN,
+        may_change=True,
+    )
+    buffer_path: str = option(
+        "buffers", "folder of expert trajectories", group=_FILES, may_change=True
+    )
+    save_interval: int = option(
+        10, "experts in one buffer file", group=_FILES, minimum=1, may_change=True
+    )
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    num_eval: int = option(5, "networks trained per evaluation", group=_EVAL, minimum=1)
+    num_eval: int = option(
+        5, "networks trained per evaluation", group=_EVAL, minimum=1, may_change=True
+    )
     epoch_eval_train: int = option(
-        1000, "epochs that train an evaluation network", group=_EVAL, minimum=1
+        1000, "epochs that train an evaluation network", group=_EVAL, minimum=1, may_change=True
     )
 
 
@@ -104,40 +118,56 @@ class DistillOptions(EvaluationOptions, DataOptions, DsaOptions):
         choices=("adjoint", "autograd"),
     )
     no_aug: bool = option(False, "no DSA in the student's steps", group=_METHOD)
-    Iteration: int = option(5000, "outer steps", group=_RUN, minimum=0, alias="iterations")
-    eval_it: int = option(100, "outer steps between evaluations; 0 = never", group=_EVAL, minimum=0)
+    Iteration: int = option(
+        5000, "outer steps", group=_RUN, minimum=0, alias="iterations", may_change=True
+    )
+    eval_it: int = option(
+        100, "outer steps between evaluations; 0 = never", group=_EVAL, minimum=0, may_change=True
+    )
     eval_mode: str = option(
         "S",
         "S: the distillation model; M: ConvNet, ResNet18, VGG11, AlexNet",
         group=_EVAL,
         choices=("S", "M"),
+        may_change=True,
     )
     batch_train: int = option(256, "batch size of evaluation networks", group=_EVAL, minimum=1)
-    buffer_path: str = option("buffers", "folder of expert trajectories", group=_FILES)
+    buffer_path: str = option(
+        "buffers", "folder of expert trajectories", group=_FILES, may_change=True
+    )
     max_files: int | None = option(None, "use only so many buffer files", group=_FILES, minimum=1)
     max_experts: int | None = option(None, "use only so many experts", group=_FILES, minimum=1)
-    load_all: bool = option(False, "read all experts into memory at the start", group=_FILES)
-    skip_bad_buffers: bool = option(
-        False, "go on without buffer files that are damaged", group=_FILES
+    load_all: bool = option(
+        False, "read all experts into memory at the start", group=_FILES, may_change=True
     )
-    save_path: str = option("results", "folder of the run directories", group=_FILES)
+    skip_bad_buffers: bool = option(
+        False, "go on without buffer files that are damaged", group=_FILES, may_change=True
+    )
+    save_path: str = option(
+        "results", "folder of the run directories", group=_FILES, may_change=True
+    )
     save_it: int | None = option(
         None,
         "outer steps between saved sets (default: eval_it; 0 = never)",
         group=_FILES,
         minimum=0,
+        may_change=True,
     )
     run_name: str | None = option(
-        None, "name of the run directory (default: date and time)", group=_FILES
+        None, "name of the run directory (default: date and time)", group=_FILES, may_change=True
     )
     config: str | None = option(
-        None, "YAML file of defaults (default: configs/<dataset>/ipc<ipc>.yaml)", group=_RUN
+        None,
+        "YAML file of defaults (default: configs/<dataset>/ipc<ipc>.yaml)",
+        group=_RUN,
+        may_change=True,
     )
     wandb: str = option(
         "disabled",
         "log to Weights & Biases too",
         group=_RUN,
         choices=("disabled", "offline", "online"),
+        may_change=True,
     )
 
 

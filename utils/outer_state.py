@@ -17,13 +17,15 @@ class Diverged(Exception):
 class OuterState:
     """images (N, C, H, W) and the scalar syn_lr, each updated by SGD with momentum 0.5.
 
-    `ema_images` is the exponential moving average of the images, which starts at the initial ones:
-    ema <- ema_decay * ema + (1 - ema_decay) * images after every step.
+    `iteration` counts the steps taken. `ema_images` is the exponential moving average of the
+    images, which starts at the initial ones; after every step
+    ema_images <- ema_decay * ema_images + (1 - ema_decay) * images.
     """
 
     def __init__(
         self, images: Tensor, syn_lr: float, *, lr_img: float, lr_lr: float, ema_decay: float
     ) -> None:
+        self.iteration = 0
         self.images = images.clone()
         self.syn_lr = torch.tensor(syn_lr, dtype=images.dtype, device=images.device)
         self.ema_images = images.clone()
@@ -55,9 +57,11 @@ class OuterState:
             self.syn_lr.copy_(before[1])
             raise
         self.ema_images.lerp_(self.images, 1 - self._ema_decay)
+        self.iteration += 1
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            "iteration": self.iteration,
             "images": self.images,
             "syn_lr": self.syn_lr,
             "ema_images": self.ema_images,
@@ -65,6 +69,7 @@ class OuterState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.iteration = state["iteration"]
         self.images.copy_(state["images"])
         self.syn_lr.copy_(state["syn_lr"])
         self.ema_images.copy_(state["ema_images"])

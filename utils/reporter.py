@@ -33,27 +33,20 @@ class Reporter:
     protocol: Protocol
     best: dict[str, float] = field(default_factory=lambda: {"raw": 0.0, "ema": 0.0})
 
-    def resume(self, state: OuterState, checkpoint: Mapping[str, Any] | None) -> int:
-        """Bring `state` and the log back to the checkpoint; returns the iteration to go on with."""
-        if checkpoint is None:
-            return 0
+    def resume(self, state: OuterState, checkpoint: Mapping[str, Any]) -> None:
+        """Bring `state` and the log back to where the checkpoint was written."""
         state.load_state_dict(checkpoint["state"])
         self.best = dict(checkpoint["best"])
-        self.log.keep_up_to(checkpoint["iteration"])
-        self.log.say(f"continuing at iteration {checkpoint['iteration']}")
-        return checkpoint["iteration"]
+        self.log.keep_up_to(state.iteration)
+        self.log.say(f"continuing at iteration {state.iteration}")
 
     def log_step(
-        self,
-        state: OuterState,
-        iteration: int,
-        matching: Matching,
-        start_epoch: int,
-        seconds: float,
+        self, state: OuterState, matching: Matching, start_epoch: int, seconds: float
     ) -> None:
+        """Log the step that `state` has just taken."""
         self.log.log(
             kind="step",
-            iteration=iteration,
+            iteration=state.iteration - 1,
             loss=matching.loss.item(),
             length=matching.length,
             start_epoch=start_epoch,
@@ -61,11 +54,14 @@ class Reporter:
             seconds=seconds,
         )
 
-    def save(self, state: OuterState, iteration: int, tag: str, *, set: str = "raw") -> None:
-        """Write distilled_<tag>.pt and images_<tag>.png of the raw or the ema set.
+    def save(self, state: OuterState, tag: str | None = None, *, set: str = "raw") -> None:
+        """Write distilled_<tag>.pt and images_<tag>.png of the raw or the ema set; by default
+        the tag is the iteration.
 
         The sets of single iterations leave out the ZCA matrix, 37 MB for CIFAR.
         """
+        include_whitening = tag is not None
+        tag = str(state.iteration) if tag is None else tag
         images = state.images if set == "raw" else state.ema_images
         SyntheticSet(
             images=images,
@@ -77,18 +73,18 @@ class Reporter:
             ipc=self.config["ipc"],
             class_names=self.data.class_names,
             normalisation=self.data.normalisation,
-            iteration=iteration,
+            iteration=state.iteration,
             set=set,
             config=self.config,
-        ).save(self.run.distilled(tag), include_whitening=not tag.isdigit())
+        ).save(self.run.distilled(tag), include_whitening=include_whitening)
         pixels = self.data.normalisation.inverse(images)
         save_grid(pixels, self.run.picture(tag), ipc=self.config["ipc"])
 
-    def save_last(self, state: OuterState, iteration: int) -> None:
-        self.save(state, iteration, "last")
-        self.save(state, iteration, "ema_last", set="ema")
+    def save_last(self, state: OuterState) -> None:
+        self.save(state, "last")
+        self.save(state, "ema_last", set="ema")
 
-    def evaluate(self, state: OuterState, iteration: int) -> None:
+    def evaluate(self, state: OuterState) -> None:
         """Train fresh networks on both sets, log their accuracies, keep the best of each set."""
         for set, images in (("raw", state.images), ("ema", state.ema_images)):
             for model in self.models:
@@ -100,29 +96,28 @@ class Reporter:
                     model=model,
                     lr=state.syn_lr.item(),
                     protocol=self.protocol,
-                    seed=derive_seed(self.config["seed"], "evaluation", iteration, set),
+                    seed=derive_seed(self.config["seed"], "evaluation", state.iteration, set),
                 )
                 self.log.log(
                     kind="eval",
-                    iteration=iteration,
+                    iteration=state.iteration,
                     set=set,
                     model=model,
                     acc_mean=accuracies.mean,
                     acc_std=accuracies.std,
                     accs=list(accuracies.accs),
                 )
-                note = ""
+                line = f"iteration {state.iteration:6}  {set:3}  {model:10} {accuracies}"
                 if model == self.models[0] and accuracies.mean > self.best[set]:
                     self.best[set] = accuracies.mean
-                    self.save(state, iteration, "best" if set == "raw" else "ema_best", set=set)
-                    note = "  best so far, chosen on the test set"
-                self.log.say(f"iteration {iteration:6}  {set:3}  {model:10} {accuracies}{note}")
+                    self.save(state, "best" if set == "raw" else "ema_best", set=set)
+                    line += "  best so far, chosen on the test set"
+                self.log.say(line)
 
-    def save_checkpoint(self, state: OuterState, iteration: int) -> None:
+    def save_checkpoint(self, state: OuterState) -> None:
         """Keep what continuing needs. All randomness follows from the seed and the iteration."""
         self.run.save_checkpoint(
             {
-                "iteration": iteration,
                 "best": self.best,
                 "state": state.state_dict(),
                 "config": dict(self.config),

@@ -1,0 +1,381 @@
+"""Expert buffers: the field's files written and read, and everything that may be wrong with them."""
+
+import errno
+import json
+import pickle
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from networks import build_network
+from utils.errors import UserError
+from utils.expert_buffer import (
+    Expert,
+    ExpertBuffer,
+    ExpertKind,
+    append_expert,
+    buffer_files,
+    check_settings,
+    find_experts,
+    read_file,
+    snapshot,
+)
+from utils.flat_params import flatten
+
+SHAPES = [torch.Size([2, 3]), torch.Size([2])]
+LEGACY = {"_use_new_zipfile_serialization": False}
+KIND = ExpertKind(
+    dataset="CIFAR10", subset=None, res=32, zca=True, model="ConvNetD3", data_path="data"
+)
+
+
+def make_expert(seed: int = 0, epochs: int = 2) -> Expert:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        [torch.randn(shape, generator=generator) for shape in SHAPES] for _ in range(epochs + 1)
+    ]
+
+
+def write(folder: Path, experts: list[Expert], *, per_file: int = 2) -> Path:
+    for expert in experts:
+        append_expert(folder, expert, experts_per_file=per_file)
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def assert_holds(buffer: ExpertBuffer, experts: list[Expert]) -> None:
+    """`buffer` has exactly these experts, bit for bit."""
+    assert len(buffer) == len(experts)
+    for i, expert in enumerate(experts):
+        for epoch, snap in enumerate(expert):
+            assert torch.equal(buffer.params(i, epoch), flatten(snap))
+
+
+def test_a_snapshot_is_not_an_alias():
+    network = build_network("MLP", channels=1, num_classes=2, image_size=8, seed=0)
+    snap = snapshot(network)
+    before = [param.clone() for param in snap]
+    assert all(map(torch.equal, snap, network.parameters()))
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    network(torch.ones(1, 1, 8, 8)).sum().backward()
+    optimizer.step()
+    assert not any(map(torch.equal, snap, network.parameters()))
+    assert all(map(torch.equal, snap, before))
+    assert not any(param.requires_grad for param in snap)
+
+
+def test_experts_come_back_bit_for_bit_from_as_many_files_as_they_need(tmp_path):
+    experts = [make_expert(seed) for seed in range(5)]
+    write(tmp_path, experts, per_file=2)
+    assert names(tmp_path) == [f"replay_buffer_{n}.pt" for n in range(3)]
+    assert [len(read_file(path)) for path in buffer_files(tmp_path)] == [2, 2, 1]
+    buffer = ExpertBuffer(tmp_path, SHAPES)
+    assert_holds(buffer, experts)
+    assert buffer.skipped == []
+    assert buffer.params(0, 0).shape == (8,) and buffer.params(0, 0).dtype == torch.float32
+
+
+def test_a_file_is_what_the_field_reads(tmp_path):
+    """The field's code: torch.load, then an expert by index, an epoch by index, parameters."""
+    network = nn.Linear(3, 2)
+    path = append_expert(tmp_path / "new", [snapshot(network)] * 2, experts_per_file=1)
+    params = torch.load(path)[0][1]
+    assert flatten(params).tolist() == flatten(network.parameters()).tolist()
+    assert type(params) is list and type(params[0]) is torch.Tensor
+
+
+@pytest.mark.parametrize("how", [{}, LEGACY], ids=["zip", "legacy"])
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_buffer_of_the_field_is_read(tmp_path, how, in_memory):
+    """Written as MTT's buffer.py does, whose snapshots on the CPU all share the last weights."""
+    network = build_network("ConvNetW32", channels=3, num_classes=10, image_size=32, seed=0)
+    timestamps = [[p.detach().cpu() for p in network.parameters()] for _ in range(3)]
+    torch.save([timestamps, timestamps], tmp_path / "replay_buffer_0.pt", **how)
+    shapes = [param.shape for param in network.parameters()]
+    buffer = ExpertBuffer(tmp_path, shapes, in_memory=in_memory)
+    assert (len(buffer), buffer.epochs) == (2, 2)
+    assert torch.equal(buffer.params(1, 2), flatten(network.parameters()))
+
+
+def test_files_are_ordered_by_number(tmp_path):
+    for n in (10, 2, 0):
+        torch.save([make_expert(n)], tmp_path / f"replay_buffer_{n}.pt")
+    for other in ("replay_buffer_1.pt.bak", "replay_buffer_x.pt", ".replay_buffer_3.pt.7.tmp"):
+        (tmp_path / other).write_text("not a buffer")
+    assert [path.name for path in buffer_files(tmp_path)] == [
+        f"replay_buffer_{n}.pt" for n in (0, 2, 10)
+    ]
+    assert_holds(ExpertBuffer(tmp_path, SHAPES), [make_expert(n) for n in (0, 2, 10)])
+    assert append_expert(tmp_path, make_expert(), experts_per_file=1).stem == "replay_buffer_11"
+
+
+class Payload:
+    """Unpickled by code that trusts the file, it makes the folder `marker`."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.mkdir, (self.marker,)
+
+
+def saved(tmp_path: Path, content: object, **how: bool) -> bytes:
+    path = tmp_path / "saved"
+    torch.save(content, path, **how)
+    return path.read_bytes()
+
+
+DAMAGES = {
+    "truncated": lambda tmp: saved(tmp, [make_expert()])[:-300],
+    "half": lambda tmp: saved(tmp, [make_expert()])[:900],
+    "half legacy": lambda tmp: saved(tmp, [make_expert()], **LEGACY)[:400],
+    "empty": lambda tmp: b"",
+    "random": lambda tmp: torch.randint(256, (5000,)).numpy().astype("uint8").tobytes(),
+    "text": lambda tmp: b"version https://git-lfs.github.com/spec/v1\n",
+    "code": lambda tmp: saved(tmp, [[Payload(tmp / "marker")]]),
+    "code legacy": lambda tmp: saved(tmp, [[Payload(tmp / "marker")]], **LEGACY),
+    "code pickled": lambda tmp: pickle.dumps([[Payload(tmp / "marker")]]),
+    "a state dict": lambda tmp: saved(tmp, {"weight": torch.ones(2, 3)}),
+    "no expert": lambda tmp: saved(tmp, []),
+    "one snapshot only": lambda tmp: saved(tmp, [make_expert(epochs=0)]),
+    "numbers": lambda tmp: saved(tmp, [[[1.0], [2.0]]]),
+    "no epochs": lambda tmp: saved(tmp, [[torch.ones(2, 3), torch.ones(2)]]),
+}
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_named_and_skipped_only_if_asked(tmp_path, damage, in_memory):
+    folder = write(tmp_path / "buffers", [make_expert(n) for n in range(3)], per_file=1)
+    bad = folder / "replay_buffer_1.pt"
+    bad.write_bytes(DAMAGES[damage](tmp_path))
+    with pytest.raises(UserError, match=r"replay_buffer_1\.pt .*--skip_bad_buffers") as raised:
+        ExpertBuffer(folder, SHAPES, in_memory=in_memory)
+    assert "\n" not in str(raised.value)
+
+    buffer = ExpertBuffer(folder, SHAPES, in_memory=in_memory, skip_bad=True)
+    assert_holds(buffer, [make_expert(0), make_expert(2)])
+    assert buffer.skipped == [str(raised.value)]
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("damage", ["code", "code legacy"])
+def test_the_code_of_these_tests_would_run_if_the_file_were_trusted(tmp_path, damage):
+    path = tmp_path / "replay_buffer_0.pt"
+    path.write_bytes(DAMAGES[damage](tmp_path))
+    torch.load(path, weights_only=False)
+    assert (tmp_path / "marker").exists()
+
+
+def test_without_any_usable_file_there_is_no_buffer(tmp_path):
+    (tmp_path / "replay_buffer_0.pt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no usable expert buffer in .*replay_buffer_0\.pt"):
+        ExpertBuffer(tmp_path, SHAPES, skip_bad=True)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ([(2, 3), (5,)], r"parameter 1 is \(2,\) where the model has \(5,\)"),
+        ([(7, 3), (2,)], r"parameter 0 is \(2, 3\) where the model has \(7, 3\)"),
+        ([(2, 3)], "2 parameter tensors where the model has 1"),
+    ],
+)
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_another_architecture_is_refused(tmp_path, shapes, message, skip_bad):
+    write(tmp_path, [make_expert()])
+    with pytest.raises(UserError, match=rf"replay_buffer_0\.pt is of another.*: {message}"):
+        ExpertBuffer(tmp_path, [torch.Size(shape) for shape in shapes], skip_bad=skip_bad)
+
+
+def test_one_odd_snapshot_is_found(tmp_path):
+    expert = make_expert()
+    expert[2][1] = torch.ones(9)
+    write(tmp_path, [make_expert(), expert])
+    with pytest.raises(UserError, match=r"parameter 1 is \(9,\)"):
+        ExpertBuffer(tmp_path, SHAPES)
+
+
+def test_max_files_and_max_experts_take_the_first(tmp_path):
+    experts = [make_expert(seed) for seed in range(6)]
+    write(tmp_path, experts, per_file=2)
+    assert_holds(ExpertBuffer(tmp_path, SHAPES, max_files=2), experts[:4])
+    assert_holds(ExpertBuffer(tmp_path, SHAPES, max_experts=3), experts[:3])
+    assert_holds(ExpertBuffer(tmp_path, SHAPES, max_files=1, max_experts=5), experts[:2])
+    assert_holds(ExpertBuffer(tmp_path, SHAPES, max_experts=1, in_memory=True), experts[:1])
+
+
+def test_epochs_are_those_that_every_expert_has(tmp_path):
+    write(tmp_path, [make_expert(epochs=5), make_expert(epochs=3), make_expert(epochs=4)])
+    assert ExpertBuffer(tmp_path, SHAPES).epochs == 3
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_files_are_memory_mapped_unless_in_memory(tmp_path, monkeypatch, in_memory):
+    mapped = []
+    load = torch.load
+    monkeypatch.setattr(
+        torch,
+        "load",
+        lambda *args, **kwargs: mapped.append(kwargs["mmap"]) or load(*args, **kwargs),
+    )
+    torch.save([make_expert()], tmp_path / "replay_buffer_0.pt")
+    ExpertBuffer(tmp_path, SHAPES, in_memory=in_memory)
+    assert mapped == [not in_memory]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
+)
+def test_nothing_half_written_stays(tmp_path, monkeypatch, error):
+    experts = [make_expert(seed) for seed in range(3)]
+    write(tmp_path, experts, per_file=2)
+
+    def fail(content, file):
+        file.write(b"half")
+        raise error
+
+    monkeypatch.setattr(torch, "save", fail)
+    for per_file in (1, 2):  # begins a file; adds to the last
+        with pytest.raises((UserError, KeyboardInterrupt)):
+            append_expert(tmp_path, make_expert(9), experts_per_file=per_file)
+    assert names(tmp_path) == ["replay_buffer_0.pt", "replay_buffer_1.pt"]
+    assert_holds(ExpertBuffer(tmp_path, SHAPES), experts)
+
+
+def test_appending_to_a_damaged_file_does_not_replace_it(tmp_path):
+    path = tmp_path / "replay_buffer_0.pt"
+    path.write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"replay_buffer_0\.pt is damaged"):
+        append_expert(tmp_path, make_expert(), experts_per_file=2)
+    assert path.read_bytes() == b"damaged"
+
+
+@pytest.mark.parametrize(
+    ("change", "folder"),
+    [
+        ({}, "CIFAR10/ConvNetD3"),
+        ({"zca": False}, "CIFAR10_NO_ZCA/ConvNetD3"),
+        ({"dataset": "CIFAR100"}, "CIFAR100/ConvNetD3"),
+        ({"dataset": "CIFAR100", "zca": False}, "CIFAR100_NO_ZCA/ConvNetD3"),
+        (
+            {"dataset": "Tiny", "res": 64, "zca": False, "model": "ConvNetD4"},
+            "Tiny/ConvNetD4",
+        ),
+        ({"dataset": "Tiny", "res": 64}, "Tiny_ZCA/ConvNetD3"),
+        ({"dataset": "Tiny", "res": 32, "zca": False}, "Tiny/32/ConvNetD3"),
+        (
+            {"dataset": "ImageNet", "subset": "imagewoof", "res": 128, "zca": False},
+            "ImageNet/imagewoof/128/ConvNetD3",
+        ),
+        ({"dataset": "digits", "res": 8, "zca": False}, "digits/ConvNetD3"),
+        ({"dataset": "digits", "res": 8}, "digits_ZCA/ConvNetD3"),
+        (
+            {"dataset": "folder", "res": 48, "zca": False, "data_path": "/pictures/birds/"},
+            "folder/birds/48/ConvNetD3",
+        ),
+    ],
+)
+def test_the_folder_of_each_data_set(change, folder):
+    assert replace(KIND, **change).folder("buffers") == Path("buffers", folder)
+
+
+def make_files(buffer_path: Path, *folders: str) -> None:
+    for folder in folders:
+        write(buffer_path / folder, [make_expert()])
+
+
+@pytest.mark.parametrize(
+    ("there", "fixed", "expected"),
+    [
+        # exactly what was asked for, before all else
+        (["CIFAR10/ConvNetD3", "CIFAR10/ConvNet"], "", {}),
+        (["CIFAR10/ConvNetD3", "CIFAR10_NO_ZCA/ConvNetD3"], "", {}),
+        # the other name of the architecture, even where the model is fixed
+        (["CIFAR10/ConvNet"], "model zca", {"model": "ConvNet"}),
+        (["CIFAR10/ConvNet", "CIFAR10_NO_ZCA/ConvNetD3"], "", {"model": "ConvNet"}),
+        # another zca, before another model
+        (["CIFAR10_NO_ZCA/ConvNetD3"], "model", {"zca": False}),
+        (["CIFAR10_NO_ZCA/ConvNet"], "model", {"zca": False, "model": "ConvNet"}),
+        (["CIFAR10_NO_ZCA/ConvNet", "CIFAR10/MLP"], "", {"zca": False, "model": "ConvNet"}),
+        (["CIFAR10_NO_ZCA/ConvNetD3"], "zca", None),
+        # another model
+        (["CIFAR10/MLP"], "zca", {"model": "MLP"}),
+        (["CIFAR10_NO_ZCA/MLP"], "", {"zca": False, "model": "MLP"}),
+        (["CIFAR10/MLP", "CIFAR10_NO_ZCA/MLP"], "", {"model": "MLP"}),
+        (["CIFAR10/MLP"], "model", None),
+        # another data set is never taken
+        (["CIFAR100/ConvNetD3"], "", None),
+    ],
+)
+def test_experts_are_found(tmp_path, there, fixed, expected):
+    make_files(tmp_path, *there)
+
+    def find() -> ExpertKind:
+        return find_experts(
+            str(tmp_path), KIND, model_fixed="model" in fixed, zca_fixed="zca" in fixed
+        )
+
+    if expected is None:
+        with pytest.raises(UserError, match=r"no expert buffers in .*CIFAR10/ConvNetD3; make them"):
+            find()
+    else:
+        assert find() == replace(KIND, **expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "flags"),
+    [
+        ({}, "--dataset CIFAR10 --model ConvNetD3 --buffer_path my --data_path data --zca"),
+        (
+            {"dataset": "ImageNet", "subset": "imagewoof", "res": 128, "zca": False},
+            "--dataset ImageNet --subset imagewoof --res 128 --model ConvNetD3 "
+            "--buffer_path my --data_path data",
+        ),
+    ],
+)
+def test_missing_experts_name_the_command_that_makes_them(change, flags):
+    with pytest.raises(UserError) as raised:
+        find_experts("my", replace(KIND, **change), model_fixed=True, zca_fixed=True)
+    assert str(raised.value).endswith(f"make them with: python buffer.py {flags}")
+
+
+def test_the_command_survives_a_path_with_blanks():
+    words = shlex.split(replace(KIND, data_path="my data").command("a b"))
+    assert words[-5:] == ["--buffer_path", "a b", "--data_path", "my data", "--zca"]
+
+
+def test_an_empty_folder_holds_no_experts(tmp_path):
+    KIND.folder(str(tmp_path)).mkdir(parents=True)
+    with pytest.raises(UserError, match="no expert buffers"):
+        find_experts(str(tmp_path), KIND, model_fixed=False, zca_fixed=False)
+
+
+def test_other_settings_are_refused_naming_both_values(tmp_path):
+    settings = {"lr_teacher": 0.01, "subset": None, "dsa": True}
+    check_settings(tmp_path, settings)
+    check_settings(tmp_path, settings)
+    assert json.loads((tmp_path / "experts.json").read_text()) == settings
+    for name, value in [("lr_teacher", 0.1), ("subset", "imagewoof"), ("dsa", False)]:
+        with pytest.raises(UserError, match=f"with {name}={settings[name]}, not {value}: pass"):
+            check_settings(tmp_path, {**settings, name: value})
+    assert json.loads((tmp_path / "experts.json").read_text()) == settings
+
+
+def test_unreadable_settings_are_named(tmp_path):
+    (tmp_path / "experts.json").write_text("{")
+    with pytest.raises(UserError, match=r"experts\.json is not readable JSON"):
+        check_settings(tmp_path, {})
+
+
+def test_nothing_is_claimed_about_buffers_from_elsewhere(tmp_path):
+    write(tmp_path, [make_expert()])
+    check_settings(tmp_path, {"lr_teacher": 0.01})
+    assert names(tmp_path) == ["replay_buffer_0.pt"]

@@ -1,0 +1,336 @@
+"""The three scripts on digits: as a user types them, and with bad input."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import buffer
+import distill_att
+import eval as evaluation
+from utils.errors import UserError
+from utils.expert_buffer import read_file
+
+ROOT = Path(__file__).parent.parent
+SHORT = [
+    "--dataset",
+    "digits",
+    "--Iteration",
+    "4",
+    "--eval_it",
+    "2",
+    "--num_eval",
+    "2",
+    "--epoch_eval_train",
+    "3",
+    "--syn_steps",
+    "4",
+    "--expert_epochs",
+    "1",
+    "--max_start_epoch",
+    "1",
+    "--seed",
+    "3",
+]
+
+
+def run(script, *arguments, cwd=ROOT):
+    """Run a script as a user does; stdout and stderr as text."""
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def train_experts(path, number, *arguments):
+    argv = ["--dataset", "digits", "--train_epochs", "2", "--num_experts", str(number)]
+    assert buffer.main([*argv, "--buffer_path", str(path), *arguments]) == 0
+    return path
+
+
+def distill(buffer_path, save_path, *arguments):
+    argv = [*SHORT, "--buffer_path", str(buffer_path), "--save_path", str(save_path)]
+    assert distill_att.main([*argv, "--run_name", "run", *arguments]) == 0
+    return Path(save_path) / "digits/ConvNetD2/ipc1/run"
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory):
+    return train_experts(tmp_path_factory.mktemp("buffers"), 2)
+
+
+@pytest.fixture(scope="module")
+def finished(experts, tmp_path_factory):
+    """A finished short run."""
+    return distill(experts, tmp_path_factory.mktemp("results"))
+
+
+def records(run_dir, kind):
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def without_time(run_dir):
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def images(path):
+    return torch.load(path, weights_only=True)["images"]
+
+
+def snapshots(buffer_path):
+    files = sorted(Path(buffer_path).rglob("replay_buffer_*.pt"))
+    return [torch.cat([p.flatten() for p in s]) for f in files for e in read_file(f) for s in e]
+
+
+def test_as_a_user_types_them(tmp_path):
+    """Experts, distillation, evaluation of a moved file, each in a process of its own."""
+    where = ["--buffer_path", tmp_path / "b", "--dataset", "digits"]
+    made = run("buffer.py", *where, "--num_experts", 1, "--train_epochs", 1, "--zca")
+    assert made.returncode == 0, made.stderr
+    short = ["--Iteration", 2, "--syn_steps", 2, "--expert_epochs", 1, "--max_start_epoch", 1]
+    few = ["--num_eval", 1, "--epoch_eval_train", 2]
+    start = [*where, *short, "--save_path", tmp_path / "r", "--run_name", "x"]
+    refused = run("distill_att.py", *start, *few)
+    assert refused.returncode == 2  # 1 + 1 epochs are beyond the single one
+    assert re.fullmatch(r"distill_att\.py: error: [^\n]*max_start_epoch[^\n]*\n", refused.stderr)
+
+    more = run("buffer.py", *where, "--num_experts", 1, "--train_epochs", 2)
+    assert more.returncode == 0, more.stderr
+    done = run("distill_att.py", *start, *few)
+    assert done.returncode == 0, done.stderr
+    assert "configs/digits/ipc1.yaml" in done.stdout
+
+    moved = tmp_path / "elsewhere" / "my_digits.pt"
+    moved.parent.mkdir()
+    shutil.copy(tmp_path / "r/digits/ConvNetD2/ipc1/x/distilled_best.pt", moved)
+    measured = run("eval.py", "--distilled", moved, *few, cwd=moved.parent)
+    assert measured.returncode == 0, measured.stderr
+    assert re.search(r"distilled raw +ConvNetD2 .*%", measured.stdout)
+    assert (moved.parent / "eval.json").exists()
+
+
+def test_an_interrupted_buffer_gives_the_same_experts(experts, tmp_path):
+    train_experts(tmp_path, 1, "--save_interval", "1")
+    train_experts(tmp_path, 2, "--save_interval", "1")
+    assert len(list(tmp_path.rglob("replay_buffer_*.pt"))) == 2
+    assert len(list(experts.rglob("replay_buffer_*.pt"))) == 1
+    pairs = list(zip(snapshots(tmp_path), snapshots(experts), strict=True))
+    assert len(pairs) == 2 * 3
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_finished_buffer_is_left_alone(experts):
+    (file,) = experts.rglob("replay_buffer_*.pt")
+    before = file.stat().st_mtime_ns
+    train_experts(experts, 2)
+    assert file.stat().st_mtime_ns == before
+
+
+def test_the_files_of_a_run(finished):
+    tags = ["0", "2", "4", "last", "best", "ema_last", "ema_best"]
+    names = {f"distilled_{tag}.pt" for tag in tags} | {f"images_{tag}.png" for tag in tags}
+    names |= {"config.yaml", "metrics.jsonl", "checkpoint.pt"}
+    assert {path.name for path in finished.iterdir()} == names
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert (config["syn_steps"], config["model"], config["lr_img"]) == (4, "ConvNetD2", 3.0)
+    assert {"torch", "git_commit", "device", "command"} <= set(config["environment"])
+    assert Image.open(finished / "images_best.png").width > 400
+
+
+def test_the_log_of_a_run(finished):
+    steps, evals = records(finished, "step"), records(finished, "eval")
+    keys = ["kind", "iteration", "loss", "length", "start_epoch", "syn_lr", "seconds"]
+    assert all(list(record) == keys for record in steps)
+    assert [record["iteration"] for record in steps] == [0, 1, 2, 3]
+    assert all(1 <= record["length"] <= 4 for record in steps)
+    keys = ["kind", "iteration", "set", "model", "acc_mean", "acc_std", "accs"]
+    assert all(list(record) == keys for record in evals)
+    order = [(record["iteration"], record["set"]) for record in evals]
+    assert order == [(i, s) for i in (0, 2, 4) for s in ("raw", "ema")]
+    for record in evals:
+        assert record["acc_mean"] == pytest.approx(sum(record["accs"]) / 2)
+
+
+def test_best_is_kept_per_set(finished):
+    for tag, name in (("best", "raw"), ("ema_best", "ema")):
+        best = max(
+            (r for r in records(finished, "eval") if r["set"] == name), key=lambda r: r["acc_mean"]
+        )
+        saved = torch.load(finished / f"distilled_{tag}.pt", weights_only=True)
+        assert (saved["set"], saved["iteration"]) == (name, best["iteration"])
+
+
+def test_the_images_move_and_the_average_follows(finished):
+    first, last = images(finished / "distilled_0.pt"), images(finished / "distilled_last.pt")
+    average = images(finished / "distilled_ema_last.pt")
+    assert not torch.equal(first, last)
+    assert (average - first).norm() < (last - first).norm()
+
+
+def test_same_seed_same_result(finished, experts, tmp_path):
+    again = distill(experts, tmp_path)
+    assert without_time(again) == without_time(finished)
+    for tag in ("last", "ema_last", "best", "ema_best"):
+        name = f"distilled_{tag}.pt"
+        assert torch.equal(images(again / name), images(finished / name))
+
+
+def test_another_seed_another_result(finished, experts, tmp_path):
+    other = distill(experts, tmp_path, "--seed", "4")
+    assert not torch.equal(images(other / "distilled_0.pt"), images(finished / "distilled_0.pt"))
+
+
+def test_a_continued_run_equals_an_uninterrupted_one(finished, experts, tmp_path):
+    half = distill(experts, tmp_path, "--Iteration", "2")
+    # What a kill may leave behind the checkpoint: a step that will come again, half a line.
+    with open(half / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "step", "iteration": 2, "loss": 9.0}\n{"kind": "st')
+    whole = distill(experts, tmp_path)
+    assert whole == half
+    assert without_time(whole) == without_time(finished)
+    assert torch.equal(images(whole / "distilled_last.pt"), images(finished / "distilled_last.pt"))
+
+
+def test_a_run_is_not_continued_under_other_settings(finished, experts):
+    results = finished.parents[3]
+    with pytest.raises(UserError, match=r"lr_img=3.0, not 9.0.*--run_name"):
+        distill(experts, results, "--lr_img", "9")
+
+
+def test_both_engines_give_the_same_run(finished, experts, tmp_path):
+    other = distill(experts, tmp_path, "--unroll", "autograd")
+    lengths = [[r["length"] for r in records(d, "step")] for d in (other, finished)]
+    assert lengths[0] == lengths[1]
+    torch.testing.assert_close(
+        images(other / "distilled_last.pt"),
+        images(finished / "distilled_last.pt"),
+        rtol=1e-2,
+        atol=1e-2,
+    )  # float32; tests/test_unroll.py has the proof in float64
+
+
+def test_fixed_length(experts, tmp_path):
+    fixed = distill(experts, tmp_path, "--length", "fixed", "--eval_it", "0")
+    assert [record["length"] for record in records(fixed, "step")] == [4] * 4
+    assert records(fixed, "eval") == []
+    assert (fixed / "distilled_last.pt").exists()
+
+
+def test_a_saved_configuration_can_be_used_again(finished, experts, tmp_path):
+    again = distill(experts, tmp_path, "--config", str(finished / "config.yaml"))
+    assert torch.equal(images(again / "distilled_last.pt"), images(finished / "distilled_last.pt"))
+
+
+def test_experts_of_the_other_kind_serve_where_the_yaml_asks_for_zca(experts, tmp_path, capsys):
+    """As with `buffer.py --dataset CIFAR10` and the row of distill_att.py."""
+    row = tmp_path / "row.yaml"
+    row.write_text("zca: true\nmodel: ConvNetD2\nlr_img: 3\n")
+    made = distill(experts, tmp_path, "--config", str(row), "--eval_it", "0")
+    out = capsys.readouterr().out
+    (line,) = [line for line in out.splitlines() if "only other experts" in line]
+    assert "python buffer.py --dataset digits" in line
+    assert "--zca" in line
+    assert torch.load(made / "distilled_last.pt", weights_only=True)["zca"] is False
+    with pytest.raises(UserError, match=r"make them with: python buffer\.py .*--zca"):
+        distill(experts, tmp_path / "b", "--config", str(row), "--zca")
+
+
+def test_a_diverging_run_stops_with_the_last_good_set(experts, tmp_path, capsys):
+    argv = [*SHORT, "--buffer_path", str(experts), "--save_path", str(tmp_path)]
+    argv += ["--run_name", "run", "--eval_it", "0", "--lr_lr", "1e6"]
+    assert distill_att.main(argv) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert re.search(r"stopped at iteration \d+: syn_lr became .*lower --lr_lr", line)
+    saved = torch.load(tmp_path / "digits/ConvNetD2/ipc1/run/distilled_last.pt", weights_only=True)
+    assert saved["syn_lr"] > 0
+    assert saved["images"].isfinite().all()
+
+
+def test_eval_with_real_images_beside(finished, tmp_path, capsys):
+    file = shutil.copy(finished / "distilled_best.pt", tmp_path)
+    argv = ["--distilled", str(file), "--random", "--full", "--num_eval", "2"]
+    argv += ["--epoch_eval_train", "2", "--epoch_full_train", "1", "--model", "MLP", "ConvNetD1"]
+    assert evaluation.main(argv) == 0
+    table = capsys.readouterr().out
+    for row in ("distilled raw", "random real", "full"):
+        for model in ("MLP", "ConvNetD1"):
+            assert re.search(rf"{row} +{model} ", table)
+    record = json.loads((tmp_path / "eval.json").read_text())
+    assert len(record) == 6
+    assert all(len(entry["accs"]) == 2 for entry in record)
+
+
+def test_a_recorded_evaluation_is_not_repeated(finished, tmp_path, capsys):
+    file = shutil.copy(finished / "distilled_best.pt", tmp_path)
+    argv = ["--distilled", str(file), "--num_eval", "1", "--epoch_eval_train", "2"]
+    assert evaluation.main(argv) == 0
+    first = capsys.readouterr().out
+    assert evaluation.main(argv) == 0
+    assert "recorded before" in capsys.readouterr().out
+    assert "recorded before" not in first
+    assert len(json.loads((tmp_path / "eval.json").read_text())) == 1
+    assert evaluation.main([*argv, "--seed", "1"]) == 0
+    assert len(json.loads((tmp_path / "eval.json").read_text())) == 2
+
+
+@pytest.mark.parametrize(
+    ("script", "argv", "parts"),
+    [
+        (buffer, ["--dataset", "digit"], ["--dataset", "'digit'", "digits, CIFAR10"]),
+        (buffer, ["--dataset", "digits", "--model", "Conv"], ["--model", "'Conv'", "ConvNetD3"]),
+        (buffer, ["--dataset", "digits", "--dsa_strategy", "flip_blur"], ["blur", "flip"]),
+        (buffer, ["--dataset", "ImageNet", "--subset", "cats"], ["--subset", "cats", "imagemeow"]),
+        (buffer, ["--dataset", "ImageNet"], ["--subset", "imagenette"]),
+        (buffer, ["--dataset", "Tiny", "--data_path", "nowhere"], ["nowhere", "train"]),
+        (buffer, ["--dataset", "digits", "--num_experts", "0"], ["--num_experts", "at least 1"]),
+        (distill_att, ["--dataset", "digits", "--ipc", "0"], ["--ipc", "at least 1"]),
+        (distill_att, ["--dataset", "digits", "--syn_steps", "0"], ["--syn_steps", "at least 1"]),
+        (distill_att, ["--dataset", "digits", "--num_eval", "0"], ["--num_eval", "at least 1"]),
+        (distill_att, ["--dataset", "digits", "--lenght", "att"], ["--lenght"]),
+        (distill_att, ["--dataset", "digits", "--config", "no.yaml"], ["no.yaml"]),
+        (distill_att, ["--dataset", "digits", "--run_name", "a/b"], ["--run_name", "a/b"]),
+        (distill_att, ["--dataset", "digits", "--ipc", "999"], ["--ipc 999", "class 0"]),
+        (distill_att, ["--dataset", "digits", "--max_start_epoch", "9"], ["9", "2 epochs"]),
+        (distill_att, ["--dataset", "digits", "--res", "16"], ["no expert buffers", "buffer.py"]),
+        (distill_att, ["--dataset", "digits", "--model", "MLP"], ["no expert buffers", "MLP"]),
+        (evaluation, [], ["--distilled"]),
+        (evaluation, ["--distilled", "none.pt"], ["none.pt"]),
+        (evaluation, ["--distilled", "none.pt", "--model", "X"], ["--model", "'X'", "VGG11"]),
+    ],
+)
+def test_bad_input_is_one_line_before_any_work(script, argv, parts, experts, tmp_path):
+    if script is not evaluation:
+        argv = [*argv, "--buffer_path", str(experts)]
+    if script is distill_att:
+        short = ["--expert_epochs", "1", "--max_start_epoch", "1", "--save_path", str(tmp_path)]
+        argv = [*short, *argv]
+    with pytest.raises(UserError) as error:
+        script.main(argv)
+    assert "\n" not in str(error.value)
+    for part in parts:
+        assert part in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_buffers_of_another_size_are_named(experts, tmp_path):
+    folder = tmp_path / "digits/16/ConvNetD2"
+    shutil.copytree(experts / "digits/ConvNetD2", folder)
+    argv = ["--dataset", "digits", "--res", "16", "--buffer_path", str(tmp_path)]
+    with pytest.raises(UserError, match=r"replay_buffer_0\.pt.*another architecture, image size"):
+        distill_att.main(argv)
+
+
+def test_a_damaged_buffer_is_named_and_skipped_only_if_asked(experts, tmp_path, capsys):
+    shutil.copytree(experts, tmp_path / "b")
+    (tmp_path / "b/digits/ConvNetD2/replay_buffer_1.pt").write_bytes(b"PK\x03\x04 not really")
+    with pytest.raises(UserError, match=r"replay_buffer_1\.pt is damaged.*--skip_bad_buffers"):
+        distill(tmp_path / "b", tmp_path / "r")
+    distill(tmp_path / "b", tmp_path / "r", "--skip_bad_buffers", "--eval_it", "0")
+    assert "replay_buffer_1.pt is damaged" in capsys.readouterr().out

@@ -1,0 +1,121 @@
+"""The distilled file, and the images that a distillation starts from."""
+
+import pytest
+import torch
+
+from utils.data import load_dataset
+from utils.errors import UserError
+from utils.rng import stream
+from utils.synthetic_set import SyntheticSet, class_labels, initial_images, random_real_images
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="module")
+def whitened_digits():
+    return load_dataset("digits", zca=True)
+
+
+def make_set(data, **changes):
+    values = {
+        "images": torch.randn(10, 1, 8, 8),
+        "labels": class_labels(10, 1, torch.device("cpu")),
+        "syn_lr": 0.02,
+        "dataset": "digits",
+        "subset": None,
+        "model": "ConvNetD2",
+        "ipc": 1,
+        "class_names": data.class_names,
+        "normalisation": data.normalisation,
+        "iteration": 7,
+        "set": "ema",
+        "config": {"seed": 3, "zca": data.normalisation.zca},
+    }
+    return SyntheticSet(**values | changes)
+
+
+def test_round_trip(digits, tmp_path):
+    path = tmp_path / "distilled_best.pt"
+    written = make_set(digits)
+    written.save(path, include_whitening=True)
+    read = SyntheticSet.load(path)
+    assert torch.equal(read.images, written.images)
+    assert torch.equal(read.labels, written.labels)
+    for name in ("syn_lr", "dataset", "subset", "model", "ipc", "class_names", "iteration", "set"):
+        assert getattr(read, name) == getattr(written, name)
+    assert read.config == written.config
+    assert read.normalisation.mean == digits.normalisation.mean
+
+
+def test_the_file_explains_itself_to_plain_torch(whitened_digits, tmp_path):
+    path = tmp_path / "distilled_best.pt"
+    make_set(whitened_digits).save(path, include_whitening=True)
+    values = torch.load(path, weights_only=True)
+    documented = """
+        images labels syn_lr dataset subset model ipc zca mean std class_names iteration set config
+    """
+    assert set(documented.split()) <= set(values)
+    assert values["zca"] is True
+    assert values["images"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("included", [True, False])
+def test_the_whitening_is_included_or_left_to_be_fitted(whitened_digits, tmp_path, included):
+    path = tmp_path / "distilled_best.pt"
+    make_set(whitened_digits).save(path, include_whitening=included)
+    normalisation = SyntheticSet.load(path).normalisation
+    assert normalisation.zca
+    assert normalisation.needs_fit is not included
+    if included:
+        images = torch.rand(5, 1, 8, 8)
+        again = normalisation.inverse(normalisation.forward(images))
+        torch.testing.assert_close(again, images, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("content", [b"", b"not torch", None])
+def test_a_file_that_cannot_be_read_is_named(content, tmp_path):
+    path = tmp_path / "distilled_x.pt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="distilled_x"):
+        SyntheticSet.load(path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"images": torch.zeros(1)}])
+def test_a_torch_file_of_something_else_is_named(content, tmp_path):
+    path = tmp_path / "distilled_x.pt"
+    torch.save(content, path)
+    with pytest.raises(UserError, match="lacks"):
+        SyntheticSet.load(path)
+
+
+def test_random_real_images_are_different_training_images_of_their_class(digits):
+    images = random_real_images(digits, 4, stream(0, "a"))
+    assert images.shape == (40, 1, 8, 8)
+    pool = {tuple(x.flatten().tolist()): int(y) for x, y in zip(*digits_train(digits), strict=True)}
+    found = [pool[tuple(image.flatten().tolist())] for image in images]
+    assert found == class_labels(10, 4, torch.device("cpu")).tolist()
+    assert len({tuple(image.flatten().tolist()) for image in images}) == 40
+    assert torch.equal(images, random_real_images(digits, 4, stream(0, "a")))
+    assert not torch.equal(images, random_real_images(digits, 4, stream(1, "a")))
+
+
+def digits_train(digits):
+    return digits.train.images, digits.train.labels
+
+
+def test_more_images_than_the_smallest_class_has_are_refused(digits):
+    with pytest.raises(UserError, match=r"--ipc 500.*class 0"):
+        random_real_images(digits, 500, stream(0, "a"))
+
+
+def test_initial_images(digits):
+    real = initial_images(digits, 2, "real", seed=1)
+    noise = initial_images(digits, 2, "noise", seed=1)
+    assert real.shape == noise.shape == (20, 1, 8, 8)
+    assert abs(noise.mean()) < 0.1
+    assert abs(noise.std() - 1) < 0.1
+    assert not torch.equal(real, noise)
