@@ -5,6 +5,9 @@
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# Threads that sleep while they wait: beside other work, spinning ones cost small kernels 50-fold.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+
 find_python() {
     local candidate
     for candidate in "${PYTHON:-python3}" python3.13 python3.12 python3.11 python; do

@@ -1,8 +1,9 @@
-"""Expert buffers: the field's files written and read, and everything that may be wrong with them."""
+"""Expert buffers: the field's files written and read, and all that may be wrong with them."""
 
 import errno
 import json
 import pickle
+import random
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -135,13 +136,14 @@ def saved(tmp_path: Path, content: object, **how: bool) -> bytes:
 DAMAGES = {
     "truncated": lambda tmp: saved(tmp, [make_expert()])[:-300],
     "half": lambda tmp: saved(tmp, [make_expert()])[:900],
+    "truncated legacy": lambda tmp: saved(tmp, [make_expert()], **LEGACY)[:-10],
     "half legacy": lambda tmp: saved(tmp, [make_expert()], **LEGACY)[:400],
     "empty": lambda tmp: b"",
-    "random": lambda tmp: torch.randint(256, (5000,)).numpy().astype("uint8").tobytes(),
+    "random": lambda tmp: random.Random(0).randbytes(5000),
     "text": lambda tmp: b"version https://git-lfs.github.com/spec/v1\n",
     "code": lambda tmp: saved(tmp, [[Payload(tmp / "marker")]]),
     "code legacy": lambda tmp: saved(tmp, [[Payload(tmp / "marker")]], **LEGACY),
-    "code pickled": lambda tmp: pickle.dumps([[Payload(tmp / "marker")]]),
+    "code pickled": lambda tmp: pickle.dumps([[Payload(tmp / "marker")]], protocol=2),
     "a state dict": lambda tmp: saved(tmp, {"weight": torch.ones(2, 3)}),
     "no expert": lambda tmp: saved(tmp, []),
     "one snapshot only": lambda tmp: saved(tmp, [make_expert(epochs=0)]),
@@ -371,7 +373,7 @@ def test_other_settings_are_refused_naming_both_values(tmp_path):
 
 def test_unreadable_settings_are_named(tmp_path):
     (tmp_path / "experts.json").write_text("{")
-    with pytest.raises(UserError, match=r"experts\.json is not readable JSON"):
+    with pytest.raises(UserError, match=r"experts\.json holds no settings as JSON"):
         check_settings(tmp_path, {})
 
 

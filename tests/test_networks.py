@@ -119,6 +119,23 @@ def test_small_networks_have_the_parameters_of_the_field(model, expected):
     assert shapes(model) == expected
 
 
+@pytest.mark.parametrize(("model", "plan"), [("AlexNet", "CMCMCCCM"), ("VGG11", "CMCMCCMCCMCCM")])
+def test_pooling_stands_where_the_field_has_it(model, plan):
+    letters = {nn.Conv2d: "C", nn.MaxPool2d: "M"}
+    assert "".join(letters.get(type(layer), "") for layer in skeleton(model).features) == plan
+
+
+def test_the_shortcuts_of_resnet18_carry_the_image_alone():
+    network = build("ResNet18", size=16)
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for name, param in network.named_parameters():
+            if ".bn2." in name:
+                param.zero_()
+        first, second = network(images)
+    assert (first - second).abs().max() > 1e-3
+
+
 def test_convnet_has_the_names_of_the_field():
     names = [f"features.{n}.{kind}" for n in (0, 1, 4, 5, 8, 9) for kind in ("weight", "bias")]
     assert list(skeleton("ConvNet").state_dict()) == [

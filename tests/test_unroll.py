@@ -19,24 +19,26 @@ GROUPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 L2 = DISTANCES["l2"]
 
 
-def make_problem(*, syn_steps, batch_syn=None, strategy=None, activation="relu", seed=0):
-    """A small ConvNet problem in float64 with its images and syn_lr."""
+def make_problem(
+    *, syn_steps, batch_syn=None, strategy=None, activation="relu", seed=0, device="cpu"
+):
+    """A small ConvNet problem in float64 with its images and syn_lr; drawn on the CPU."""
     torch.manual_seed(seed)
     network = ConvNet(1, CLASSES, SIZE, depth=2, width=4, activation=activation).double()
     theta_0 = flatten(network.parameters()).detach()
     theta_star = theta_0 + 0.1 * torch.randn_like(theta_0)
     images = torch.randn(CLASSES * IPC, 1, SIZE, SIZE, dtype=torch.float64)
     problem = draw_problem(
-        FlatNetwork(network),
-        theta_0,
-        theta_star,
-        torch.arange(CLASSES).repeat_interleave(IPC),
+        FlatNetwork(network).to(device),
+        theta_0.to(device),
+        theta_star.to(device),
+        torch.arange(CLASSES, device=device).repeat_interleave(IPC),
         syn_steps=syn_steps,
         batch_syn=batch_syn,
         dsa_groups=parse_strategy(strategy) if strategy else None,
         generator=torch.Generator().manual_seed(seed),
     )
-    return problem, images, torch.tensor(0.3, dtype=torch.float64)
+    return problem, images.to(device), torch.tensor(0.3, dtype=torch.float64, device=device)
 
 
 def stop_at(step):
@@ -228,3 +230,15 @@ def test_loss_is_the_mean_cross_entropy():
         offset += param.numel()
     expected = F.cross_entropy(network(images), problem.labels[0])
     torch.testing.assert_close(problem.loss(problem.theta_0, images, problem.labels[0]), expected)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("engine", [adjoint, autograd])
+@pytest.mark.parametrize("strategy", [None, *GROUPS])
+def test_a_cuda_device_gives_the_same(engine, strategy):
+    settings = {"syn_steps": 4, "batch_syn": 4, "strategy": strategy}
+    on_cpu = engine(*make_problem(**settings), L2, fixed)
+    on_gpu = engine(*make_problem(**settings, device="cuda"), L2, fixed)
+    for name in ("loss", "distances", "grad_images", "grad_syn_lr"):
+        assert relative_error(getattr(on_gpu, name).cpu(), getattr(on_cpu, name)) < 1e-9, name

@@ -102,9 +102,13 @@ def read_file(path: Path, *, mmap: bool = True) -> list[Expert]:
     holds something else.
     """
     advice = "delete it and run buffer.py again, or pass --skip_bad_buffers"
-    mmap = mmap and zipfile.is_zipfile(path)
     try:
+        mmap = mmap and zipfile.is_zipfile(path)
         experts = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except MemoryError:
+        raise
+    except PermissionError:
+        raise UserError(f"buffer file {path} may not be read: check its permissions") from None
     except Exception as error:  # a damaged file can fail anywhere in torch's reader
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         raise UserError(f"buffer file {path} is damaged ({reason}); {advice}") from None
@@ -143,9 +147,11 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
             write_text(json.dumps(settings, indent=1) + "\n", path)
         return
     try:
-        recorded = json.loads(path.read_text())
+        recorded = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise UserError(f"{path} is not readable JSON; move {folder} away or mend it") from None
+        recorded = None
+    if not isinstance(recorded, dict):
+        raise UserError(f"{path} holds no settings as JSON; move {folder} away or mend it")
     check_unchanged(recorded, settings, where=folder, instead="--buffer_path")
 
 
@@ -201,9 +207,11 @@ class ExpertBuffer:
                 continue
             _check_shapes(path, experts, shapes)
             self._experts += experts
-        self._experts = self._experts[:max_experts]
+            if max_experts is not None and len(self._experts) >= max_experts:
+                self._experts = self._experts[:max_experts]
+                break
         if not self._experts:
-            raise UserError(f"no usable expert buffer in {folder}: {'; '.join(self.skipped)}")
+            raise UserError("; ".join([f"no usable expert buffer in {folder}", *self.skipped]))
 
     def __len__(self) -> int:
         return len(self._experts)
@@ -215,7 +223,7 @@ class ExpertBuffer:
 
     def params(self, expert: int, epoch: int) -> Tensor:
         """The parameters (P,) of `expert` after `epoch` epochs, float32 on the CPU."""
-        return flatten(self._experts[expert][epoch])
+        return flatten(self._experts[expert][epoch]).float()
 
 
 def _check_shapes(path: Path, experts: list[Expert], shapes: Sequence[torch.Size]) -> None:
