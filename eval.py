@@ -63,6 +63,12 @@ def main(argv: Sequence[str]) -> int:
         test_only=not (options.random or options.full),
     ).to(default_device())
 
+    if data.class_names != distilled.class_names:
+        raise UserError(
+            f"the classes of {distilled.dataset} here ({', '.join(data.class_names[:5])}, ...) are "
+            f"not those of {path} ({', '.join(distilled.class_names[:5])}, ...): give the "
+            "--data_path that it was distilled from"
+        )
     print(f"{path}: {distilled.dataset}, ipc {distilled.ipc}, iteration {distilled.iteration}")
     print(f"{'trained on':14} {'model':12} {'lr':>8} {'epochs':>6}  test accuracy")
     for training_set in training_sets(options, distilled, data):

@@ -149,12 +149,17 @@ def fixed_values(options: Any) -> dict[str, Any]:
 
 
 def run_script(main: Callable[[Sequence[str]], int]) -> int:
-    """Call `main` with the command line; a UserError becomes one line on stderr and status 2."""
+    """Call `main` with the command line; a UserError becomes one line on stderr and status 2,
+    Ctrl-C one line and status 130.
+    """
     try:
         return main(sys.argv[1:])
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        return 130
 
 
 class _Parser(argparse.ArgumentParser):
@@ -162,7 +167,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
-class _Formatter(argparse.HelpFormatter):
+class _Formatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28, width=100)
 
