@@ -9,6 +9,10 @@ from utils.data import DATASETS, IMAGENET_SUBSETS
 
 _DATA, _EXPERTS, _METHOD = "data", "experts", "matching"
 _SET, _EVAL, _FILES, _RUN = "synthetic set", "evaluation", "files", "run"
+_MODELS = (
+    "ConvNet, by depth D1 ... D8 (ConvNetD3), width W32 ... W1024, activation AS AR AL, norm NN BN "
+    "LN IN GN or pooling NP MP AP; ResNet18, VGG11, AlexNet, MLP, LeNet"
+)
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,10 @@ class DsaOptions:
 
 
 @dataclass(frozen=True)
-class BufferOptions(DataOptions, DsaOptions):
-    model: str = option("ConvNet", "network of the experts", group=_EXPERTS, choices=NETWORKS)
+class BufferOptions(DsaOptions, DataOptions):
+    model: str = option(
+        "ConvNet", f"network of the experts: {_MODELS}", group=_EXPERTS, choices=NETWORKS
+    )
     num_experts: int = option(100, "experts in all", group=_EXPERTS, minimum=1, may_change=True)
     train_epochs: int = option(50, "epochs of an expert", group=_EXPERTS, minimum=1)
     batch_train: int = option(256, "batch size", group=_EXPERTS, minimum=1)
@@ -73,9 +79,9 @@ class EvaluationOptions:
 
 
 @dataclass(frozen=True)
-class DistillOptions(EvaluationOptions, DataOptions, DsaOptions):
+class DistillOptions(EvaluationOptions, DsaOptions, DataOptions):
     model: str = option(
-        "ConvNetD3", "network of experts and students", group=_EXPERTS, choices=NETWORKS
+        "ConvNetD3", f"network of experts and students: {_MODELS}", group=_EXPERTS, choices=NETWORKS
     )
     ipc: int = option(1, "images per class", group=_SET, minimum=1)
     pix_init: str = option(
