@@ -17,9 +17,11 @@ from networks import build_network
 from utils import expert_buffer
 from utils.augment import parse_strategy
 from utils.config import fixed_values, packaged_yaml, resolve, run_script
-from utils.data import ImageDataset, find_dataset, load_dataset
+from utils.data import ImageDataset, find_dataset, read_dataset
 from utils.device import default_device
+from utils.errors import UserError
 from utils.expert_buffer import ExpertKind
+from utils.files import check_writable
 from utils.options import BufferOptions
 from utils.progress import progress_bar
 from utils.rng import derive_seed, stream
@@ -35,11 +37,14 @@ def main(argv: Sequence[str]) -> int:
     options = resolved.options
     dsa_groups = parse_strategy(options.dsa_strategy) if options.dsa else None
     found = find_dataset(
-        options.dataset, data_path=options.data_path, subset=options.subset, res=options.res
+        options.dataset,
+        data_path=options.data_path,
+        subset=options.subset,
+        res=options.res,
+        zca=options.zca,
     )
     resolved.set("res", found.image_size, resolved.sources["res"])
     options = resolved.options
-    print(f"buffer.py\n{resolved.table()}")
     folder = ExpertKind(
         dataset=options.dataset,
         subset=options.subset,
@@ -48,24 +53,20 @@ def main(argv: Sequence[str]) -> int:
         model=options.model,
         data_path=options.data_path,
     ).folder(options.buffer_path)
-    expert_buffer.check_settings(folder, fixed_values(options))
-    done = sum(len(expert_buffer.read_file(path)) for path in expert_buffer.buffer_files(folder))
-    print(f"{done} of {options.num_experts} experts are in {folder}")
-    if done >= options.num_experts:
+    check_writable(folder)
+    expert_buffer.begin(folder, fixed_values(options))
+    per_file = options.save_interval
+    missing = expert_buffer.missing_experts(folder, options.num_experts, experts_per_file=per_file)
+    print(f"buffer.py\n{resolved.table()}")
+    print(f"{options.num_experts - len(missing)} of {options.num_experts} experts are in {folder}")
+    if not missing:
         return 0
 
-    data = load_dataset(
-        options.dataset,
-        data_path=options.data_path,
-        subset=options.subset,
-        res=options.res,
-        zca=options.zca,
-    ).to(default_device())
-    missing = range(done, options.num_experts)
+    data = read_dataset(found, zca=options.zca).to(default_device())
     with progress_bar(total=len(missing) * options.train_epochs, unit="epoch") as progress:
         for number in missing:
             expert = train_expert(options, data, number, dsa_groups, progress)
-            expert_buffer.append_expert(folder, expert, experts_per_file=options.save_interval)
+            expert_buffer.save_expert(folder, number, expert, experts_per_file=per_file)
     print(f"{options.num_experts} experts of {options.train_epochs} epochs are in {folder}")
     return 0
 
@@ -94,9 +95,9 @@ def train_expert(
         network.compile()
     trajectory = [expert_buffer.snapshot(network)]
     for epoch in range(options.train_epochs):
-        if options.decay and epoch == options.train_epochs // 2:
+        if options.decay and epoch > 0 and epoch == options.train_epochs // 2:
             scale_learning_rate(optimizer, 0.1)
-        _, train_acc = train_epoch(
+        loss, train_acc = train_epoch(
             network,
             optimizer,
             train.images,
@@ -105,6 +106,11 @@ def train_expert(
             dsa_groups=dsa_groups,
             generator=generator,
         )
+        if not loss.isfinite():
+            raise UserError(
+                f"expert {number} diverged in epoch {epoch + 1}: lower --lr_teacher, which is "
+                f"{options.lr_teacher}; the experts before it are kept"
+            )
         test_acc = accuracy(network, data.test.images, data.test.labels)
         trajectory.append(expert_buffer.snapshot(network))
         progress.set_description(f"expert {number}", refresh=False)

@@ -19,6 +19,7 @@ from torch import Tensor
 from networks import CROSS_ARCHITECTURE, build_network, canonical_name
 from utils.augment import parse_strategy
 from utils.config import (
+    DEFAULT,
     Resolved,
     check_unchanged,
     fixed_values,
@@ -26,12 +27,13 @@ from utils.config import (
     resolve,
     run_script,
 )
-from utils.data import ImageDataset, find_dataset, load_dataset
+from utils.data import ImageDataset, find_dataset, read_dataset
 from utils.device import default_device
 from utils.environment import describe_environment
 from utils.errors import UserError
 from utils.evaluation import Protocol
 from utils.expert_buffer import ExpertBuffer, ExpertKind, find_experts
+from utils.files import check_writable
 from utils.flat_params import FlatNetwork
 from utils.matching import Matcher
 from utils.options import DistillOptions
@@ -39,7 +41,8 @@ from utils.outer_state import Diverged, OuterState
 from utils.progress import progress_bar
 from utils.reporter import Reporter
 from utils.run_dir import MetricsLog, RunDir
-from utils.synthetic_set import class_labels, initial_images
+from utils.sources import Source
+from utils.synthetic_set import check_ipc, class_labels, initial_images
 from utils.trajectory_length import DISTANCES, LENGTH_POLICIES
 from utils.unroll import ENGINES
 
@@ -48,20 +51,26 @@ CHECKPOINT_SECONDS = 600
 
 def main(argv: Sequence[str]) -> int:
     resolved = resolve(DistillOptions, argv, description=__doc__ or "", find_yaml=find_yaml)
-    network, experts = open_experts(resolved)
     options = resolved.options
-    run, checkpoint = open_run(options)
-    print(f"distill_att.py -> {run.path}\n{resolved.table()}")
-    print(f"{len(experts)} experts of {experts.epochs} epochs", *experts.skipped, sep="\n")
-
-    device = default_device()
-    data = load_dataset(
+    source = find_dataset(
         options.dataset,
         data_path=options.data_path,
         subset=options.subset,
         res=options.res,
         zca=options.zca,
-    ).to(device)
+    )
+    check_ipc(options.ipc, source.labels["train"], source.class_names)
+    resolved.set("res", source.image_size, resolved.sources["res"])
+    network, experts = open_experts(resolved, source)
+    if resolved.options.run_name is None:
+        resolved.set("run_name", datetime.now().strftime("%Y-%m-%d_%H-%M-%S"), DEFAULT)
+    options = resolved.options
+    run, checkpoint = open_run(options, len(experts))
+    print(f"distill_att.py -> {run.path}\n{resolved.table()}")
+    print(f"{len(experts)} experts of {experts.epochs} epochs", *experts.skipped, sep="\n")
+
+    device = default_device()
+    data = read_dataset(source, zca=options.zca).to(device)
     labels = class_labels(data.num_classes, options.ipc, device)
     images = initial_images(data, options.ipc, options.pix_init, options.seed)
     state = OuterState(
@@ -72,20 +81,25 @@ def main(argv: Sequence[str]) -> int:
         ema_decay=options.ema_decay,
     )
     matcher = make_matcher(options, network.to(device), experts, labels)
-    reporter = make_reporter(options, run, data, labels)
+    reporter = make_reporter(options, run, data, labels, len(experts))
     if checkpoint is not None:
         reporter.resume(state, checkpoint)
     else:
+        reporter.log.keep_up_to(-1)  # of a call that ended before its first checkpoint
         reporter.save(state)
         if options.eval_it > 0:
             reporter.evaluate(state)
+        reporter.save_checkpoint(state)
     try:
         take_outer_steps(options, state, matcher, reporter)
+    except UserError:  # an expert that cannot be used; what was learned so far is kept
+        reporter.save_checkpoint(state)
+        raise
     except Diverged as reason:
         reporter.save_last(state)
         print(
             f"distill_att.py: stopped at iteration {state.iteration}: {reason}. "
-            f"The last good set is {run.distilled('last')}",
+            f"The last good set is {run.distilled('last')}; begin anew with another --run_name",
             file=sys.stderr,
         )
         return 1
@@ -106,13 +120,11 @@ def find_yaml(given: Mapping[str, Any]) -> Path | None:
     return path
 
 
-def open_experts(resolved: Resolved[DistillOptions]) -> tuple[FlatNetwork, ExpertBuffer]:
+def open_experts(
+    resolved: Resolved[DistillOptions], source: Source
+) -> tuple[FlatNetwork, ExpertBuffer]:
     """Find and check the experts; a model or zca not given by hand follows what is there."""
     options = resolved.options
-    source = find_dataset(
-        options.dataset, data_path=options.data_path, subset=options.subset, res=options.res
-    )
-    resolved.set("res", source.image_size, resolved.sources["res"])
     asked = ExpertKind(
         dataset=options.dataset,
         subset=options.subset,
@@ -128,13 +140,16 @@ def open_experts(resolved: Resolved[DistillOptions]) -> tuple[FlatNetwork, Exper
         zca_fixed=resolved.given_by_hand("zca"),
     )
     folder = found.folder(options.buffer_path)
-    if found.zca != asked.zca or canonical_name(found.model) != canonical_name(asked.model):
+    same_network = canonical_name(found.model) == canonical_name(asked.model)
+    if found.zca != asked.zca or not same_network:
         print(
             f"only other experts than those of the row (model {asked.model}, zca {asked.zca}) are "
             f"there: using {folder} (model {found.model}, zca {found.zca}); "
             f"for the row's own: {asked.command(options.buffer_path)}"
         )
+    if found.zca != asked.zca:
         resolved.set("zca", found.zca, str(folder))
+    if not same_network:
         resolved.set("model", found.model, str(folder))
     network = FlatNetwork(
         build_network(
@@ -162,7 +177,7 @@ def open_experts(resolved: Resolved[DistillOptions]) -> tuple[FlatNetwork, Exper
     return network, experts
 
 
-def open_run(options: DistillOptions) -> tuple[RunDir, dict[str, Any] | None]:
+def open_run(options: DistillOptions, num_experts: int) -> tuple[RunDir, dict[str, Any] | None]:
     """The run directory and, where this run was begun before, its checkpoint."""
     run = RunDir.locate(
         options.save_path,
@@ -170,13 +185,25 @@ def open_run(options: DistillOptions) -> tuple[RunDir, dict[str, Any] | None]:
         subset=options.subset,
         model=options.model,
         ipc=options.ipc,
-        run_name=options.run_name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S"),
+        run_name=options.run_name or "",
     )
+    check_writable(run.path)
     checkpoint = run.load_checkpoint()
+    if checkpoint is None and run.has_steps():
+        raise UserError(
+            f"{run.path} holds a run without a checkpoint, which cannot be continued: "
+            "choose another --run_name"
+        )
     if checkpoint is not None:
         check_unchanged(
             checkpoint["config"], fixed_values(options), where=run.path, instead="--run_name"
         )
+        if checkpoint["num_experts"] != num_experts:
+            raise UserError(
+                f"{run.path} was begun with {checkpoint['num_experts']} experts, now there are "
+                f"{num_experts}: pass --max_experts {checkpoint['num_experts']} or another "
+                "--run_name"
+            )
     return run, checkpoint
 
 
@@ -191,7 +218,7 @@ def make_matcher(
         expert_epochs=options.expert_epochs,
         max_start_epoch=options.max_start_epoch,
         batch_syn=options.batch_syn,
-        dsa_groups=None if options.no_aug else dsa_groups(options),
+        dsa_groups=None if options.no_aug else augmentation_groups(options),
         engine=ENGINES[options.unroll],
         distance=DISTANCES[options.distance],
         policy=LENGTH_POLICIES[options.length],
@@ -200,7 +227,7 @@ def make_matcher(
 
 
 def make_reporter(
-    options: DistillOptions, run: RunDir, data: ImageDataset, labels: Tensor
+    options: DistillOptions, run: RunDir, data: ImageDataset, labels: Tensor, num_experts: int
 ) -> Reporter:
     config = asdict(options)
     run.save_config(config, describe_environment())
@@ -210,12 +237,13 @@ def make_reporter(
         config=config,
         data=data,
         labels=labels,
+        num_experts=num_experts,
         models=CROSS_ARCHITECTURE if options.eval_mode == "M" else [options.model],
         protocol=Protocol(
             num_eval=options.num_eval,
             epochs=options.epoch_eval_train,
             batch_size=options.batch_train,
-            dsa_groups=dsa_groups(options),
+            dsa_groups=augmentation_groups(options),
         ),
     )
 
@@ -250,7 +278,7 @@ def take_outer_steps(
                 checkpoint_at = time.monotonic()
 
 
-def dsa_groups(options: DistillOptions) -> tuple[str, ...] | None:
+def augmentation_groups(options: DistillOptions) -> tuple[str, ...] | None:
     return parse_strategy(options.dsa_strategy) if options.dsa else None
 
 

@@ -2,29 +2,32 @@
 
     python eval.py --distilled results/.../distilled_best.pt --model ConvNetD3 ResNet18
 
-needs that file and the test data, nothing else. Prints a table and keeps it in eval.json beside
+needs that file and the test data, nothing else (but for a whitened set of a single iteration the
+training data: such sets leave the whitening out). Prints a table and keeps it in eval.json beside
 the file; what is there already is not measured again.
 """
 
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from networks import CROSS_ARCHITECTURE
 from utils.augment import parse_strategy
+from utils.cache import digest
 from utils.config import resolve, run_script
 from utils.data import ImageDataset, load_dataset
 from utils.device import default_device
 from utils.environment import describe_environment
 from utils.errors import UserError
 from utils.evaluation import Accuracies, Protocol, evaluate
-from utils.files import write_text
+from utils.files import check_writable, write_text
 from utils.options import EvalOptions
 from utils.rng import derive_seed, stream
 from utils.synthetic_set import SyntheticSet, class_labels, random_real_images
@@ -42,18 +45,27 @@ class TrainingSet:
     lr: float
     epochs: int
 
+    @cached_property
+    def digest(self) -> str:
+        return _digest(torch.cat(self.draws), self.labels)
+
 
 def main(argv: Sequence[str]) -> int:
     options = resolve(EvalOptions, argv, description=__doc__ or "").options
     if not options.distilled:
         raise UserError("--distilled is missing: the file distilled_<tag>.pt of a run directory")
+    if options.model and options.eval_mode == "M":
+        raise UserError("--model and --eval_mode M both say which networks to train: give one")
     path = Path(options.distilled)
     distilled = SyntheticSet.load(path)
     record_path = path.with_name("eval.json")
     record = read_record(record_path)
+    check_writable(path.parent)
     models = options.model or (
         CROSS_ARCHITECTURE if options.eval_mode == "M" else [distilled.model]
     )
+    if distilled.normalisation.needs_fit:
+        print("fitting ZCA on the training images: only the sets last and best bring theirs along")
     data = load_dataset(
         distilled.dataset,
         data_path=options.data_path or distilled.config["data_path"],
@@ -62,18 +74,14 @@ def main(argv: Sequence[str]) -> int:
         normalisation=distilled.normalisation,
         test_only=not (options.random or options.full),
     ).to(default_device())
+    check_classes(distilled, data)
+    tested_on = _digest(data.test.images, data.test.labels)
 
-    if data.class_names != distilled.class_names:
-        raise UserError(
-            f"the classes of {distilled.dataset} here ({', '.join(data.class_names[:5])}, ...) are "
-            f"not those of {path} ({', '.join(distilled.class_names[:5])}, ...): give the "
-            "--data_path that it was distilled from"
-        )
     print(f"{path}: {distilled.dataset}, ipc {distilled.ipc}, iteration {distilled.iteration}")
     print(f"{'trained on':14} {'model':12} {'lr':>8} {'epochs':>6}  test accuracy")
     for training_set in training_sets(options, distilled, data):
         for model in models:
-            settings = describe(path, training_set, options, model)
+            settings = describe(path, training_set, options, distilled, tested_on, model)
             accuracies = recorded(record, settings)
             note = "  (recorded before)" if accuracies else ""
             if accuracies is None:
@@ -129,7 +137,7 @@ def evaluate_on(
     protocol = Protocol(
         num_eval=options.num_eval // len(training_set.draws),
         epochs=training_set.epochs,
-        batch_size=options.batch_train,
+        batch_size=options.batch_train or config["batch_train"],
         dsa_groups=parse_strategy(config["dsa_strategy"]) if config["dsa"] else None,
     )
     accs: list[float] = []
@@ -147,6 +155,19 @@ def evaluate_on(
     return Accuracies(tuple(accs))
 
 
+def check_classes(distilled: SyntheticSet, data: ImageDataset) -> None:
+    """UserError where the test images are of other classes than the set.
+
+    Names count only for the user's own folders; elsewhere they may come from optional files.
+    """
+    ours, theirs = distilled.class_names, data.class_names
+    if len(ours) != len(theirs) or (distilled.dataset == "folder" and ours != theirs):
+        raise UserError(
+            f"the test images are of {len(theirs)} classes ({', '.join(theirs[:4])}, ...), the set "
+            f"of {len(ours)} ({', '.join(ours[:4])}, ...): give the --data_path that it is from"
+        )
+
+
 def read_record(path: Path) -> list[dict[str, Any]]:
     """The evaluations that eval.json holds already; it only ever grows."""
     if not path.exists():
@@ -155,26 +176,37 @@ def read_record(path: Path) -> list[dict[str, Any]]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         record = None
-    if not isinstance(record, list):
+    if not isinstance(record, list) or not all(isinstance(entry, dict) for entry in record):
         raise UserError(f"{path} holds no list of evaluations: mend it or move it away")
     return record
 
 
 def describe(
-    path: Path, training_set: TrainingSet, options: EvalOptions, model: str
+    path: Path,
+    training_set: TrainingSet,
+    options: EvalOptions,
+    distilled: SyntheticSet,
+    tested_on: str,
+    model: str,
 ) -> dict[str, Any]:
-    """Everything that one evaluation depends on."""
+    """Everything that one evaluation depends on; `tested_on` is a digest of the test data."""
     return {
         "distilled": path.name,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "trained_on": training_set.name,
+        "images": training_set.digest,
+        "tested_on": tested_on,
         "model": model,
         "lr": training_set.lr,
         "epochs": training_set.epochs,
-        "batch_train": options.batch_train,
+        "batch_train": options.batch_train or distilled.config["batch_train"],
+        "dsa": distilled.config["dsa_strategy"] if distilled.config["dsa"] else None,
         "num_eval": options.num_eval,
         "seed": options.seed,
     }
+
+
+def _digest(images: Tensor, labels: Tensor) -> str:
+    return digest({"images": images.cpu(), "labels": labels.cpu()})
 
 
 def recorded(record: list[dict[str, Any]], settings: dict[str, Any]) -> Accuracies | None:

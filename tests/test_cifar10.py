@@ -6,7 +6,7 @@ import torch
 from networks import build_network
 from utils.augment import DSA_STRATEGY, parse_strategy
 from utils.data import Split, load_dataset
-from utils.expert_buffer import ExpertBuffer, append_expert, snapshot
+from utils.expert_buffer import ExpertBuffer, save_expert, snapshot
 from utils.flat_params import FlatNetwork
 from utils.matching import Matcher
 from utils.outer_state import OuterState
@@ -45,7 +45,7 @@ def cifar10(cifar10_path):
 
 def test_outer_steps_lower_the_matching_loss(cifar10, tmp_path):
     for seed in range(2):
-        append_expert(tmp_path, train_expert(cifar10.train, seed), experts_per_file=10)
+        save_expert(tmp_path, seed, train_expert(cifar10.train, seed), experts_per_file=10)
     network = FlatNetwork(build_network("ConvNetW32", channels=3, num_classes=10, image_size=32))
     matcher = Matcher(
         network,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from networks import build_network
-from utils.expert_buffer import ExpertBuffer, append_expert, snapshot
+from utils.expert_buffer import ExpertBuffer, save_expert, snapshot
 from utils.flat_params import FlatNetwork
 from utils.matching import Matcher, draw_problem
 from utils.trajectory_length import DISTANCES, att
@@ -24,7 +24,7 @@ def matcher(tmp_path):
     """Three experts of three epochs, whose snapshots are random networks."""
     for number in range(3):
         expert = [snapshot(tiny_network(10 * number + epoch)) for epoch in range(4)]
-        append_expert(tmp_path, expert, experts_per_file=2)
+        save_expert(tmp_path, number, expert, experts_per_file=2)
     network = FlatNetwork(tiny_network(0))
     return Matcher(
         network,

@@ -1,5 +1,6 @@
 """The three scripts on digits: as a user types them, and with bad input."""
 
+import itertools
 import json
 import re
 import shutil
@@ -126,6 +127,20 @@ def test_an_interrupted_buffer_gives_the_same_experts(experts, tmp_path):
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
+def test_a_deleted_buffer_file_is_made_again(experts, tmp_path):
+    train_experts(tmp_path, 2, "--save_interval", "1")
+    (tmp_path / "digits/ConvNetD2/replay_buffer_0.pt").unlink()
+    train_experts(tmp_path, 2, "--save_interval", "1")
+    pairs = list(zip(snapshots(tmp_path), snapshots(experts), strict=True))
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_diverging_expert_is_not_kept(tmp_path):
+    with pytest.raises(UserError, match=r"expert 0 diverged in epoch \d: lower --lr_teacher"):
+        train_experts(tmp_path, 1, "--lr_teacher", "1e9")
+    assert snapshots(tmp_path) == []
+
+
 def test_a_finished_buffer_is_left_alone(experts):
     (file,) = experts.rglob("replay_buffer_*.pt")
     before = file.stat().st_mtime_ns
@@ -140,7 +155,8 @@ def test_the_files_of_a_run(finished):
     assert {path.name for path in finished.iterdir()} == names
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert (config["syn_steps"], config["model"], config["lr_img"]) == (4, "ConvNetD2", 3.0)
-    assert {"torch", "git_commit", "device", "command"} <= set(config["environment"])
+    (environment,) = config["environment"]
+    assert {"torch", "git_commit", "device", "command"} <= set(environment)
     assert Image.open(finished / "images_best.png").width > 400
 
 
@@ -192,8 +208,11 @@ def test_a_continued_run_equals_an_uninterrupted_one(finished, experts, tmp_path
     # What a kill may leave behind the checkpoint: a step that will come again, half a line.
     with open(half / "metrics.jsonl", "a") as file:
         file.write('{"kind": "step", "iteration": 2, "loss": 9.0}\n{"kind": "st')
+    config = yaml.safe_load((half / "config.yaml").read_text())
     whole = distill(experts, tmp_path)
     assert whole == half
+    assert len(config["environment"]) == 1
+    assert len(yaml.safe_load((whole / "config.yaml").read_text())["environment"]) == 2
     assert without_time(whole) == without_time(finished)
     assert torch.equal(images(whole / "distilled_last.pt"), images(finished / "distilled_last.pt"))
 
@@ -202,6 +221,41 @@ def test_a_run_is_not_continued_under_other_settings(finished, experts):
     results = finished.parents[3]
     with pytest.raises(UserError, match=r"lr_img=3.0, not 9.0.*--run_name"):
         distill(experts, results, "--lr_img", "9")
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(finished, experts, tmp_path):
+    run_dir = tmp_path / "digits/ConvNetD2/ipc1/run"
+    run_dir.mkdir(parents=True)
+    (run_dir / "metrics.jsonl").write_text('{"kind": "eval", "iteration": 0, "set": "raw"}\n{"ki')
+    assert without_time(distill(experts, tmp_path)) == without_time(finished)
+
+
+def test_a_run_without_its_checkpoint_is_not_overwritten(finished, experts, tmp_path):
+    shutil.copytree(finished, tmp_path / "digits/ConvNetD2/ipc1/run")
+    (tmp_path / "digits/ConvNetD2/ipc1/run/checkpoint.pt").unlink()
+    with pytest.raises(UserError, match=r"without a checkpoint.*--run_name"):
+        distill(experts, tmp_path)
+
+
+def test_a_run_is_not_continued_with_other_experts(experts, tmp_path):
+    shutil.copytree(experts, tmp_path / "b")
+    half = distill(tmp_path / "b", tmp_path / "r", "--Iteration", "2", "--eval_it", "0")
+    train_experts(tmp_path / "b", 3)
+    with pytest.raises(UserError, match=r"begun with 2 experts, now there are 3.*--max_experts 2"):
+        distill(tmp_path / "b", tmp_path / "r", "--eval_it", "0")
+    distill(tmp_path / "b", tmp_path / "r", "--eval_it", "0", "--max_experts", "2")
+    assert [record["iteration"] for record in records(half, "step")] == [0, 1, 2, 3]
+
+
+def test_the_best_of_another_protocol_does_not_count(experts, tmp_path):
+    distill(experts, tmp_path, "--Iteration", "2", "--epoch_eval_train", "40")
+    whole = distill(experts, tmp_path)
+    best = max(
+        (r for r in records(whole, "eval") if r["set"] == "raw" and r["iteration"] > 2),
+        key=lambda record: record["acc_mean"],
+    )
+    assert torch.load(whole / "distilled_best.pt", weights_only=True)["iteration"] == 4
+    assert best["iteration"] == 4
 
 
 def test_both_engines_give_the_same_run(finished, experts, tmp_path):
@@ -280,6 +334,33 @@ def test_a_recorded_evaluation_is_not_repeated(finished, tmp_path, capsys):
     assert len(json.loads((tmp_path / "eval.json").read_text())) == 2
 
 
+def test_a_recorded_evaluation_is_one_on_the_same_test_images(tmp_path, capsys):
+    """Two folders of pictures under the same set: the second is measured, not looked up."""
+    for tree, split in itertools.product(("a", "b"), ("train", "test")):
+        for label, name in enumerate(("dark", "light")):
+            folder = tmp_path / tree / split / name
+            folder.mkdir(parents=True)
+            for n in range(2):
+                grey = 40 + 150 * label + 3 * n + (20 if tree == "b" else 0)
+                Image.new("RGB", (8, 8), (grey, grey, grey + n)).save(folder / f"{n}.png")
+    where = ["--dataset", "folder", "--res", "8", "--data_path", str(tmp_path / "a")]
+    where += ["--model", "MLP", "--buffer_path", str(tmp_path / "buffers")]
+    assert buffer.main([*where, "--num_experts", "1", "--train_epochs", "2"]) == 0
+    argv = [*where, *"--Iteration 1 --eval_it 0 --syn_steps 2 --expert_epochs 1".split()]
+    argv += ["--max_start_epoch", "1", "--save_path", str(tmp_path / "r"), "--run_name", "x"]
+    assert distill_att.main(argv) == 0
+    file = tmp_path / "r/folder/MLP/ipc1/x/distilled_last.pt"
+    argv = ["--distilled", str(file), "--num_eval", "1", "--epoch_eval_train", "1"]
+    for tree, known in (("a", False), ("b", False), ("b", True)):
+        capsys.readouterr()
+        assert evaluation.main([*argv, "--data_path", str(tmp_path / tree)]) == 0
+        assert ("recorded before" in capsys.readouterr().out) is known
+    (tmp_path / "b/test/dark").rename(tmp_path / "b/test/black")
+    shutil.rmtree(tmp_path / "b/train")
+    with pytest.raises(UserError, match=r"classes \(black, light.*--data_path"):
+        evaluation.main([*argv, "--data_path", str(tmp_path / "b")])
+
+
 @pytest.mark.parametrize(
     ("script", "argv", "parts"),
     [
@@ -293,6 +374,7 @@ def test_a_recorded_evaluation_is_not_repeated(finished, tmp_path, capsys):
         (distill_att, ["--dataset", "digits", "--ipc", "0"], ["--ipc", "at least 1"]),
         (distill_att, ["--dataset", "digits", "--syn_steps", "0"], ["--syn_steps", "at least 1"]),
         (distill_att, ["--dataset", "digits", "--num_eval", "0"], ["--num_eval", "at least 1"]),
+        (distill_att, ["--dataset", ""], ["--dataset", "''", "digits"]),
         (distill_att, ["--dataset", "digits", "--lenght", "att"], ["--lenght"]),
         (distill_att, ["--dataset", "digits", "--config", "no.yaml"], ["no.yaml"]),
         (distill_att, ["--dataset", "digits", "--run_name", "a/b"], ["--run_name", "a/b"]),
@@ -300,7 +382,9 @@ def test_a_recorded_evaluation_is_not_repeated(finished, tmp_path, capsys):
         (distill_att, ["--dataset", "digits", "--max_start_epoch", "9"], ["9", "2 epochs"]),
         (distill_att, ["--dataset", "digits", "--res", "16"], ["no expert buffers", "buffer.py"]),
         (distill_att, ["--dataset", "digits", "--model", "MLP"], ["no expert buffers", "MLP"]),
+        (buffer, ["--dataset", "digits", "--res", "200", "--zca"], ["ZCA", "200x200"]),
         (evaluation, [], ["--distilled"]),
+        (evaluation, ["--distilled", "x", "--model", "MLP", "--eval_mode", "M"], ["--eval_mode"]),
         (evaluation, ["--distilled", "none.pt"], ["none.pt"]),
         (evaluation, ["--distilled", "none.pt", "--model", "X"], ["--model", "'X'", "VGG11"]),
     ],

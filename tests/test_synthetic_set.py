@@ -32,7 +32,13 @@ def make_set(data, **changes):
         "normalisation": data.normalisation,
         "iteration": 7,
         "set": "ema",
-        "config": {"seed": 3, "zca": data.normalisation.zca},
+        "config": {
+            "data_path": "data",
+            "res": 8,
+            "dsa": True,
+            "dsa_strategy": "flip",
+            "batch_train": 9,
+        },
     }
     return SyntheticSet(**values | changes)
 

@@ -100,16 +100,17 @@ def resolve(
     """
     fields = {field.name: field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
     given = vars(_parser(options, description).parse_args(argv))
+    for name, value in given.items():
+        _check(fields[name], value, f"--{name}")
     path = find_yaml(given)
     from_yaml = _read_yaml(path, fields, _types(options)) if path is not None else {}
-    values = {**from_yaml, **given}
-    for name, value in values.items():
-        _check(fields[name], value, f"--{name}" if name in given else f"{path}: {name}")
+    for name, value in from_yaml.items():
+        _check(fields[name], value, f"{path}: {name}")
     sources = {
         name: FLAG if name in given else str(path) if name in from_yaml else DEFAULT
         for name in fields
     }
-    return Resolved(options(**values), sources)
+    return Resolved(options(**{**from_yaml, **given}), sources)
 
 
 def packaged_yaml(dataset: str, name: str) -> Path | None:
@@ -120,7 +121,8 @@ def packaged_yaml(dataset: str, name: str) -> Path | None:
 
 def nearest_row(dataset: str, ipc: int) -> Path | None:
     """configs/<dataset>/ipc<k>.yaml with the k nearest to `ipc`, the smaller on a tie."""
-    rows = [int(path.stem.removeprefix("ipc")) for path in CONFIGS.glob(f"{dataset}/ipc*.yaml")]
+    names = [path.stem for path in (CONFIGS / dataset).glob("ipc*.yaml")]
+    rows = [int(name[3:]) for name in names if name[3:].isdecimal()]
     if not rows:
         return None
     return packaged_yaml(dataset, f"ipc{min(sorted(rows), key=lambda row: abs(row - ipc))}")
@@ -319,10 +321,12 @@ def _read_yaml(
         raise UserError(f"{path} must hold `name: value` lines, not a {type(content).__name__}")
     values = {}
     content.pop("environment", None)  # the record in a run's own config.yaml
-    for key, value in content.items():
+    aliases = {field.metadata["alias"]: name for name, field in fields.items()}
+    for written, value in content.items():
+        key = str(aliases.get(written, written))
         if key not in fields:
-            close = difflib.get_close_matches(str(key), fields, n=3) or list(fields)
-            raise UserError(f"{path}: unknown key {key!r}; choices: {', '.join(close)}")
+            close = difflib.get_close_matches(key, fields, n=3) or list(fields)
+            raise UserError(f"{path}: unknown key {written!r}; choices: {', '.join(close)}")
         values[key] = _from_yaml(value, hints[key], f"{path}: {key}")
     return values
 

@@ -14,7 +14,6 @@ from utils.errors import UserError
 from utils.normalisation import CHUNK, Normalisation, check_zca_size, fit_mean_std, fit_zca
 from utils.sources import (
     IMAGENET_SUBSETS,
-    Pixels,
     Source,
     SplitName,
     find_cifar,
@@ -24,7 +23,15 @@ from utils.sources import (
     find_tiny,
 )
 
-__all__ = ["DATASETS", "IMAGENET_SUBSETS", "ImageDataset", "Split", "find_dataset", "load_dataset"]
+__all__ = [
+    "DATASETS",
+    "IMAGENET_SUBSETS",
+    "ImageDataset",
+    "Split",
+    "find_dataset",
+    "load_dataset",
+    "read_dataset",
+]
 
 MIN_RES = 8
 
@@ -84,6 +91,83 @@ class ImageDataset:
         return replace(self, train=train, test=self.test.to(device))
 
 
+def find_dataset(
+    name: str,
+    *,
+    data_path: str | Path = "data",
+    subset: str | None = None,
+    res: int | None = None,
+    zca: bool = False,
+    splits: tuple[SplitName, ...] = ("train", "test"),
+) -> Source:
+    """Find a data set of DATASETS without reading its pixels: classes, labels, image size; quick.
+
+    Args:
+        data_path: the folder that holds it; each `find_*` in `utils/sources.py` says how.
+        subset: for ImageNet, one of IMAGENET_SUBSETS.
+        res: image size, for those without a native one (ImageNet 128, folder 32 by default).
+        zca: check that images of that size can be whitened.
+
+    Raises:
+        UserError: an unknown name or option, or data that are missing or incomplete.
+    """
+    if name not in DATASETS:
+        raise UserError(f"unknown --dataset {name}: choose one of {', '.join(DATASETS)}")
+    if subset is not None and name != "ImageNet":
+        raise UserError(f"--subset {subset} goes with --dataset ImageNet only, not with {name}")
+    if res is not None and res < MIN_RES:
+        raise UserError(f"--res {res} is too small: give {MIN_RES} or more")
+    root = Path(data_path).expanduser().resolve()
+    source = DATASETS[name](root, splits, subset=subset, res=res)
+    if zca:
+        check_zca_size(source.channels, source.image_size, source.image_size)
+    return replace(source, name=name, subset=subset)
+
+
+def read_dataset(
+    source: Source,
+    *,
+    zca: bool = False,
+    normalisation: Normalisation | None = None,
+    test_only: bool = False,
+) -> ImageDataset:
+    """Read what `find_dataset` found into memory, on the CPU.
+
+    Args:
+        zca: whiten instead of standardising; fitted on the training images and cached.
+        normalisation: use this one (of a distilled set) and fit nothing, save a whitening that
+            it lacks; `zca` is then ignored.
+        test_only: leave the training images out, apart from such a fit.
+
+    Memory: 4 bytes a value for what is returned, and one byte while it is made; fitting ZCA
+    takes twice the training images more.
+
+    Raises:
+        UserError: a broken picture, or a normalisation for images of another shape.
+    """
+    if normalisation is not None:
+        _check_match(normalisation, source)
+        zca = normalisation.zca
+    elif not zca:
+        normalisation = source.normalisation
+
+    pixels: dict[SplitName, Tensor] = {"test": source.read["test"]()}
+    if normalisation is None or normalisation.needs_fit or not test_only:
+        pixels["train"] = source.read["train"]()
+    if normalisation is None or normalisation.needs_fit:
+        normalisation = (
+            _fit_zca(pixels["train"], source.cache) if zca else fit_mean_std(pixels["train"])
+        )
+    return ImageDataset(
+        name=source.name,
+        subset=source.subset,
+        train=None if test_only else _normalise(source, "train", pixels, normalisation),
+        test=_normalise(source, "test", pixels, normalisation),
+        class_names=source.class_names,
+        normalisation=normalisation,
+    )
+
+
 def load_dataset(
     name: str,
     *,
@@ -94,70 +178,14 @@ def load_dataset(
     normalisation: Normalisation | None = None,
     test_only: bool = False,
 ) -> ImageDataset:
-    """Read a data set of DATASETS into memory, on the CPU.
+    """`find_dataset`, then `read_dataset`.
 
-    Args:
-        data_path: the folder that holds it; each `find_*` in `utils/sources.py` says how.
-        subset: for ImageNet, one of IMAGENET_SUBSETS.
-        res: image size, for those without a native one (ImageNet 128, folder 32 by default).
-        zca: whiten instead of standardising; fitted on the training images and cached.
-        normalisation: use this one (of a distilled set) and fit nothing, save a whitening that
-            it lacks; `zca` is then ignored.
-        test_only: leave the training images out. They are not even looked for where
-            `normalisation` is given and complete.
-
-    Memory: 4 bytes a value for what is returned, and one byte while it is made; fitting ZCA
-    takes twice the training images more.
-
-    Raises:
-        UserError: an unknown name or option, or data that are missing, broken or do not fit.
+    With `test_only` the training images need not be there where `normalisation` is complete.
     """
     complete = normalisation is not None and not normalisation.needs_fit
     splits: tuple[SplitName, ...] = ("test",) if test_only and complete else ("train", "test")
-    source = find_dataset(name, data_path=data_path, subset=subset, res=res, splits=splits)
-    if normalisation is not None:
-        _check_match(normalisation, source)
-        zca = normalisation.zca
-    elif not zca:
-        normalisation = source.normalisation
-    if zca:
-        check_zca_size(source.channels, source.image_size, source.image_size)
-
-    train = None
-    if normalisation is None or normalisation.needs_fit or not test_only:
-        train = source.read["train"]()
-        if normalisation is None or normalisation.needs_fit:
-            normalisation = _fit_zca(train[0], source.cache) if zca else fit_mean_std(train[0])
-    return ImageDataset(
-        name=name,
-        subset=subset,
-        train=None if train is None or test_only else _normalise(train, normalisation),
-        test=_normalise(source.read["test"](), normalisation),
-        class_names=source.class_names,
-        normalisation=normalisation,
-    )
-
-
-def find_dataset(
-    name: str,
-    *,
-    data_path: str | Path = "data",
-    subset: str | None = None,
-    res: int | None = None,
-    splits: tuple[SplitName, ...] = ("train", "test"),
-) -> Source:
-    """Find a data set without reading it: class names, channels, image size; quick.
-
-    Arguments and errors as in `load_dataset`.
-    """
-    if name not in DATASETS:
-        raise UserError(f"unknown --dataset {name}: choose one of {', '.join(DATASETS)}")
-    if subset is not None and name != "ImageNet":
-        raise UserError(f"--subset {subset} goes with --dataset ImageNet only, not with {name}")
-    if res is not None and res < MIN_RES:
-        raise UserError(f"--res {res} is too small: give {MIN_RES} or more")
-    root = Path(data_path).expanduser().resolve()
-    return DATASETS[name](root, splits, subset=subset, res=res)
+    source = find_dataset(name, data_path=data_path, subset=subset, res=res, zca=zca, splits=splits)
+    return read_dataset(source, zca=zca, normalisation=normalisation, test_only=test_only)
 
 
 def _check_match(normalisation: Normalisation, source: Source) -> None:
@@ -190,10 +218,11 @@ def _fit_zca(pixels: Tensor, cache: Path | None) -> Normalisation:
     return Normalisation.whitened(pixels.shape[1], **tensors)
 
 
-def _normalise(pixels: Pixels, normalisation: Normalisation) -> Split:
+def _normalise(
+    source: Source, split: SplitName, pixels: dict[SplitName, Tensor], normalisation: Normalisation
+) -> Split:
     """uint8 pixels to what the network sees; converted in chunks, so only the result is large."""
-    images, labels = pixels
-    seen = torch.empty(images.shape)
-    for source, target in zip(images.split(CHUNK), seen.split(CHUNK), strict=True):
-        target.copy_(normalisation.forward(source.float().div_(255)))
-    return Split(seen, labels)
+    seen = torch.empty(pixels[split].shape)
+    for images, target in zip(pixels[split].split(CHUNK), seen.split(CHUNK), strict=True):
+        target.copy_(normalisation.forward(images.float().div_(255)))
+    return Split(seen, source.labels[split])

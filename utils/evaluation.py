@@ -89,7 +89,7 @@ def _train(
         network.parameters(), lr=lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
     )
     for epoch in range(protocol.epochs):
-        if epoch == protocol.epochs // 2:
+        if epoch > 0 and epoch == protocol.epochs // 2:
             scale_learning_rate(optimizer, 0.1)
         train_epoch(
             network,

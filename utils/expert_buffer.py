@@ -101,7 +101,6 @@ def read_file(path: Path, *, mmap: bool = True) -> list[Expert]:
     which is no zip archive, is read at once. Raises UserError for a file that does not load or
     holds something else.
     """
-    advice = "delete it and run buffer.py again, or pass --skip_bad_buffers"
     try:
         mmap = mmap and zipfile.is_zipfile(path)
         experts = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -109,11 +108,10 @@ def read_file(path: Path, *, mmap: bool = True) -> list[Expert]:
         raise
     except PermissionError:
         raise UserError(f"buffer file {path} may not be read: check its permissions") from None
-    except Exception as error:  # a damaged file can fail anywhere in torch's reader
-        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        raise UserError(f"buffer file {path} is damaged ({reason}); {advice}") from None
+    except Exception:  # a damaged file can fail anywhere in torch's reader
+        raise UserError(f"buffer file {path} is damaged, or more than tensors and lists") from None
     if not _is_list_of_experts(experts):
-        raise UserError(f"buffer file {path} does not hold a list of expert trajectories; {advice}")
+        raise UserError(f"buffer file {path} does not hold a list of expert trajectories")
     return experts
 
 
@@ -127,32 +125,56 @@ def _is_list_of_experts(content: Any) -> bool:
     )
 
 
-def append_expert(folder: Path, expert: Expert, *, experts_per_file: int) -> Path:
-    """Add one expert to the last file, or begin the next one where that is full. Atomic."""
-    files = buffer_files(folder)
-    experts = read_file(files[-1], mmap=False) if files else []
-    path = files[-1] if files else folder / "replay_buffer_0.pt"
-    if len(experts) >= experts_per_file:
-        number = int(path.stem.rpartition("_")[2]) + 1
-        path, experts = folder / f"replay_buffer_{number}.pt", []
-    torch_save([*experts, expert], path)
-    return path
+def begin(folder: Path, settings: dict[str, Any]) -> None:
+    """Record how the experts of `folder` are trained; refuse to add to others than such.
 
-
-def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Record how the experts of `folder` are trained; refuse to mix in others."""
+    Settings without a single buffer file (nobody got that far) are replaced.
+    """
     path = folder / SETTINGS
-    if not path.exists():
-        if not buffer_files(folder):
-            write_text(json.dumps(settings, indent=1) + "\n", path)
+    if not buffer_files(folder):
+        write_text(json.dumps(settings, indent=1) + "\n", path)
         return
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"the experts in {folder} are not from this buffer.py (no {SETTINGS} beside them): "
+            "they can be used, but not added to; pass another --buffer_path"
+        ) from None
     except (OSError, ValueError):
         recorded = None
     if not isinstance(recorded, dict):
         raise UserError(f"{path} holds no settings as JSON; move {folder} away or mend it")
     check_unchanged(recorded, settings, where=folder, instead="--buffer_path")
+
+
+def missing_experts(folder: Path, num_experts: int, *, experts_per_file: int) -> list[int]:
+    """Which of the experts 0 ... num_experts - 1 are not in `folder`; file n holds those from
+    n * experts_per_file on. UserError names a damaged file.
+    """
+    missing: list[int] = []
+    for first in range(0, num_experts, experts_per_file):
+        path = _file_of(folder, first, experts_per_file)
+        try:
+            there = len(read_file(path)) if path.exists() else 0
+        except UserError as error:
+            raise UserError(f"{error}; delete it, and its experts are trained again") from None
+        missing += range(first + there, min(first + experts_per_file, num_experts))
+    return missing
+
+
+def save_expert(folder: Path, number: int, expert: Expert, *, experts_per_file: int) -> Path:
+    """Add expert `number` behind those that its file holds already, atomically."""
+    path = _file_of(folder, number, experts_per_file)
+    experts = read_file(path, mmap=False) if path.exists() else []
+    if len(experts) != number % experts_per_file:
+        raise ValueError(f"{path} holds {len(experts)} experts, so {number} is not the next")
+    torch_save([*experts, expert], path)
+    return path
+
+
+def _file_of(folder: Path, number: int, experts_per_file: int) -> Path:
+    return folder / f"replay_buffer_{number // experts_per_file}.pt"
 
 
 def find_experts(
@@ -195,6 +217,7 @@ class ExpertBuffer:
         in_memory: bool = False,
         skip_bad: bool = False,
     ) -> None:
+        self._folder = folder
         self.skipped: list[str] = []
         self._experts: list[Expert] = []
         for path in buffer_files(folder)[:max_files]:
@@ -202,7 +225,9 @@ class ExpertBuffer:
                 experts = read_file(path, mmap=not in_memory)
             except UserError as error:
                 if not skip_bad:
-                    raise
+                    raise UserError(
+                        f"{error}; delete it and run buffer.py again, or pass --skip_bad_buffers"
+                    ) from None
                 self.skipped.append(str(error))
                 continue
             _check_shapes(path, experts, shapes)
@@ -222,8 +247,17 @@ class ExpertBuffer:
         return min(len(expert) for expert in self._experts) - 1
 
     def params(self, expert: int, epoch: int) -> Tensor:
-        """The parameters (P,) of `expert` after `epoch` epochs, float32 on the CPU."""
-        return flatten(self._experts[expert][epoch]).float()
+        """The parameters (P,) of `expert` after `epoch` epochs, float32 on the CPU.
+
+        UserError where they are not finite.
+        """
+        theta = flatten(self._experts[expert][epoch]).float()
+        if not theta.isfinite().all():
+            raise UserError(
+                f"expert {expert} in {self._folder} is not finite after {epoch} epochs: train it "
+                "again with a lower --lr_teacher"
+            )
+        return theta
 
 
 def _check_shapes(path: Path, experts: list[Expert], shapes: Sequence[torch.Size]) -> None:

@@ -51,3 +51,12 @@ def write_text(text: str, path: str | Path) -> None:
     """Write `text` as UTF-8, atomically. Raises UserError like `atomic_write`."""
     with atomic_write(path, "w") as file:
         file.write(text)
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raise UserError if `folder` cannot be made or written to; for checks before long work."""
+    existing = Path(folder).resolve()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {folder}: {existing} is no folder that may be written to")

@@ -25,10 +25,6 @@ class FlatNetwork:
         self.shapes = [param.shape for param in network.parameters()]
         self._sizes = [shape.numel() for shape in self.shapes]
 
-    @property
-    def num_params(self) -> int:
-        return sum(self._sizes)
-
     def to(self, device: torch.device | str) -> "FlatNetwork":
         self._network.to(device)
         return self

@@ -58,14 +58,11 @@ class BufferOptions(DsaOptions, DataOptions):
         False,
         "compile the training step: pays in long runs, needs a C++ compiler on the CPU",
         group=_RUN,
-        may_change=True,
     )
     buffer_path: str = option(
         "buffers", "folder of expert trajectories", group=_FILES, may_change=True
     )
-    save_interval: int = option(
-        10, "experts in one buffer file", group=_FILES, minimum=1, may_change=True
-    )
+    save_interval: int = option(10, "experts in one buffer file", group=_FILES, minimum=1)
 
 
 @dataclass(frozen=True)
@@ -141,8 +138,12 @@ class DistillOptions(EvaluationOptions, DsaOptions, DataOptions):
     buffer_path: str = option(
         "buffers", "folder of expert trajectories", group=_FILES, may_change=True
     )
-    max_files: int | None = option(None, "use only so many buffer files", group=_FILES, minimum=1)
-    max_experts: int | None = option(None, "use only so many experts", group=_FILES, minimum=1)
+    max_files: int | None = option(
+        None, "use only so many buffer files", group=_FILES, minimum=1, may_change=True
+    )
+    max_experts: int | None = option(
+        None, "use only so many experts", group=_FILES, minimum=1, may_change=True
+    )
     load_all: bool = option(
         False, "read all experts into memory at the start", group=_FILES, may_change=True
     )
@@ -197,7 +198,9 @@ class EvalOptions(EvaluationOptions):
     lr_real: float = option(
         0.01, "learning rate on real images, which have no learned one", group=_EVAL, above=0
     )
-    batch_train: int = option(256, "batch size", group=_EVAL, minimum=1)
+    batch_train: int | None = option(
+        None, "batch size (default: the distillation's)", group=_EVAL, minimum=1
+    )
     data_path: str | None = option(
         None, "folder of the data set (default: the one of the distillation)", group=_DATA
     )

@@ -1,7 +1,7 @@
 """What a distillation leaves behind as it runs: sets, pictures, evaluations, log, checkpoints."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -29,16 +29,24 @@ class Reporter:
     config: Mapping[str, Any]
     data: ImageDataset
     labels: Tensor
+    num_experts: int
     models: Sequence[str]
     protocol: Protocol
-    best: dict[str, float] = field(default_factory=lambda: {"raw": 0.0, "ema": 0.0})
+    best: dict[str, float] = field(default_factory=lambda: {"raw": -1.0, "ema": -1.0})
 
     def resume(self, state: OuterState, checkpoint: Mapping[str, Any]) -> None:
-        """Bring `state` and the log back to where the checkpoint was written."""
+        """Bring `state` and the log back to where the checkpoint was written.
+
+        The best so far counts only where it was measured as it will be from now on.
+        """
         state.load_state_dict(checkpoint["state"])
-        self.best = dict(checkpoint["best"])
+        if checkpoint["measured_by"] == self._measured_by():
+            self.best = dict(checkpoint["best"])
         self.log.keep_up_to(state.iteration)
         self.log.say(f"continuing at iteration {state.iteration}")
+
+    def _measured_by(self) -> dict[str, Any]:
+        return {**asdict(self.protocol), "model": self.models[0]}
 
     def log_step(
         self, state: OuterState, matching: Matching, start_epoch: int, seconds: float
@@ -119,6 +127,8 @@ class Reporter:
         self.run.save_checkpoint(
             {
                 "best": self.best,
+                "measured_by": self._measured_by(),
+                "num_experts": self.num_experts,
                 "state": state.state_dict(),
                 "config": dict(self.config),
             }

@@ -6,6 +6,7 @@ results/<dataset>[/<subset>]/<model>/ipc<k>/<run_name>/
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,17 @@ class RunDir:
         return self.path / f"images_{tag}.png"
 
     def save_config(self, config: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-        """Write config.yaml, which `--config` reads again; it skips the `environment` in it."""
-        text = yaml.safe_dump({**config, "environment": dict(environment)}, sort_keys=False)
-        write_text(text, self.path / "config.yaml")
+        """Write config.yaml; `environment` joins those of the earlier calls in it.
+
+        `--config` reads the file again, without the environments.
+        """
+        path = self.path / "config.yaml"
+        earlier: list[Any] = []
+        if path.exists():
+            with suppress(OSError, yaml.YAMLError, TypeError, KeyError):
+                earlier = list(yaml.safe_load(path.read_text(encoding="utf-8"))["environment"])
+        content = {**config, "environment": [*earlier, dict(environment)]}
+        write_text(yaml.safe_dump(content, sort_keys=False), path)
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         torch_save(dict(state), self.checkpoint)
@@ -60,12 +69,19 @@ class RunDir:
         if not self.checkpoint.exists():
             return None
         try:
-            return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged file can fail anywhere in torch's reader
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        except Exception:  # a damaged file can fail anywhere in torch's reader
+            state = None
+        if not isinstance(state, dict) or not {"state", "config", "best"} <= state.keys():
             raise UserError(
-                f"{self.checkpoint} cannot be read ({type(error).__name__}): choose another "
-                "--run_name; the distilled sets beside it stay as they are"
-            ) from None
+                f"{self.checkpoint} cannot be read: choose another --run_name; the distilled sets "
+                "beside it stay as they are"
+            )
+        return state
+
+    def has_steps(self) -> bool:
+        """Whether outer steps have been logged here."""
+        return self.metrics.exists() and '"kind": "step"' in self.metrics.read_text("utf-8")
 
 
 class MetricsLog:
@@ -73,17 +89,7 @@ class MetricsLog:
 
     def __init__(self, run: RunDir, *, wandb_mode: str, config: Mapping[str, Any]) -> None:
         self._path = run.metrics
-        self._wandb = None
-        if wandb_mode != "disabled":
-            import wandb  # slow to import, needed only here
-
-            self._wandb = wandb.init(
-                project="att",
-                name=run.path.name,
-                mode=wandb_mode,  # type: ignore[arg-type]
-                config=dict(config),
-                dir=str(run.path),
-            )
+        self._wandb = _start_wandb(run, wandb_mode, config)
 
     def keep_up_to(self, iteration: int) -> None:
         """Drop what an interrupted call logged behind the checkpoint it continues from."""
@@ -93,8 +99,11 @@ class MetricsLog:
             write_text("".join(f"{line}\n" for line in kept), self._path)
 
     def log(self, **record: Any) -> None:
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror}") from error
         if self._wandb is not None:
             self._wandb.log(record)
 
@@ -111,3 +120,23 @@ def _is_before(line: str, iteration: int) -> bool:
     except ValueError:  # the last line of a killed run may be cut off
         return False
     return record["iteration"] < iteration + (record["kind"] == "eval")
+
+
+def _start_wandb(run: RunDir, mode: str, config: Mapping[str, Any]) -> Any:
+    """A Weights & Biases run, or None where it is not wanted or cannot be had."""
+    if mode == "disabled":
+        return None
+    import wandb  # slow to import, needed only here
+
+    try:
+        return wandb.init(
+            project="att",
+            name=run.path.name,
+            mode=mode,  # type: ignore[arg-type]
+            config=dict(config),
+            dir=str(run.path),
+        )
+    except Exception as error:  # no account or no network must not cost the run
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        tqdm.write(f"going on without wandb: {reason}")
+        return None

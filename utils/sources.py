@@ -13,6 +13,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +24,6 @@ from utils.errors import UserError
 from utils.normalisation import Normalisation
 
 SplitName = Literal["train", "test"]
-Pixels = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels int64 (N,)
 Files = list[tuple[Path, int]]  # (image file, label)
 
 CIFAR_NORMALISATION = Normalisation((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
@@ -55,17 +55,22 @@ class Source:
     Attributes:
         class_names: by label.
         channels, image_size: what the images will have; they are square.
-        read: for each split asked for, a function that returns its pixels.
+        labels: for each split asked for, int64 (N,).
+        read: for each split asked for, a function that returns its pixels, uint8 (N, C, H, W).
         normalisation: the field's constants, or None: computed from the training images.
         cache: what is derived from the images is kept in `<cache>_<what>.pt`; None: nowhere.
+        name, subset: what it was asked for as.
     """
 
     class_names: tuple[str, ...]
     channels: int
     image_size: int
-    read: dict[SplitName, Callable[[], Pixels]]
+    labels: dict[SplitName, Tensor]
+    read: dict[SplitName, Callable[[], Tensor]]
     normalisation: Normalisation | None = None
     cache: Path | None = None
+    name: str = ""
+    subset: str | None = None
 
 
 def find_digits(
@@ -75,29 +80,33 @@ def find_digits(
 
     `res` other than 8 resizes them. Nothing is read from `data_path`.
     """
+    from sklearn.datasets import load_digits  # slow to import, needed only here
+    from sklearn.model_selection import train_test_split
+
     size = res or 8
+    scans = load_digits()
+    labels = torch.from_numpy(scans.target).long()
+    train, test = train_test_split(
+        torch.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0
+    )
+    members: dict[SplitName, Tensor] = {"train": train, "test": test}
     return Source(
         class_names=tuple("0123456789"),
         channels=1,
         image_size=size,
-        read={split: partial(_read_digits, split, size) for split in splits},
+        labels={split: labels[members[split]] for split in splits},
+        read={
+            split: partial(_digits_pixels, scans.images, members[split], size) for split in splits
+        },
     )
 
 
-def _read_digits(split: SplitName, size: int) -> Pixels:
-    from sklearn.datasets import load_digits  # slow to import, needed only here
-    from sklearn.model_selection import train_test_split
-
-    scans = load_digits()
-    labels = torch.from_numpy(scans.target).long()
-    images = torch.from_numpy(scans.images).float().unsqueeze(1) * (255 / 16)
+def _digits_pixels(scans: np.ndarray, members: Tensor, size: int) -> Tensor:
+    """The scans, whose values are 0 ... 16, as bytes."""
+    images = torch.from_numpy(scans)[members].float().unsqueeze(1) * (255 / 16)
     if size != images.shape[-1]:
         images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
-    train, test = train_test_split(
-        torch.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0
-    )
-    chosen = train if split == "train" else test
-    return images.round().clamp(0, 255).to(torch.uint8)[chosen], labels[chosen]
+    return images.round().clamp(0, 255).to(torch.uint8)
 
 
 def find_cifar(
@@ -129,7 +138,8 @@ def find_cifar(
         class_names=tuple(batches[splits[0]].classes),
         channels=3,
         image_size=32,
-        read={split: partial(_cifar_pixels, batch) for split, batch in batches.items()},
+        labels={split: torch.tensor(batch.targets) for split, batch in batches.items()},
+        read={split: partial(_cifar_pixels, batch.data) for split, batch in batches.items()},
         normalisation=CIFAR_NORMALISATION,
         cache=cache,
     )
@@ -150,9 +160,8 @@ def _torchvision_cifar(files: type[Any], data_path: Path, split: SplitName) -> A
         ) from error
 
 
-def _cifar_pixels(batch: Any) -> Pixels:
-    images = torch.from_numpy(batch.data).permute(0, 3, 1, 2).contiguous()
-    return images, torch.tensor(batch.targets)
+def _cifar_pixels(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
 def find_tiny(
@@ -297,8 +306,16 @@ def _tree_source(
         class_names=class_names,
         channels=3,
         image_size=size,
+        labels={
+            split: torch.tensor([label for _, label in items]) for split, items in files.items()
+        },
         read={
-            split: partial(_read_tree, items, size, cache.with_name(f"{cache.name}_{split}.pt"))
+            split: partial(
+                _read_tree,
+                [file for file, _ in items],
+                size,
+                cache.with_name(f"{cache.name}_{split}.pt"),
+            )
             for split, items in files.items()
         },
         normalisation=normalisation,
@@ -306,11 +323,9 @@ def _tree_source(
     )
 
 
-def _read_tree(items: Files, size: int, cache_file: Path) -> Pixels:
-    files = [file for file, _ in items]
+def _read_tree(files: Sequence[Path], size: int, cache_file: Path) -> Tensor:
     key = image_tree.fingerprint(files, size)
-    pixels = cached(cache_file, key, lambda: {"images": image_tree.decode(files, size)})
-    return pixels["images"], torch.tensor([label for _, label in items])
+    return cached(cache_file, key, lambda: {"images": image_tree.decode(files, size)})["images"]
 
 
 def _locate(

@@ -4,7 +4,7 @@ A set is one file `distilled_<tag>.pt` that explains itself: a dict of tensors a
 loadable with `torch.load(path, weights_only=True)`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,8 @@ class SyntheticSet:
             raise UserError(f"{path} cannot be read as a distilled set ({reason})") from None
         needed = [*_PLAIN, "images", "labels", "class_names", "config", "mean", "std", "zca"]
         missing = [key for key in needed if not isinstance(values, dict) or key not in values]
+        if not missing:
+            missing = [f"config.{key}" for key in _CONFIG if key not in values["config"]]
         if missing:
             raise UserError(f"{path} is not a distilled set: it lacks {', '.join(missing)}")
         return cls(
@@ -73,12 +75,23 @@ class SyntheticSet:
         )
 
 
+_CONFIG = ("data_path", "res", "dsa", "dsa_strategy", "batch_train")  # what eval.py needs of it
 _PLAIN = ("syn_lr", "dataset", "subset", "model", "ipc", "iteration", "set")
 
 
 def class_labels(num_classes: int, ipc: int, device: torch.device) -> Tensor:
     """0 ... 0, 1 ... 1, and so on: (num_classes * ipc,)."""
     return torch.arange(num_classes, device=device).repeat_interleave(ipc)
+
+
+def check_ipc(ipc: int, labels: Tensor, class_names: Sequence[str]) -> None:
+    """UserError where a class has fewer than `ipc` of the training images with labels (N,)."""
+    for name, count in zip(class_names, labels.bincount(minlength=len(class_names)), strict=True):
+        if count < ipc:
+            raise UserError(
+                f"--ipc {ipc} is more than the {count} training images of class {name}: "
+                "choose at most that many"
+            )
 
 
 def random_real_images(data: ImageDataset, ipc: int, generator: torch.Generator) -> Tensor:
@@ -88,14 +101,10 @@ def random_real_images(data: ImageDataset, ipc: int, generator: torch.Generator)
     """
     train = data.require_train()
     labels = train.labels.cpu()
+    check_ipc(ipc, labels, data.class_names)
     chosen = []
-    for label, name in enumerate(data.class_names):
+    for label in range(data.num_classes):
         members = (labels == label).nonzero().flatten()
-        if len(members) < ipc:
-            raise UserError(
-                f"--ipc {ipc} is more than the {len(members)} training images of class {name}: "
-                "choose at most that many"
-            )
         chosen.append(members[torch.randperm(len(members), generator=generator)[:ipc]])
     return train.images[torch.cat(chosen).to(train.images.device)]
 

@@ -65,7 +65,7 @@ def adjoint(
     images (N, C, H, W) and the scalar syn_lr are read, not changed. Memory: N_S x P floats and the
     graph of one step of double backward. Time: n steps of about three gradients on top of N_S.
     """
-    p = problem
+    p, images, syn_lr = problem, images.detach(), syn_lr.detach()
     thetas = _forward(p, images, syn_lr)
     distances = _distances(thetas, p.theta_star, distance)
     length = policy(distances)
