@@ -8,7 +8,7 @@ run=results/digits/ConvNetD2/ipc1/quickstart
 .venv/bin/python buffer.py --dataset digits
 .venv/bin/python distill_att.py --dataset digits --ipc 1 --run_name quickstart
 .venv/bin/python eval.py --distilled "$run/distilled_best.pt" --random --full \
-    --epoch_eval_train 300 --epoch_full_train 30
+    --epoch_eval_train 300 --epoch_full_train 15
 echo
 echo "pictures: $run/images_0.png (before) and $run/images_best.png (distilled)"
 echo "files:    $run/, experts in buffers/digits/ConvNetD2/"
