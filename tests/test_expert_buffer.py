@@ -422,3 +422,13 @@ def test_parameters_that_are_not_finite_are_named(tmp_path):
     assert buffer.params(0, 0).isfinite().all()
     with pytest.raises(UserError, match=r"expert 0 .* not finite after 1 epochs"):
         buffer.params(0, 1)
+
+
+def test_a_segment_and_one_that_does_not_move(tmp_path):
+    moving, still = make_expert(), [make_expert()[0]] * 3
+    buffer = ExpertBuffer(write(tmp_path, [moving, still]), SHAPES)
+    theta_0, theta_star = buffer.segment(0, 1, 1)
+    assert torch.equal(theta_0, flatten(moving[1]))
+    assert torch.equal(theta_star, flatten(moving[2]))
+    with pytest.raises(UserError, match=r"expert 1 .* the same after 0 and after 2 epochs"):
+        buffer.segment(1, 0, 2)

@@ -259,6 +259,19 @@ class ExpertBuffer:
             )
         return theta
 
+    def segment(self, expert: int, start: int, epochs: int) -> tuple[Tensor, Tensor]:
+        """theta_0 and theta* (P,): `expert` after `start` epochs and `epochs` later.
+
+        UserError where they are equal, as in buffers whose snapshots alias the last weights.
+        """
+        theta_0, theta_star = self.params(expert, start), self.params(expert, start + epochs)
+        if torch.equal(theta_0, theta_star):
+            raise UserError(
+                f"expert {expert} in {self._folder} is the same after {start} and after "
+                f"{start + epochs} epochs: its snapshots are no trajectory, train it again"
+            )
+        return theta_0, theta_star
+
 
 def _check_shapes(path: Path, experts: list[Expert], shapes: Sequence[torch.Size]) -> None:
     for snap in (snap for expert in experts for snap in expert):

@@ -44,11 +44,11 @@ class Matcher:
         Every draw depends on the seed and `iteration` alone, so any iteration can be repeated.
         """
         expert, start = self._draw_segment(iteration)
-        device, dtype = images.device, images.dtype
+        theta_0, theta_star = self.experts.segment(expert, start, self.expert_epochs)
         problem = draw_problem(
             self.network,
-            self.experts.params(expert, start).to(device, dtype),
-            self.experts.params(expert, start + self.expert_epochs).to(device, dtype),
+            theta_0.to(images),
+            theta_star.to(images),
             self.labels,
             syn_steps=self.syn_steps,
             batch_syn=self.batch_syn,
