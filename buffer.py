@@ -45,13 +45,8 @@ def main(argv: Sequence[str]) -> int:
     )
     resolved.set("res", found.image_size, resolved.sources["res"])
     options = resolved.options
-    folder = ExpertKind(
-        dataset=options.dataset,
-        subset=options.subset,
-        res=found.image_size,
-        zca=options.zca,
-        model=options.model,
-        data_path=options.data_path,
+    folder = ExpertKind.of(
+        found, zca=options.zca, model=options.model, data_path=options.data_path
     ).folder(options.buffer_path)
     check_writable(folder)
     expert_buffer.begin(folder, fixed_values(options))

@@ -125,14 +125,7 @@ def open_experts(
 ) -> tuple[FlatNetwork, ExpertBuffer]:
     """Find and check the experts; a model or zca not given by hand follows what is there."""
     options = resolved.options
-    asked = ExpertKind(
-        dataset=options.dataset,
-        subset=options.subset,
-        res=source.image_size,
-        zca=options.zca,
-        model=options.model,
-        data_path=options.data_path,
-    )
+    asked = ExpertKind.of(source, zca=options.zca, model=options.model, data_path=options.data_path)
     found = find_experts(
         options.buffer_path,
         asked,

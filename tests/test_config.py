@@ -172,7 +172,8 @@ def test_the_rows_are_the_authors(dataset, ipc):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=str)
 def test_every_shipped_yaml_is_valid(path):
     kind = BufferOptions if path.stem == "buffer" else DistillOptions
-    resolve(kind, [], description="", find_yaml=lambda given: path)
+    resolved = resolve(kind, [], description="", find_yaml=lambda given: path)
+    assert str(path) in resolved.sources.values()
 
 
 def test_the_nearest_row():

@@ -13,8 +13,9 @@ from PIL import Image
 from torchvision import transforms
 
 from utils import image_tree
-from utils.data import DATASETS, IMAGENET_SUBSETS, ImageDataset, find_dataset, load_dataset
+from utils.data import DATASETS, ImageDataset, find_dataset, load_dataset
 from utils.errors import UserError
+from utils.imagenet_subsets import IMAGENET_SUBSETS
 from utils.normalisation import Normalisation
 
 NETTE = IMAGENET_SUBSETS["imagenette"]

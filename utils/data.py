@@ -13,7 +13,6 @@ from utils.cache import cached, digest
 from utils.errors import UserError
 from utils.normalisation import CHUNK, Normalisation, check_zca_size, fit_mean_std, fit_zca
 from utils.sources import (
-    IMAGENET_SUBSETS,
     Source,
     SplitName,
     find_cifar,
@@ -22,16 +21,6 @@ from utils.sources import (
     find_imagenet,
     find_tiny,
 )
-
-__all__ = [
-    "DATASETS",
-    "IMAGENET_SUBSETS",
-    "ImageDataset",
-    "Split",
-    "find_dataset",
-    "load_dataset",
-    "read_dataset",
-]
 
 MIN_RES = 8
 

@@ -23,6 +23,7 @@ from utils.config import check_unchanged
 from utils.errors import UserError
 from utils.files import torch_save, write_text
 from utils.flat_params import flatten
+from utils.sources import Source
 
 Snapshot = list[Tensor]
 Expert = list[Snapshot]
@@ -41,6 +42,10 @@ class ExpertKind:
     zca: bool
     model: str
     data_path: str
+
+    @classmethod
+    def of(cls, source: Source, *, zca: bool, model: str, data_path: str) -> "ExpertKind":
+        return cls(source.name, source.subset, source.image_size, zca, model, data_path)
 
     def folder(self, buffer_path: str) -> Path:
         """The field's folder of these experts.

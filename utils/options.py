@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from networks import NETWORKS
 from utils.augment import DSA_STRATEGY, parse_strategy
 from utils.config import option
-from utils.data import DATASETS, IMAGENET_SUBSETS
+from utils.data import DATASETS
+from utils.imagenet_subsets import IMAGENET_SUBSETS
 
 _DATA, _EXPERTS, _METHOD = "data", "experts", "matching"
 _SET, _EVAL, _FILES, _RUN = "synthetic set", "evaluation", "files", "run"

@@ -21,6 +21,7 @@ from torch import Tensor
 from utils import image_tree
 from utils.cache import cached
 from utils.errors import UserError
+from utils.imagenet_subsets import IMAGENET_SUBSETS
 from utils.normalisation import Normalisation
 
 SplitName = Literal["train", "test"]
@@ -28,24 +29,6 @@ Files = list[tuple[Path, int]]  # (image file, label)
 
 CIFAR_NORMALISATION = Normalisation((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 IMAGENET_NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-IMAGENET_SUBSETS: dict[str, tuple[str, ...]] = {
-    name: tuple(wnids.split())
-    for name, wnids in {
-        "imagenette": "n01440764 n02102040 n02979186 n03000684 n03028079 "
-        "n03394916 n03417042 n03425413 n03445777 n03888257",
-        "imagewoof": "n02096294 n02093754 n02111889 n02088364 n02086240 "
-        "n02089973 n02087394 n02115641 n02099601 n02105641",
-        "imagemeow": "n02123045 n02123159 n02123394 n02123597 n02124075 "
-        "n02129165 n02129604 n02128925 n02128757 n02127052",
-        "imagesquawk": "n01806143 n02007558 n01818515 n02051845 n02056570 "
-        "n01614925 n01843383 n01518878 n01860187 n01819313",
-        "imagefruit": "n07753275 n07753592 n07745940 n07747607 n07749582 "
-        "n07768694 n07753113 n07720875 n07718472 n07742313",
-        "imageyellow": "n02206856 n12057211 n07753592 n07749582 n12144580 "
-        "n04146614 n03530642 n02129165 n01773157 n01531178",
-    }.items()
-}
 
 
 @dataclass(frozen=True)
