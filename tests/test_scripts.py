@@ -91,20 +91,20 @@ def snapshots(buffer_path):
 
 
 def test_as_a_user_types_them(tmp_path):
-    """Experts, distillation, evaluation of a moved file, each in a process of its own."""
+    """Experts in two calls, distillation, evaluation of a moved file: each its own process."""
     where = ["--buffer_path", tmp_path / "b", "--dataset", "digits"]
-    made = run("buffer.py", *where, "--num_experts", 1, "--train_epochs", 1, "--zca")
-    assert made.returncode == 0, made.stderr
-    short = ["--Iteration", 2, "--syn_steps", 2, "--expert_epochs", 1, "--max_start_epoch", 1]
+    for number in (1, 2):
+        made = run("buffer.py", *where, "--num_experts", number, "--train_epochs", 2)
+        assert made.returncode == 0, made.stderr
+        assert f"{number - 1} of {number} experts are in" in made.stdout
     few = ["--num_eval", 1, "--epoch_eval_train", 2]
-    start = [*where, *short, "--save_path", tmp_path / "r", "--run_name", "x"]
-    refused = run("distill_att.py", *start, *few)
-    assert refused.returncode == 2  # 1 + 1 epochs are beyond the single one
+    start = [*where, *few, "--save_path", tmp_path / "r", "--run_name", "x"]
+    start += ["--Iteration", 2, "--syn_steps", 2, "--expert_epochs", 1]
+    refused = run("distill_att.py", *start, "--max_start_epoch", 2)
+    assert refused.returncode == 2  # 2 + 1 epochs are beyond the two of the experts
     assert re.fullmatch(r"distill_att\.py: error: [^\n]*max_start_epoch[^\n]*\n", refused.stderr)
-
-    more = run("buffer.py", *where, "--num_experts", 1, "--train_epochs", 2)
-    assert more.returncode == 0, more.stderr
-    done = run("distill_att.py", *start, *few)
+    assert refused.stdout == ""
+    done = run("distill_att.py", *start, "--max_start_epoch", 1)
     assert done.returncode == 0, done.stderr
     assert "configs/digits/ipc1.yaml" in done.stdout
 
