@@ -33,7 +33,7 @@ make_venv() {
 install_requirements() {
     local wanted stamp=.venv/requirements.stamp
     wanted=$(cat "$@")
-    if [ ! -x .venv/bin/python ]; then
+    if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
         echo "making .venv"
         make_venv
     fi

@@ -188,14 +188,11 @@ def _parser(options: type, description: str) -> argparse.ArgumentParser:
     hints = _types(options)
     groups: dict[str, Any] = {}
     for field in dataclasses.fields(options):
-        meta = field.metadata
-        group = (
-            groups.setdefault(meta["group"], parser.add_argument_group(meta["group"]))
-            if (meta["group"] not in groups)
-            else groups[meta["group"]]
-        )
-        flags = [f"--{field.name}"] + ([f"--{meta['alias']}"] if meta["alias"] else [])
-        _add_argument(group, field, hints[field.name], flags)
+        title, alias = field.metadata["group"], field.metadata["alias"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        flags = [f"--{field.name}", *([f"--{alias}"] if alias else [])]
+        _add_argument(groups[title], field, hints[field.name], flags)
     return parser
 
 
