@@ -17,7 +17,6 @@ from tqdm import tqdm
 from utils.errors import UserError
 from utils.files import torch_save, write_text
 
-
 CHECKPOINT_KEYS = {"state", "config", "best", "measured_by", "num_experts"}
 
 
@@ -75,7 +74,7 @@ class RunDir:
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         except Exception:  # a damaged file can fail anywhere in torch's reader
             state = None
-        if not isinstance(state, dict) or not CHECKPOINT_KEYS <= state.keys():
+        if not isinstance(state, dict) or not state.keys() >= CHECKPOINT_KEYS:
             raise UserError(
                 f"{self.checkpoint} cannot be read: choose another --run_name; the distilled sets "
                 "beside it stay as they are"
