@@ -8,6 +8,7 @@ came from.
 import argparse
 import dataclasses
 import difflib
+import io
 import math
 import os
 import sys
@@ -154,6 +155,8 @@ def run_script(main: Callable[[Sequence[str]], int]) -> int:
     """Call `main` with the command line; a UserError becomes one line on stderr and status 2,
     Ctrl-C one line and status 130.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a log file shows lines as they come
     try:
         return main(sys.argv[1:])
     except UserError as error:
