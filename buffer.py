@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from networks import build_network
 from utils import expert_buffer
-from utils.augment import parse_strategy
+from utils.augment import active_groups
 from utils.config import fixed_values, packaged_yaml, resolve, run_script
 from utils.data import ImageDataset, find_dataset, read_dataset
 from utils.device import default_device
@@ -35,7 +35,7 @@ def find_yaml(given: Mapping[str, Any]) -> Path | None:
 def main(argv: Sequence[str]) -> int:
     resolved = resolve(BufferOptions, argv, description=__doc__ or "", find_yaml=find_yaml)
     options = resolved.options
-    dsa_groups = parse_strategy(options.dsa_strategy) if options.dsa else None
+    dsa_groups = active_groups(dsa=options.dsa, strategy=options.dsa_strategy)
     found = find_dataset(
         options.dataset,
         data_path=options.data_path,

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from networks import CROSS_ARCHITECTURE, build_network, canonical_name
-from utils.augment import parse_strategy
+from utils.augment import active_groups
 from utils.config import (
     DEFAULT,
     Resolved,
@@ -211,7 +211,9 @@ def make_matcher(
         expert_epochs=options.expert_epochs,
         max_start_epoch=options.max_start_epoch,
         batch_syn=options.batch_syn,
-        dsa_groups=None if options.no_aug else augmentation_groups(options),
+        dsa_groups=active_groups(
+            dsa=options.dsa and not options.no_aug, strategy=options.dsa_strategy
+        ),
         engine=ENGINES[options.unroll],
         distance=DISTANCES[options.distance],
         policy=LENGTH_POLICIES[options.length],
@@ -236,7 +238,7 @@ def make_reporter(
             num_eval=options.num_eval,
             epochs=options.epoch_eval_train,
             batch_size=options.batch_train,
-            dsa_groups=augmentation_groups(options),
+            dsa_groups=active_groups(dsa=options.dsa, strategy=options.dsa_strategy),
         ),
     )
 
@@ -269,10 +271,6 @@ def take_outer_steps(
             if saves or evaluates or time.monotonic() - checkpoint_at > CHECKPOINT_SECONDS:
                 reporter.save_checkpoint(state)
                 checkpoint_at = time.monotonic()
-
-
-def augmentation_groups(options: DistillOptions) -> tuple[str, ...] | None:
-    return parse_strategy(options.dsa_strategy) if options.dsa else None
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from networks import CROSS_ARCHITECTURE
-from utils.augment import parse_strategy
+from utils.augment import active_groups
 from utils.cache import digest
 from utils.config import resolve, run_script
 from utils.data import ImageDataset, load_dataset
@@ -138,7 +138,7 @@ def evaluate_on(
         num_eval=options.num_eval // len(training_set.draws),
         epochs=training_set.epochs,
         batch_size=options.batch_train or config["batch_train"],
-        dsa_groups=parse_strategy(config["dsa_strategy"]) if config["dsa"] else None,
+        dsa_groups=active_groups(dsa=config["dsa"], strategy=config["dsa_strategy"]),
     )
     accs: list[float] = []
     for number, images in enumerate(training_set.draws):

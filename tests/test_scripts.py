@@ -237,6 +237,17 @@ def test_a_run_without_its_checkpoint_is_not_overwritten(finished, experts, tmp_
         distill(experts, tmp_path)
 
 
+def test_a_damaged_checkpoint_is_named(finished, experts, tmp_path):
+    checkpoint = tmp_path / "digits/ConvNetD2/ipc1/run/checkpoint.pt"
+    shutil.copytree(finished, checkpoint.parent)
+    checkpoint.write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"checkpoint\.pt is damaged.*another --run_name"):
+        distill(experts, tmp_path)
+    torch.save([1], checkpoint)
+    with pytest.raises(UserError, match=r"checkpoint\.pt is no checkpoint.*another --run_name"):
+        distill(experts, tmp_path)
+
+
 def test_a_run_is_not_continued_with_other_experts(experts, tmp_path):
     shutil.copytree(experts, tmp_path / "b")
     half = distill(tmp_path / "b", tmp_path / "r", "--Iteration", "2", "--eval_it", "0")

@@ -42,6 +42,11 @@ def parse_strategy(strategy: str) -> tuple[str, ...]:
     return groups
 
 
+def active_groups(*, dsa: bool, strategy: str) -> tuple[str, ...] | None:
+    """The groups that batches draw from; None where nothing is augmented."""
+    return parse_strategy(strategy) if dsa else None
+
+
 def draw(groups: tuple[str, ...], count: int, generator: torch.Generator) -> Augmentation:
     """Draw one group and the parameters of `count` images, on the CPU."""
     group = groups[int(torch.randint(len(groups), (1,), generator=generator))]

@@ -8,7 +8,6 @@ snapshots (before the first epoch, then after each), a snapshot the list of para
 import json
 import re
 import shlex
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from networks import NETWORKS, canonical_name
 from utils.config import check_unchanged
 from utils.errors import UserError
-from utils.files import torch_save, write_text
+from utils.files import torch_load, torch_save, write_text
 from utils.flat_params import flatten
 from utils.sources import Source
 
@@ -100,21 +99,11 @@ def buffer_files(folder: Path) -> list[Path]:
 
 
 def read_file(path: Path, *, mmap: bool = True) -> list[Expert]:
-    """The experts of one file. Only tensors and plain containers are loaded, never code.
+    """The experts of one file; with `mmap` read from disk when they are used.
 
-    With `mmap` the tensors are read from disk when they are used; torch's format from before 1.6,
-    which is no zip archive, is read at once. Raises UserError for a file that does not load or
-    holds something else.
+    Raises UserError for a file that does not load or holds something else.
     """
-    try:
-        mmap = mmap and zipfile.is_zipfile(path)
-        experts = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except MemoryError:
-        raise
-    except PermissionError:
-        raise UserError(f"buffer file {path} may not be read: check its permissions") from None
-    except Exception:  # a damaged file can fail anywhere in torch's reader
-        raise UserError(f"buffer file {path} is damaged, or more than tensors and lists") from None
+    experts = torch_load(path, mmap=mmap)
     if not _is_list_of_experts(experts):
         raise UserError(f"buffer file {path} does not hold a list of expert trajectories")
     return experts

@@ -1,6 +1,7 @@
 """Files that are whole or absent: written beside the target, synced, then renamed over it."""
 
 import os
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,6 +46,23 @@ def torch_save(obj: Any, path: str | Path) -> None:
         except RuntimeError as error:
             # torch reports a full disk as a failed assertion; the OSError is its context.
             raise error.__context__ or error from None
+
+
+def torch_load(path: Path, *, mmap: bool = False) -> Any:
+    """What `torch_save` wrote, on the CPU: tensors and plain containers only, never code.
+
+    With `mmap` the tensors are read from disk when they are used; torch's format from before 1.6,
+    which is no zip archive, is read at once. Raises UserError for a file that cannot be read.
+    """
+    try:
+        mmap = mmap and zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except MemoryError:
+        raise
+    except PermissionError:
+        raise UserError(f"{path} may not be read: check its permissions") from None
+    except Exception:  # a damaged file can fail anywhere in torch's reader
+        raise UserError(f"{path} is damaged, or more than tensors and plain values") from None
 
 
 def write_text(text: str, path: str | Path) -> None:

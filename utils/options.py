@@ -74,6 +74,13 @@ class EvaluationOptions:
     epoch_eval_train: int = option(
         1000, "epochs that train an evaluation network", group=_EVAL, minimum=1, may_change=True
     )
+    eval_mode: str = option(
+        "S",
+        "S: the distillation model; M: ConvNet, ResNet18, VGG11, AlexNet",
+        group=_EVAL,
+        choices=("S", "M"),
+        may_change=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -128,13 +135,6 @@ class DistillOptions(EvaluationOptions, DsaOptions, DataOptions):
     eval_it: int = option(
         100, "outer steps between evaluations; 0 = never", group=_EVAL, minimum=0, may_change=True
     )
-    eval_mode: str = option(
-        "S",
-        "S: the distillation model; M: ConvNet, ResNet18, VGG11, AlexNet",
-        group=_EVAL,
-        choices=("S", "M"),
-        may_change=True,
-    )
     batch_train: int = option(256, "batch size of evaluation networks", group=_EVAL, minimum=1)
     buffer_path: str = option(
         "buffers", "folder of expert trajectories", group=_FILES, may_change=True
@@ -186,12 +186,6 @@ class EvalOptions(EvaluationOptions):
     full: bool = option(False, "also evaluate the full training set", group=_EVAL)
     model: list[str] | None = option(
         None, "networks to train (default: the set's own)", group=_EVAL, choices=NETWORKS
-    )
-    eval_mode: str = option(
-        "S",
-        "S: the distillation model; M: ConvNet, ResNet18, VGG11, AlexNet",
-        group=_EVAL,
-        choices=("S", "M"),
     )
     epoch_full_train: int | None = option(
         None, "epochs on the full training set (default: epoch_eval_train)", group=_EVAL, minimum=1

@@ -10,12 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.files import torch_save, write_text
+from utils.files import torch_load, torch_save, write_text
 
 CHECKPOINT_KEYS = {"state", "config", "best", "measured_by", "num_experts"}
 
@@ -70,15 +69,13 @@ class RunDir:
         """The checkpoint of an earlier call, or None. UserError for one that cannot be read."""
         if not self.checkpoint.exists():
             return None
+        advice = "choose another --run_name; the distilled sets beside it stay as they are"
         try:
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except Exception:  # a damaged file can fail anywhere in torch's reader
-            state = None
+            state = torch_load(self.checkpoint)
+        except UserError as error:
+            raise UserError(f"{error}: {advice}") from None
         if not isinstance(state, dict) or not state.keys() >= CHECKPOINT_KEYS:
-            raise UserError(
-                f"{self.checkpoint} cannot be read: choose another --run_name; the distilled sets "
-                "beside it stay as they are"
-            )
+            raise UserError(f"{self.checkpoint} is no checkpoint of a distillation: {advice}")
         return state
 
     def has_steps(self) -> bool:

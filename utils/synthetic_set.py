@@ -14,7 +14,7 @@ from torch import Tensor
 
 from utils.data import ImageDataset
 from utils.errors import UserError
-from utils.files import torch_save
+from utils.files import torch_load, torch_save
 from utils.normalisation import Normalisation
 from utils.rng import stream
 
@@ -54,11 +54,7 @@ class SyntheticSet:
         """Read a set. UserError for a missing file and for one that holds no distilled set."""
         if not path.is_file():
             raise UserError(f"no distilled set at {path}; distill_att.py writes distilled_<tag>.pt")
-        try:
-            values = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged file can fail anywhere in torch's reader
-            reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-            raise UserError(f"{path} cannot be read as a distilled set ({reason})") from None
+        values = torch_load(path)
         needed = [*_PLAIN, "images", "labels", "class_names", "config", "mean", "std", "zca"]
         missing = [key for key in needed if not isinstance(values, dict) or key not in values]
         if not missing:
