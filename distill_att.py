@@ -14,9 +14,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from networks import CROSS_ARCHITECTURE, build_network, canonical_name
+from networks import build_network, canonical_name
+from utils import distributed
 from utils.augment import active_groups
 from utils.config import (
     DEFAULT,
@@ -31,46 +32,67 @@ from utils.data import ImageDataset, find_dataset, read_dataset
 from utils.device import default_device
 from utils.environment import describe_environment
 from utils.errors import UserError
-from utils.evaluation import Protocol
+from utils.evaluation import HowToRun, Protocol
+from utils.execution import Execution
 from utils.expert_buffer import ExpertBuffer, ExpertKind, find_experts
 from utils.files import check_writable
 from utils.flat_params import FlatNetwork
-from utils.matching import Matcher
+from utils.matching import Matcher, Sampling
 from utils.options import DistillOptions
 from utils.outer_state import Diverged, OuterState
+from utils.precision import compute_dtype, storage_dtype, use_precision
 from utils.progress import progress_bar
 from utils.reporter import Reporter
 from utils.run_dir import MetricsLog, RunDir
+from utils.run_plan import RunPlan, plan_run
 from utils.sources import Source
 from utils.synthetic_set import check_ipc, class_labels, initial_images
 from utils.trajectory_length import DISTANCES, LENGTH_POLICIES
-from utils.unroll import ENGINES
 
 CHECKPOINT_SECONDS = 600
 
 
 def main(argv: Sequence[str]) -> int:
+    with distributed.process_group():
+        return distil(argv)
+
+
+def distil(argv: Sequence[str]) -> int:
     resolved = resolve(DistillOptions, argv, description=__doc__ or "", find_yaml=find_yaml)
     options = resolved.options
-    source = find_dataset(
-        options.dataset,
-        data_path=options.data_path,
-        subset=options.subset,
-        res=options.res,
-        zca=options.zca,
-    )
+    device = default_device()
+    precision = use_precision(options.precision, device)
+    with distributed.main_first():  # it may download
+        source = find_dataset(
+            options.dataset,
+            data_path=options.data_path,
+            subset=options.subset,
+            res=options.res,
+            zca=options.zca,
+        )
     check_ipc(options.ipc, source.labels["train"], source.class_names)
     resolved.set("res", source.image_size, resolved.sources["res"])
+    resolved.set("precision", precision, resolved.sources["precision"])
     network, experts = open_experts(resolved, source)
     if resolved.options.run_name is None:
-        resolved.set("run_name", datetime.now().strftime("%Y-%m-%d_%H-%M-%S"), DEFAULT)
+        now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        resolved.set("run_name", distributed.from_main(now), DEFAULT)
     options = resolved.options
     run, checkpoint = open_run(options, len(experts))
+    how = plan_run(
+        options,
+        channels=source.channels,
+        num_classes=len(source.class_names),
+        image_size=source.image_size,
+        device=device,
+        recorded=checkpoint["how"] if checkpoint else {},
+    )
+    distributed.barrier()  # nothing is written before everyone has looked
     print(f"distill_att.py -> {run.path}\n{resolved.table()}")
     print(f"{len(experts)} experts of {experts.epochs} epochs", *experts.skipped, sep="\n")
 
-    device = default_device()
-    data = read_dataset(source, zca=options.zca).to(device)
+    with distributed.main_first():  # it fills the cache
+        data = read_dataset(source, zca=options.zca).to(device, storage_dtype(precision))
     labels = class_labels(data.num_classes, options.ipc, device)
     images = initial_images(data, options.ipc, options.pix_init, options.seed)
     state = OuterState(
@@ -80,8 +102,8 @@ def main(argv: Sequence[str]) -> int:
         lr_lr=options.lr_lr,
         ema_decay=options.ema_decay,
     )
-    matcher = make_matcher(options, network.to(device), experts, labels)
-    reporter = make_reporter(options, run, data, labels, len(experts))
+    matcher = make_matcher(options, how, network, experts, labels)
+    reporter = make_reporter(options, how, run, data, labels, len(experts))
     if checkpoint is not None:
         reporter.resume(state, checkpoint)
     else:
@@ -122,7 +144,7 @@ def find_yaml(given: Mapping[str, Any]) -> Path | None:
 
 def open_experts(
     resolved: Resolved[DistillOptions], source: Source
-) -> tuple[FlatNetwork, ExpertBuffer]:
+) -> tuple[nn.Module, ExpertBuffer]:
     """Find and check the experts; a model or zca not given by hand follows what is there."""
     options = resolved.options
     asked = ExpertKind.of(source, zca=options.zca, model=options.model, data_path=options.data_path)
@@ -144,17 +166,15 @@ def open_experts(
         resolved.set("zca", found.zca, str(folder))
     if not same_network:
         resolved.set("model", found.model, str(folder))
-    network = FlatNetwork(
-        build_network(
-            found.model,
-            channels=source.channels,
-            num_classes=len(source.class_names),
-            image_size=source.image_size,
-        )
+    network = build_network(
+        found.model,
+        channels=source.channels,
+        num_classes=len(source.class_names),
+        image_size=source.image_size,
     )
     experts = ExpertBuffer(
         folder,
-        network.shapes,
+        [param.shape for param in network.parameters()],
         max_files=options.max_files,
         max_experts=options.max_experts,
         in_memory=options.load_all,
@@ -201,31 +221,48 @@ def open_run(options: DistillOptions, num_experts: int) -> tuple[RunDir, dict[st
 
 
 def make_matcher(
-    options: DistillOptions, network: FlatNetwork, experts: ExpertBuffer, labels: Tensor
+    options: DistillOptions,
+    how: RunPlan,
+    network: nn.Module,
+    experts: ExpertBuffer,
+    labels: Tensor,
 ) -> Matcher:
+    execution = Execution.on(labels.device, compiled=how.compiled)
     return Matcher(
-        network,
+        FlatNetwork(
+            execution.adapt(network).to(labels.device), dtype=compute_dtype(options.precision)
+        ),
         experts,
         labels,
-        syn_steps=options.syn_steps,
-        expert_epochs=options.expert_epochs,
-        max_start_epoch=options.max_start_epoch,
-        batch_syn=options.batch_syn,
-        dsa_groups=active_groups(
-            dsa=options.dsa and not options.no_aug, strategy=options.dsa_strategy
+        Sampling(
+            syn_steps=options.syn_steps,
+            expert_epochs=options.expert_epochs,
+            max_start_epoch=options.max_start_epoch,
+            batch_syn=options.batch_syn,
+            dsa_groups=active_groups(
+                dsa=options.dsa and not options.no_aug, strategy=options.dsa_strategy
+            ),
+            seed=options.seed,
         ),
-        engine=ENGINES[options.unroll],
         distance=DISTANCES[options.distance],
         policy=LENGTH_POLICIES[options.length],
-        seed=options.seed,
+        unroll=how.unroll,
+        trajectories=options.trajectories,
+        micro_batch=how.micro_batch,
+        execution=execution,
     )
 
 
 def make_reporter(
-    options: DistillOptions, run: RunDir, data: ImageDataset, labels: Tensor, num_experts: int
+    options: DistillOptions,
+    how: RunPlan,
+    run: RunDir,
+    data: ImageDataset,
+    labels: Tensor,
+    num_experts: int,
 ) -> Reporter:
     config = asdict(options)
-    run.save_config(config, describe_environment())
+    run.save_config(config, describe_environment() | {"processes": str(distributed.world())})
     return Reporter(
         run=run,
         log=MetricsLog(run, wandb_mode=options.wandb, config=config),
@@ -233,7 +270,13 @@ def make_reporter(
         data=data,
         labels=labels,
         num_experts=num_experts,
-        models=CROSS_ARCHITECTURE if options.eval_mode == "M" else [options.model],
+        how=asdict(how),
+        models=options.evaluation_models,
+        evaluation=HowToRun(
+            at_once=how.eval_at_once,
+            execution=Execution.on(labels.device, compiled=how.eval_compiled),
+            dtype=compute_dtype(options.precision),
+        ),
         protocol=Protocol(
             num_eval=options.num_eval,
             epochs=options.epoch_eval_train,
@@ -252,11 +295,12 @@ def take_outer_steps(
     with progress_bar(total=options.Iteration, initial=state.iteration, unit="it") as progress:
         while state.iteration < options.Iteration:
             began = time.monotonic()
-            matching, start_epoch = matcher.match(state.iteration, state.images, state.syn_lr)
+            matching, start_epochs = matcher.match(state.iteration, state.images, state.syn_lr)
             state.step(matching)
-            reporter.log_step(state, matching, start_epoch, time.monotonic() - began)
+            reporter.log_step(state, matching, start_epochs, time.monotonic() - began)
             progress.set_postfix_str(
-                f"loss {matching.loss:.4f} length {matching.length} syn_lr {state.syn_lr:.3g}",
+                f"loss {matching.loss:.4f} length {max(matching.lengths)} "
+                f"syn_lr {state.syn_lr:.3g}",
                 refresh=False,
             )
             progress.update()

@@ -19,43 +19,61 @@ import torch
 from torch import Tensor
 
 from networks import CROSS_ARCHITECTURE
+from utils import distributed
 from utils.augment import active_groups
+from utils.auto import choose_at_once, choose_compile
 from utils.cache import digest
 from utils.config import resolve, run_script
+from utils.cost import network_cost, training_flop
 from utils.data import ImageDataset, load_dataset
 from utils.device import default_device
 from utils.environment import describe_environment
 from utils.errors import UserError
-from utils.evaluation import Accuracies, Protocol, evaluate
+from utils.evaluation import Accuracies, HowToRun, Protocol, evaluate
+from utils.execution import Execution
 from utils.files import check_writable, write_text
 from utils.options import EvalOptions
+from utils.precision import compute_dtype, storage_dtype, use_precision
 from utils.rng import derive_seed, stream
 from utils.synthetic_set import SyntheticSet, class_labels, random_real_images
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What networks are trained on, and how. The networks are divided equally among the `draws`,
-    each an image tensor (N, C, H, W) for the same labels (N,).
+    """What networks are trained on, and how: images (N, C, H, W) for all of them, or different ones
+    for each, with labels (N,).
     """
 
     name: str
-    draws: list[Tensor]
+    images: Tensor | list[Tensor]
     labels: Tensor
     lr: float
     epochs: int
 
     @cached_property
     def digest(self) -> str:
-        return _digest(torch.cat(self.draws), self.labels)
+        whole = self.images if isinstance(self.images, Tensor) else torch.cat(self.images)
+        return _digest(whole, self.labels)
 
 
 def main(argv: Sequence[str]) -> int:
+    with distributed.process_group():
+        return measure(argv)
+
+
+def measure(argv: Sequence[str]) -> int:
     options = resolve(EvalOptions, argv, description=__doc__ or "").options
     if not options.distilled:
         raise UserError("--distilled is missing: the file distilled_<tag>.pt of a run directory")
     if options.model and options.eval_mode == "M":
         raise UserError("--model and --eval_mode M both say which networks to train: give one")
+    device = default_device()
+    precision = use_precision(options.precision, device)
+    if distributed.world() > options.num_eval:
+        raise UserError(
+            f"{distributed.world()} processes are more than the --num_eval {options.num_eval} "
+            "networks: start fewer"
+        )
     path = Path(options.distilled)
     distilled = SyntheticSet.load(path)
     record_path = path.with_name("eval.json")
@@ -66,14 +84,15 @@ def main(argv: Sequence[str]) -> int:
     )
     if distilled.normalisation.needs_fit:
         print("fitting ZCA on the training images: only the sets last and best bring theirs along")
-    data = load_dataset(
-        distilled.dataset,
-        data_path=options.data_path or distilled.config["data_path"],
-        subset=distilled.subset,
-        res=distilled.config["res"],
-        normalisation=distilled.normalisation,
-        test_only=not (options.random or options.full),
-    ).to(default_device())
+    with distributed.main_first():  # it may download, it fills the cache
+        data = load_dataset(
+            distilled.dataset,
+            data_path=options.data_path or distilled.config["data_path"],
+            subset=distilled.subset,
+            res=distilled.config["res"],
+            normalisation=distilled.normalisation,
+            test_only=not (options.random or options.full),
+        ).to(device, storage_dtype(precision))
     check_classes(distilled, data)
     tested_on = _digest(data.test.images, data.test.labels)
 
@@ -81,13 +100,14 @@ def main(argv: Sequence[str]) -> int:
     print(f"{'trained on':14} {'model':12} {'lr':>8} {'epochs':>6}  test accuracy")
     for training_set in training_sets(options, distilled, data):
         for model in models:
-            settings = describe(path, training_set, options, distilled, tested_on, model)
+            settings = describe(path, training_set, options, distilled, tested_on, precision, model)
             accuracies = recorded(record, settings)
             note = "  (recorded before)" if accuracies else ""
             if accuracies is None:
                 accuracies = evaluate_on(training_set, options, distilled, data, model)
                 record.append(settings | result(accuracies))
-                write_text(json.dumps(record, indent=1) + "\n", record_path)
+                if distributed.is_main():
+                    write_text(json.dumps(record, indent=1) + "\n", record_path)
             print(
                 f"{training_set.name:14} {model:12} {training_set.lr:8.4g} "
                 f"{training_set.epochs:6}  {accuracies}{note}"
@@ -105,7 +125,7 @@ def training_sets(
     sets = [
         TrainingSet(
             f"distilled {distilled.set}",
-            [distilled.images.to(device)],
+            distilled.images.to(device, data.test.images.dtype),
             distilled.labels.to(device),
             distilled.syn_lr,
             epochs,
@@ -122,7 +142,7 @@ def training_sets(
     if options.full:
         train = data.require_train()
         epochs = options.epoch_full_train or epochs
-        sets.append(TrainingSet("full", [train.images], train.labels, options.lr_real, epochs))
+        sets.append(TrainingSet("full", train.images, train.labels, options.lr_real, epochs))
     return sets
 
 
@@ -135,24 +155,44 @@ def evaluate_on(
 ) -> Accuracies:
     config = distilled.config
     protocol = Protocol(
-        num_eval=options.num_eval // len(training_set.draws),
+        num_eval=options.num_eval,
         epochs=training_set.epochs,
         batch_size=options.batch_train or config["batch_train"],
         dsa_groups=active_groups(dsa=config["dsa"], strategy=config["dsa_strategy"]),
     )
-    accs: list[float] = []
-    for number, images in enumerate(training_set.draws):
-        accs += evaluate(
-            images,
-            training_set.labels,
-            data.test,
-            num_classes=data.num_classes,
-            model=model,
-            lr=training_set.lr,
-            protocol=protocol,
-            seed=derive_seed(options.seed, "draw", number),
-        ).accs
-    return Accuracies(tuple(accs))
+    return evaluate(
+        training_set.images,
+        training_set.labels,
+        data.test,
+        num_classes=data.num_classes,
+        model=model,
+        lr=training_set.lr,
+        protocol=protocol,
+        seed=derive_seed(options.seed, "draw", 0),
+        run=how_to_run(options, protocol, len(training_set.labels), data, model),
+    )
+
+
+def how_to_run(
+    options: EvalOptions, protocol: Protocol, images: int, data: ImageDataset, model: str
+) -> HowToRun:
+    device, world = data.test.images.device, distributed.world()
+    cost = network_cost(
+        model, channels=data.channels, num_classes=data.num_classes, image_size=data.image_size
+    )
+    flop = protocol.num_eval * training_flop(cost, images=images, epochs=protocol.epochs) / world
+    compiled = choose_compile(options.compile, flop, device, work="training")
+    return HowToRun(
+        at_once=choose_at_once(
+            options.eval_at_once,
+            cost,
+            device,
+            batch=min(protocol.batch_size, images),
+            networks=-(-protocol.num_eval // world),
+        ),
+        execution=Execution.on(device, compiled=compiled),
+        dtype=compute_dtype(options.precision),
+    )
 
 
 def check_classes(distilled: SyntheticSet, data: ImageDataset) -> None:
@@ -187,6 +227,7 @@ def describe(
     options: EvalOptions,
     distilled: SyntheticSet,
     tested_on: str,
+    precision: str,
     model: str,
 ) -> dict[str, Any]:
     """Everything that one evaluation depends on; `tested_on` is a digest of the test data."""
@@ -201,6 +242,7 @@ def describe(
         "batch_train": options.batch_train or distilled.config["batch_train"],
         "dsa": distilled.config["dsa_strategy"] if distilled.config["dsa"] else None,
         "num_eval": options.num_eval,
+        "precision": precision,
         "seed": options.seed,
     }
 

@@ -8,34 +8,37 @@ from utils.augment import DSA_STRATEGY, parse_strategy
 from utils.data import Split, load_dataset
 from utils.expert_buffer import ExpertBuffer, save_expert, snapshot
 from utils.flat_params import FlatNetwork
-from utils.matching import Matcher
+from utils.matching import Matcher, Sampling
 from utils.outer_state import OuterState
 from utils.rng import stream
 from utils.synthetic_set import class_labels, initial_images
-from utils.training import train_epoch
+from utils.training import Cohort, Recipe
 from utils.trajectory_length import DISTANCES, att
-from utils.unroll import adjoint
 
 GROUPS = parse_strategy(DSA_STRATEGY)
 
 
-def train_expert(train: Split, seed: int) -> list:
-    """Three epochs of a narrow ConvNet on the first 2,560 images."""
-    network = build_network("ConvNetW32", channels=3, num_classes=10, image_size=32, seed=seed)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
-    expert = [snapshot(network)]
-    for epoch in range(3):
-        train_epoch(
-            network,
-            optimizer,
-            train.images[:2560],
-            train.labels[:2560],
+def train_experts(train: Split, seeds: list[int]) -> list[list]:
+    """Three epochs of narrow ConvNets on the first 1,280 images."""
+    recipe = Recipe(
+        "ConvNetW32", channels=3, num_classes=10, image_size=32, momentum=0.0, weight_decay=0.0
+    )
+    cohort = Cohort(recipe, seeds, device=torch.device("cpu"), dtype=torch.float32)
+    generators = [stream(seed, "expert") for seed in seeds]
+    experts = [[snapshot(network)] for network in cohort.networks]
+    for _ in range(3):
+        cohort.train(
+            train.images[:1280],
+            train.labels[:1280],
+            epochs=1,
+            lr=0.02,
             batch_size=64,
             dsa_groups=GROUPS,
-            generator=stream(seed, "expert", epoch),
+            generators=generators,
         )
-        expert.append(snapshot(network))
-    return expert
+        for expert, network in zip(experts, cohort.networks, strict=True):
+            expert.append(snapshot(network))
+    return experts
 
 
 @pytest.fixture(scope="module")
@@ -44,22 +47,23 @@ def cifar10(cifar10_path):
 
 
 def test_outer_steps_lower_the_matching_loss(cifar10, tmp_path):
-    for seed in range(2):
-        save_expert(tmp_path, seed, train_expert(cifar10.train, seed), experts_per_file=10)
+    for number, expert in enumerate(train_experts(cifar10.train, [0, 1])):
+        save_expert(tmp_path, number, expert, experts_per_file=10)
     network = FlatNetwork(build_network("ConvNetW32", channels=3, num_classes=10, image_size=32))
     matcher = Matcher(
         network,
         ExpertBuffer(tmp_path, network.shapes),
         class_labels(10, 1, torch.device("cpu")),
-        syn_steps=10,
-        expert_epochs=1,
-        max_start_epoch=2,
-        batch_syn=None,
-        dsa_groups=GROUPS,
-        engine=adjoint,
+        Sampling(
+            syn_steps=10,
+            expert_epochs=1,
+            max_start_epoch=2,
+            batch_syn=None,
+            dsa_groups=GROUPS,
+            seed=0,
+        ),
         distance=DISTANCES["l2"],
         policy=att,
-        seed=0,
     )
     state = OuterState(
         initial_images(cifar10, 1, "real", seed=0),

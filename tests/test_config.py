@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from utils.config import CONFIGS, nearest_row, option, packaged_yaml, resolve
+from utils.config import (
+    CONFIGS,
+    check_unchanged,
+    fixed_values,
+    nearest_row,
+    option,
+    packaged_yaml,
+    resolve,
+)
 from utils.errors import UserError
 from utils.options import BufferOptions, DistillOptions, EvalOptions
 
@@ -21,6 +29,8 @@ class Options:
     size: int | None = option(None, "size", group="b")
     kind: str = option("x", "kind", group="b", choices=("x", "y"))
     names: list[str] | None = option(None, "names", group="b", choices=("p", "q"))
+    at_once: int | None = option(None, "at once", group="c", minimum=1, auto=True, may_change=True)
+    compile: str = option("auto", "compile", group="c", choices=("auto", "on", "off"))
 
 
 def parse(*argv, yaml=None, tmp_path=None):
@@ -80,6 +90,78 @@ def test_yaml_numbers_in_the_notation_of_papers(tmp_path):
     assert parse(yaml="size: null", tmp_path=tmp_path).options.size is None
 
 
+@pytest.mark.parametrize(("written", "value"), [("auto", None), ("4", 4), ("1e1", 10)])
+def test_auto_means_no_value(written, value, tmp_path):
+    assert (
+        parse("--at_once", written, yaml="at_once: 7", tmp_path=tmp_path).options.at_once == value
+    )
+    resolved = parse(yaml=f"at_once: {written}", tmp_path=tmp_path)
+    assert resolved.options.at_once == value
+    assert resolved.sources["at_once"] == str(tmp_path / "row.yaml")
+
+
+def test_auto_is_a_word_only_where_it_is_declared():
+    assert parse().options.at_once is None
+    with pytest.raises(UserError, match=r"'auto' is not a whole number \(see"):
+        parse("--size", "auto")
+
+
+@pytest.mark.parametrize("word", ["on", "off", "auto", "'on'", "true", "false"])
+def test_on_and_off_are_words_in_yaml_too(word, tmp_path):
+    """YAML 1.1 reads them as booleans."""
+    expected = {"true": "on", "false": "off"}.get(word, word.strip("'"))
+    assert parse(yaml=f"compile: {word}", tmp_path=tmp_path).options.compile == expected
+
+
+def test_a_boolean_in_yaml_stays_one(tmp_path):
+    options = parse(yaml="zca: on\nno_aug: off", tmp_path=tmp_path).options
+    assert (options.zca, options.no_aug) == (True, False)
+
+
+@pytest.mark.parametrize("name", ["experts_at_once"])
+def test_the_speed_options_of_buffer(name):
+    def read(*argv):
+        return getattr(resolve(BufferOptions, argv, description="").options, name)
+
+    assert read() is None
+    assert read(f"--{name}", "auto") is None
+    assert read(f"--{name}", "4") == 4
+    for bad, reason in (("0", "at least 1, not 0"), ("x", "'x' is not a whole number or auto")):
+        with pytest.raises(UserError, match=reason):
+            read(f"--{name}", bad)
+
+
+def test_what_was_begun_is_continued_with_the_same_settings():
+    def check(before, now):
+        check_unchanged(before, now, where=Path("runs/a"), instead="--run_name")
+
+    check({"steps": 5, "rate": 0.1}, {"steps": 5, "rate": 0.1})
+    check({"steps": 5, "gone": 1}, {"steps": 5})
+    check({"steps": 5}, {"steps": 5, "new": 3})  # the record is older than the setting
+    with pytest.raises(UserError) as error:
+        check({"steps": 5}, {"new": 3, "steps": 6})
+    for part in ("runs/a", "steps=5", "not 6", "--run_name"):
+        assert part in str(error.value)
+    with pytest.raises(UserError, match="new=None, not 3"):
+        check({"new": None}, {"new": 3})
+
+
+def test_what_may_change_is_not_compared():
+    fixed = fixed_values(Options(at_once=3))
+    assert "at_once" not in fixed
+    assert fixed["steps"] == 50
+    assert set(fixed) == set(Options.__dataclass_fields__) - {"at_once"}
+
+
+@pytest.mark.parametrize("options", [BufferOptions, DistillOptions])
+def test_options_of_speed_may_change(options):
+    fixed = fixed_values(options())
+    speed = {"compile", "unroll", "micro_batch", "eval_at_once", "experts_at_once"}
+    assert not speed & set(fixed)
+    assert "precision" in fixed
+    assert ("trajectories" in fixed) == (options is DistillOptions)
+
+
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
@@ -94,6 +176,10 @@ def test_yaml_numbers_in_the_notation_of_papers(tmp_path):
         (["--zca=maybe"], ["maybe", "true or false"]),
         (["--kind", "z"], ["--kind", "'z'", "x, y"]),
         (["--names", "p", "r"], ["--names", "'r'", "p, q"]),
+        (["--at_once", "0"], ["--at_once", "at least 1", "0"]),
+        (["--at_once", "x"], ["--at_once", "'x'", "whole number or auto"]),
+        (["--at_once", "2.5"], ["--at_once", "'2.5'", "whole number or auto"]),
+        (["--compile", "yes"], ["--compile", "'yes'", "auto, on, off"]),
     ],
 )
 def test_a_bad_flag_is_one_line_that_names_it(argv, parts):
@@ -114,6 +200,10 @@ def test_a_bad_flag_is_one_line_that_names_it(argv, parts):
         ("steps:", ["steps", "no value"]),
         ("rate: 7", ["rate", "at most 1"]),
         ("kind: z", ["kind", "'z'", "x, y"]),
+        ("kind: on", ["kind", "'True'", "x, y"]),
+        ("at_once: 0", ["at_once", "at least 1"]),
+        ("at_once: on", ["at_once", "whole number or auto"]),
+        ("compile: 3", ["compile", "'3'", "auto, on, off"]),
         ("- a list", ["list"]),
         ("steps: [", ["not valid YAML"]),
         ("\x00", ["not valid YAML"]),
@@ -191,3 +281,4 @@ def test_help_explains_every_flag(options, capsys):
     text = capsys.readouterr().out
     for name in options.__dataclass_fields__:
         assert f"--{name} " in text
+    assert "(default: auto)" in text

@@ -1,44 +1,77 @@
 """The adjoint engine against the full graph, finite differences and a closed form, in float64."""
 
-from dataclasses import replace
+import itertools
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from networks.convnet import ConvNet
-from utils import unroll
+from utils import batches, unroll
 from utils.augment import parse_strategy
+from utils.execution import PLAIN, Execution
 from utils.flat_params import FlatNetwork, flatten
 from utils.matching import draw_problem
 from utils.trajectory_length import DISTANCES, att, fixed
-from utils.unroll import Problem, adjoint, autograd
+from utils.unroll import Loss, Problem, Steps
 
 CLASSES, IPC, SIZE = 3, 2, 8
 GROUPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 L2 = DISTANCES["l2"]
 
 
-def make_problem(
-    *, syn_steps, batch_syn=None, strategy=None, activation="relu", seed=0, device="cpu"
+@dataclass(frozen=True)
+class Case:
+    """A small ConvNet problem in float64, to be matched by either engine."""
+
+    problem: Problem
+    loss: Loss
+    images: torch.Tensor
+    syn_lr: torch.Tensor
+
+    def adjoint(self, policy, *, execution=PLAIN, **keywords):
+        steps = Steps.of(self.loss, execution, rows=len(self.problem.theta_0))
+        return unroll.adjoint(self.problem, self.images, self.syn_lr, steps, L2, policy, **keywords)
+
+    def autograd(self, policy):
+        return unroll.autograd(self.problem, self.images, self.syn_lr, self.loss, L2, policy)
+
+    def thetas(self, step):
+        """theta_step (K, P), by hand."""
+        p, thetas = self.problem, self.problem.theta_0
+        xs = p.batches(self.images, range(p.syn_steps))
+        for x, y in itertools.islice(zip(xs, p.labels, strict=True), step):
+            gs = [torch.func.grad(self.loss)(*row) for row in zip(thetas, x, y, strict=True)]
+            thetas = thetas - self.syn_lr * torch.stack(gs)
+        return thetas
+
+
+def make_case(
+    *, syn_steps, batch_syn=None, strategy=None, activation="relu", seed=0, device="cpu", rows=1
 ):
-    """A small ConvNet problem in float64 with its images and syn_lr; drawn on the CPU."""
+    """Drawn on the CPU; `rows` students."""
     torch.manual_seed(seed)
     network = ConvNet(1, CLASSES, SIZE, depth=2, width=4, activation=activation).double()
     theta_0 = flatten(network.parameters()).detach()
+    theta_0 = theta_0 + 0.01 * torch.arange(rows)[:, None] * torch.randn_like(theta_0)
     theta_star = theta_0 + 0.1 * torch.randn_like(theta_0)
     images = torch.randn(CLASSES * IPC, 1, SIZE, SIZE, dtype=torch.float64)
+    flat = FlatNetwork(network.to(device))
     problem = draw_problem(
-        FlatNetwork(network).to(device),
         theta_0.to(device),
         theta_star.to(device),
         torch.arange(CLASSES, device=device).repeat_interleave(IPC),
+        images[0],
         syn_steps=syn_steps,
         batch_syn=batch_syn,
         dsa_groups=parse_strategy(strategy) if strategy else None,
-        generator=torch.Generator().manual_seed(seed),
+        generators=[torch.Generator().manual_seed(seed + k) for k in range(rows)],
     )
-    return problem, images.to(device), torch.tensor(0.3, dtype=torch.float64, device=device)
+    syn_lr = torch.tensor(0.3, dtype=torch.float64, device=device)
+    return Case(
+        problem, lambda theta, x, y: F.cross_entropy(flat(theta, x), y), images.to(device), syn_lr
+    )
 
 
 def stop_at(step):
@@ -49,52 +82,142 @@ def relative_error(value, reference):
     return ((value - reference).norm() / reference.norm()).item()
 
 
-def assert_equal(problem, images, syn_lr, policy):
-    fast = adjoint(problem, images, syn_lr, L2, policy)
-    slow = autograd(problem, images, syn_lr, L2, policy)
-    assert fast.length == slow.length
+def assert_same(fast, slow):
+    assert fast.lengths == slow.lengths
     for name in ("loss", "distances", "grad_images", "grad_syn_lr"):
         assert relative_error(getattr(fast, name), getattr(slow, name)) < 1e-9, name
         assert not getattr(fast, name).requires_grad
+
+
+def assert_equal(case, policy, **keywords):
+    assert_same(case.adjoint(policy, **keywords), case.autograd(policy))
 
 
 @pytest.mark.parametrize("syn_steps", [1, 2, 5, 9])
 @pytest.mark.parametrize("batch_syn", [None, 4])
 def test_adjoint_equals_full_graph(syn_steps, batch_syn):
     """With chunks of 4 of 6 images, every image is seen again and again, in batches of 4 and 2."""
-    assert_equal(*make_problem(syn_steps=syn_steps, batch_syn=batch_syn), fixed)
+    assert_equal(make_case(syn_steps=syn_steps, batch_syn=batch_syn), fixed)
 
 
 @pytest.mark.parametrize("length", [1, 3, 6])
 def test_adjoint_equals_full_graph_at_every_length(length):
-    assert_equal(*make_problem(syn_steps=6), stop_at(length))
+    assert_equal(make_case(syn_steps=6), stop_at(length))
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_adjoint_equals_full_graph_under_dsa(group):
-    assert_equal(*make_problem(syn_steps=4, batch_syn=4, strategy=group), fixed)
+    assert_equal(make_case(syn_steps=4, batch_syn=4, strategy=group), fixed)
+
+
+def on_the_way(case, step):
+    """The same with targets on the students' way, so that the nearest step is neither the first
+    nor the last.
+    """
+    thetas = case.thetas(step)
+    near = thetas + 1e-3 * torch.randn_like(thetas)
+    return replace(case, problem=replace(case.problem, theta_star=near))
 
 
 def test_adjoint_equals_full_graph_with_att():
-    problem, images, syn_lr = make_problem(syn_steps=8, strategy="_".join(GROUPS))
-    # A target on the student's way, so that the nearest step is neither the first nor the last.
-    thetas = unroll._forward(problem, images, syn_lr)
-    problem = replace(problem, theta_star=thetas[5] + 1e-3 * torch.randn_like(thetas[5]))
-    assert adjoint(problem, images, syn_lr, L2, att).length == 5
-    assert_equal(problem, images, syn_lr, att)
+    case = on_the_way(make_case(syn_steps=8, strategy="_".join(GROUPS)), 5)
+    assert case.adjoint(att).lengths == [5]
+    assert_equal(case, att)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3, 4, 99])
+@pytest.mark.parametrize("batch_syn", [None, 4])
+def test_pieces_of_batches_add_up(micro_batch, batch_syn):
+    case = make_case(syn_steps=5, batch_syn=batch_syn, strategy="_".join(GROUPS))
+    assert_equal(case, fixed, micro_batch=micro_batch)
+
+
+def only(p, k):
+    """The problem of student k alone."""
+    row = slice(k, k + 1)
+    return replace(
+        p,
+        theta_0=p.theta_0[row],
+        theta_star=p.theta_star[row],
+        batches=lambda images, steps: [x[row] for x in p.batches(images, steps)],
+        labels=[y[row] for y in p.labels],
+    )
+
+
+@pytest.mark.parametrize(
+    "execution", [Execution(), Execution(vectorised=True)], ids=["one by one", "vmap"]
+)
+@pytest.mark.parametrize("lengths", [(4, 4, 4), (2, 4, 1)])
+def test_several_students_give_the_mean(execution, lengths):
+    case = make_case(syn_steps=4, batch_syn=4, strategy="_".join(GROUPS), rows=3)
+    remaining = itertools.cycle(lengths)
+    assert_equal(case, lambda distances: next(remaining), execution=execution, micro_batch=3)
+
+    remaining = itertools.cycle(lengths)
+    together = case.adjoint(lambda distances: next(remaining), execution=execution)
+    images, syn_lr = torch.zeros_like(case.images), torch.zeros_like(case.syn_lr)
+    for k, length in enumerate(lengths):
+        matching = replace(case, problem=only(case.problem, k)).autograd(stop_at(length))
+        images += matching.grad_images / 3
+        syn_lr += matching.grad_syn_lr / 3
+    assert relative_error(together.grad_images, images) < 1e-9
+    assert relative_error(together.grad_syn_lr, syn_lr) < 1e-9
+
+
+@pytest.mark.parametrize("vectorised", [False, True])
+def test_a_student_that_diverges_behind_its_step_does_no_harm(vectorised):
+    """Two students with their own targets; one is matched at step 1 and then goes to infinity."""
+    case = on_the_way(make_case(syn_steps=6, rows=2), 1)
+    theta_star = case.problem.theta_star.clone()
+    theta_star[1] = case.thetas(6)[1]
+    case = replace(case, problem=replace(case.problem, theta_star=theta_star))
+    loss, chosen = case.loss, iter([1, 6])
+
+    def explosive(theta, x, y):
+        """The first student's third step is one to infinity."""
+        first = (theta - case.thetas(2)[0]).abs().max() < 1e-9
+        return torch.where(first, torch.inf, 1.0) * loss(theta, x, y)
+
+    matching = replace(case, loss=explosive).adjoint(
+        lambda distances: next(chosen), execution=Execution(vectorised=vectorised)
+    )
+    assert not matching.distances[0].isfinite().all()
+    assert matching.grad_images.isfinite().all()
+    assert matching.grad_syn_lr.isfinite()
+
+
+@pytest.mark.parametrize(("syn_steps", "length"), [(7, 7), (7, 6), (6, 5), (6, 1)])
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_parameters_that_were_not_kept_are_computed_again(monkeypatch, kept, syn_steps, length):
+    case = make_case(syn_steps=syn_steps, batch_syn=4, strategy="_".join(GROUPS))
+    expected = case.autograd(stop_at(length))
+    monkeypatch.setattr(unroll, "KEPT_STEPS", kept)
+    assert_same(case.adjoint(stop_at(length)), expected)
+
+
+@pytest.mark.parametrize("steps_per_block", [1, 2, 3, 100])
+def test_batches_may_be_made_together(steps_per_block):
+    case = make_case(syn_steps=5, batch_syn=4, strategy="_".join(GROUPS))
+    problem = replace(case.problem, steps_per_block=steps_per_block)
+    assert_equal(replace(case, problem=problem), stop_at(4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, 2])
+def test_compiled_steps_give_the_same(rows):
+    case = make_case(syn_steps=3, batch_syn=4, strategy="_".join(GROUPS), rows=rows)
+    assert_equal(case, fixed, execution=Execution(compiled=True))
 
 
 @pytest.mark.parametrize("strategy", [None, *GROUPS])
 def test_gradients_equal_finite_differences(strategy):
     """gradcheck of J through unroll, augmentation and gather; a sigmoid network has no kinks."""
-    problem, images, syn_lr = make_problem(
-        syn_steps=3, batch_syn=4, strategy=strategy, activation="sigmoid"
-    )
+    case = make_case(syn_steps=3, batch_syn=4, strategy=strategy, activation="sigmoid")
 
     class Objective(torch.autograd.Function):
         @staticmethod
         def forward(ctx, images, syn_lr):
-            matching = adjoint(problem, images, syn_lr, L2, fixed)
+            matching = replace(case, images=images, syn_lr=syn_lr).adjoint(fixed)
             ctx.save_for_backward(matching.grad_images, matching.grad_syn_lr)
             return matching.loss
 
@@ -102,57 +225,61 @@ def test_gradients_equal_finite_differences(strategy):
         def backward(ctx, grad_loss):
             return tuple(grad_loss * grad for grad in ctx.saved_tensors)
 
-    inputs = images.requires_grad_(), syn_lr.requires_grad_()
+    inputs = case.images.requires_grad_(), case.syn_lr.requires_grad_()
     assert torch.autograd.gradcheck(
         Objective.apply, inputs, eps=1e-6, atol=1e-8, rtol=1e-5, fast_mode=True
     )
 
 
-def quadratic_problem(steps):
+def quadratic_case(steps):
     """l = ||theta - x||^2 / 2, whose student is theta_n = x + (1 - eta)^n (theta_0 - x)."""
     theta_0, theta_star, x = torch.randn(3, 5, dtype=torch.float64).unbind(0)
 
     def loss(theta, x, y):
-        return 0.5 * (theta - x).square().sum()
+        return 0.5 * (theta - x.flatten()).square().sum()
 
-    problem = Problem(loss, theta_0, theta_star, [lambda images: images] * steps, [None] * steps)
-    return problem, x
+    def batches(images, steps):
+        return [images[None]] * len(steps)
+
+    labels = [torch.zeros(1, 1)] * steps
+    problem = Problem(theta_0[None], theta_star[None], batches, labels, [1] * steps)
+    eta = torch.tensor(0.2, dtype=torch.float64)
+    return Case(problem, loss, x.view(1, 5, 1, 1), eta), theta_0, theta_star, x
 
 
-@pytest.mark.parametrize("engine", [adjoint, autograd])
+@pytest.mark.parametrize("engine", ["adjoint", "autograd"])
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_quadratic_has_its_closed_form(engine, n):
     torch.manual_seed(n)
-    problem, x = quadratic_problem(steps=7)
-    eta = torch.tensor(0.2, dtype=torch.float64)
+    case, theta_0, theta_star, x = quadratic_case(steps=7)
+    eta = case.syn_lr
     shrink = (1 - eta) ** n
-    theta_n = x + shrink * (problem.theta_0 - x)
-    scale = (problem.theta_0 - problem.theta_star).square().sum()
-    by_theta_n = 2 * (theta_n - problem.theta_star) / scale
-    by_eta = by_theta_n @ (n * (1 - eta) ** (n - 1) * (x - problem.theta_0))
+    theta_n = x + shrink * (theta_0 - x)
+    scale = (theta_0 - theta_star).square().sum()
+    by_theta_n = 2 * (theta_n - theta_star) / scale
+    by_eta = by_theta_n @ (n * (1 - eta) ** (n - 1) * (x - theta_0))
 
-    matching = engine(problem, x, eta, L2, stop_at(n))
+    matching = getattr(case, engine)(stop_at(n))
 
-    torch.testing.assert_close(matching.loss, (theta_n - problem.theta_star).square().sum() / scale)
-    torch.testing.assert_close(matching.grad_images, (1 - shrink) * by_theta_n)
+    torch.testing.assert_close(matching.loss, (theta_n - theta_star).square().sum() / scale)
+    torch.testing.assert_close(matching.grad_images.flatten(), (1 - shrink) * by_theta_n)
     torch.testing.assert_close(matching.grad_syn_lr, by_eta)
 
 
 def test_dropping_the_hessian_is_noticed(monkeypatch):
     """Without H lambda (TESLA's approximation) the gradient differs far beyond the tolerance."""
-    problem, images, syn_lr = make_problem(syn_steps=5)
-    exact = autograd(problem, images, syn_lr, L2, fixed)
-    with_hessian = unroll._step_adjoint
+    case = make_case(syn_steps=5)
+    exact = case.autograd(fixed)
+    with_hessian = unroll._adjoint_step
 
     def without_hessian(*arguments):
         g_lam, hessian_lam, mixed = with_hessian(*arguments)
         return g_lam, torch.zeros_like(hessian_lam), mixed
 
-    monkeypatch.setattr(unroll, "_step_adjoint", without_hessian)
-    approximate = adjoint(problem, images, syn_lr, L2, fixed)
-    assert relative_error(approximate.grad_images, exact.grad_images) > 1e-3
+    monkeypatch.setattr(unroll, "_adjoint_step", without_hessian)
+    assert relative_error(case.adjoint(fixed).grad_images, exact.grad_images) > 1e-3
     with pytest.raises(AssertionError, match="grad_images"):
-        assert_equal(problem, images, syn_lr, fixed)
+        assert_equal(case, fixed)
 
 
 class SavedBytes:
@@ -180,65 +307,61 @@ class _Saved:
 
 
 def peak_saved_bytes(engine, syn_steps):
-    problem, images, syn_lr = make_problem(syn_steps=syn_steps)
+    case = make_case(syn_steps=syn_steps)
     counter = SavedBytes()
     with torch.autograd.graph.saved_tensors_hooks(counter.pack, counter.unpack):
-        engine(problem, images, syn_lr, L2, fixed)
+        getattr(case, engine)(fixed)
     return counter.peak
 
 
-def test_graph_memory_does_not_grow_with_syn_steps():
-    assert peak_saved_bytes(adjoint, 16) == peak_saved_bytes(adjoint, 4)
-    assert peak_saved_bytes(autograd, 16) > 3 * peak_saved_bytes(autograd, 4)
+def test_graph_memory_does_not_grow_with_syn_steps(monkeypatch):
+    monkeypatch.setattr(batches, "BLOCK_BYTES", 1)  # each step's images by themselves
+    assert peak_saved_bytes("adjoint", 16) == peak_saved_bytes("adjoint", 4)
+    assert peak_saved_bytes("autograd", 16) > 3 * peak_saved_bytes("autograd", 4)
 
 
 def test_steps_behind_the_chosen_one_are_not_visited_again():
-    problem, images, syn_lr = make_problem(syn_steps=6)
+    case = make_case(syn_steps=6)
     visits = []
 
-    def counted(t):
-        return lambda images: visits.append(t) or problem.batches[t](images)
+    def counted(images, steps):
+        visits.extend(steps)
+        return case.problem.batches(images, steps)
 
-    counting = replace(problem, batches=[counted(t) for t in range(6)])
-    adjoint(counting, images, syn_lr, L2, stop_at(2))
-    assert visits == [0, 1, 2, 3, 4, 5, 1, 0]
+    replace(case, problem=replace(case.problem, batches=counted)).adjoint(stop_at(2))
+    assert visits == [0, 1, 2, 3, 4, 5, 0, 1]
 
 
 def test_inputs_are_left_alone():
-    problem, images, syn_lr = make_problem(syn_steps=3)
-    before = images.clone(), syn_lr.clone(), problem.theta_0.clone()
-    adjoint(problem, images, syn_lr, L2, fixed)
-    for tensor, copy in zip((images, syn_lr, problem.theta_0), before, strict=True):
+    case = make_case(syn_steps=3)
+    before = case.images.clone(), case.syn_lr.clone(), case.problem.theta_0.clone()
+    case.adjoint(fixed)
+    for tensor, copy in zip((case.images, case.syn_lr, case.problem.theta_0), before, strict=True):
         assert torch.equal(tensor, copy)
         assert not tensor.requires_grad
         assert tensor.grad is None
 
 
 def test_recomputation_replays_the_same_augmentation():
-    problem, images, _ = make_problem(syn_steps=30, batch_syn=4, strategy="_".join(GROUPS))
-    assert {batch.augmentation.group for batch in problem.batches} == set(GROUPS)
-    for batch in problem.batches:
-        assert torch.equal(batch(images), batch(images))
+    case = make_case(syn_steps=30, batch_syn=4, strategy="_".join(GROUPS))
+    once, again = (case.problem.batches(case.images, range(30)) for _ in range(2))
+    for x, y in zip(once, again, strict=True):
+        assert torch.equal(x, y)
 
 
-def test_loss_is_the_mean_cross_entropy():
-    problem, images, _ = make_problem(syn_steps=1)
-    network = ConvNet(1, CLASSES, SIZE, depth=2, width=4).double()
-    offset = 0
-    for param in network.parameters():
-        param.data = problem.theta_0[offset : offset + param.numel()].view(param.shape)
-        offset += param.numel()
-    expected = F.cross_entropy(network(images), problem.labels[0])
-    torch.testing.assert_close(problem.loss(problem.theta_0, images, problem.labels[0]), expected)
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("engine", [adjoint, autograd])
-@pytest.mark.parametrize("strategy", [None, *GROUPS])
-def test_a_cuda_device_gives_the_same(engine, strategy):
-    settings = {"syn_steps": 4, "batch_syn": 4, "strategy": strategy}
-    on_cpu = engine(*make_problem(**settings), L2, fixed)
-    on_gpu = engine(*make_problem(**settings, device="cuda"), L2, fixed)
-    for name in ("loss", "distances", "grad_images", "grad_syn_lr"):
-        assert relative_error(getattr(on_gpu, name).cpu(), getattr(on_cpu, name)) < 1e-9, name
+@needs_cuda
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("replayed", [False, True])
+def test_a_cuda_device_gives_the_same(rows, compiled, replayed):
+    settings = {"syn_steps": 5, "batch_syn": 4, "strategy": "_".join(GROUPS), "rows": rows}
+    on_cpu = make_case(**settings).autograd(fixed)
+    on_gpu = make_case(**settings, device="cuda")
+    execution = Execution.on(torch.device("cuda"), compiled=compiled, replayed=replayed)
+    for matching in (on_gpu.autograd(fixed), on_gpu.adjoint(fixed, execution=execution)):
+        for name in ("loss", "distances", "grad_images", "grad_syn_lr"):
+            assert relative_error(getattr(matching, name).cpu(), getattr(on_cpu, name)) < 1e-9, name

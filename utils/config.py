@@ -12,6 +12,7 @@ import io
 import math
 import os
 import sys
+import time
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +26,7 @@ from utils.errors import UserError
 T = TypeVar("T")
 
 FLAG, DEFAULT = "flag", "default"
+SECONDS_FOR_MAIN = 5
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -40,12 +42,13 @@ def option(
     alias: str | None = None,
     check: Callable[[Any], object] | None = None,
     may_change: bool = False,
+    auto: bool = False,
 ) -> Any:
     """A field of an options dataclass; `minimum` and `maximum` are allowed, `above` is not.
 
     `check` raises ValueError for a value that is no good, its message naming the choices.
     `may_change` marks what does not alter a result, so that it may differ between the calls of one
-    run.
+    run. With `auto` the word auto may be written for None.
     """
     metadata = {
         "help": help,
@@ -57,6 +60,7 @@ def option(
         "alias": alias,
         "check": check,
         "may_change": may_change,
+        "auto": auto,
     }
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
@@ -135,12 +139,12 @@ def check_unchanged(
     """Refuse to go on with `where`, begun with the values `before`, under other values.
 
     UserError names the first that differs, with both values; `instead` is the flag that chooses
-    another place.
+    another place. A setting that `before` does not know yet had no other value than the default.
     """
     for name, value in now.items():
-        if before.get(name) != value:
+        if name in before and before[name] != value:
             raise UserError(
-                f"{where} was begun with {name}={before.get(name)}, not {value}: "
+                f"{where} was begun with {name}={before[name]}, not {value}: "
                 f"pass that value or another {instead}"
             )
 
@@ -154,12 +158,17 @@ def fixed_values(options: Any) -> dict[str, Any]:
 def run_script(main: Callable[[Sequence[str]], int]) -> int:
     """Call `main` with the command line; a UserError becomes one line on stderr and status 2,
     Ctrl-C one line and status 130.
+
+    Of several processes that make the same mistake the first one says so: torchrun ends the others
+    while they wait.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file shows lines as they come
     try:
         return main(sys.argv[1:])
     except UserError as error:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(SECONDS_FOR_MAIN)
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -201,7 +210,7 @@ def _parser(options: type, description: str) -> argparse.ArgumentParser:
 
 def _add_argument(group: Any, field: dataclasses.Field, hint: Any, flags: list[str]) -> None:
     kind, is_list = _kind(hint)
-    keywords: dict[str, Any] = {"dest": field.name, "type": _converter(kind)}
+    keywords: dict[str, Any] = {"dest": field.name, "type": _converter(kind, field)}
     if kind is bool:
         keywords |= {"nargs": "?", "const": True, "metavar": "BOOL"}
     elif is_list:
@@ -220,7 +229,7 @@ def _help(field: dataclasses.Field) -> str:
     choices = field.metadata["choices"]
     # A long list of choices is named by the error message instead.
     shown = f" [{', '.join(choices)}]" if choices and len(choices) <= 10 else ""
-    default = _default(field)
+    default = "auto" if field.metadata["auto"] else _default(field)
     if default is None:
         return text + shown
     value = " ".join(default) if isinstance(default, list) else default
@@ -271,10 +280,14 @@ _CONVERSIONS: dict[type, tuple[Callable[[Any], Any], str]] = {
 }
 
 
-def _converter(kind: type) -> Callable[[Any], Any]:
+def _converter(kind: type, field: dataclasses.Field) -> Callable[[Any], Any]:
     convert, noun = _CONVERSIONS[kind]
+    if field.metadata["auto"]:
+        noun += " or auto"
 
     def checked(value: Any) -> Any:
+        if field.metadata["auto"] and value == "auto":
+            return None
         try:
             return convert(value)
         except (ValueError, TypeError, OverflowError):
@@ -327,23 +340,26 @@ def _read_yaml(
         if key not in fields:
             close = difflib.get_close_matches(key, fields, n=3) or list(fields)
             raise UserError(f"{path}: unknown key {written!r}; choices: {', '.join(close)}")
-        values[key] = _from_yaml(value, hints[key], f"{path}: {key}")
+        values[key] = _from_yaml(value, hints[key], fields[key], f"{path}: {key}")
     return values
 
 
-def _from_yaml(value: Any, hint: Any, name: str) -> Any:
+def _from_yaml(value: Any, hint: Any, field: dataclasses.Field, name: str) -> Any:
     kind, is_list = _kind(hint)
     if value is None:
         if isinstance(hint, types.UnionType):
             return None
         raise UserError(f"{name} has no value")
+    if isinstance(value, bool) and "on" in (field.metadata["choices"] or ()):
+        value = "on" if value else "off"  # YAML reads these two words as booleans
     try:
         if is_list:
             return [
-                _converter(kind)(item) for item in (value if isinstance(value, list) else [value])
+                _converter(kind, field)(item)
+                for item in (value if isinstance(value, list) else [value])
             ]
         if isinstance(value, list | dict):
             raise argparse.ArgumentTypeError(f"{value!r} is not a single value")
-        return _converter(kind)(value)
+        return _converter(kind, field)(value)
     except argparse.ArgumentTypeError as error:
         raise UserError(f"{name}: {error}") from None

@@ -36,13 +36,13 @@ DATASETS: dict[str, Callable[..., Source]] = {
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images (N, C, H, W) float32, in the space the network sees, and labels (N,) int64."""
+    """Images (N, C, H, W), float32 as read, in the space the network sees; labels (N,) int64."""
 
     images: Tensor
     labels: Tensor
 
-    def to(self, device: torch.device | str) -> "Split":
-        return Split(self.images.to(device), self.labels.to(device))
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> "Split":
+        return Split(self.images.to(device, dtype), self.labels.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +75,10 @@ class ImageDataset:
             raise ValueError(f"{self.name} was loaded without its training images")
         return self.train
 
-    def to(self, device: torch.device | str) -> "ImageDataset":
-        train = None if self.train is None else self.train.to(device)
-        return replace(self, train=train, test=self.test.to(device))
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> "ImageDataset":
+        """With its images on `device`, in `dtype`."""
+        train = None if self.train is None else self.train.to(device, dtype)
+        return replace(self, train=train, test=self.test.to(device, dtype))
 
 
 def find_dataset(

@@ -5,15 +5,17 @@ epochs, cross-entropy, DSA.
 """
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from networks import build_network
+from utils import distributed
 from utils.data import Split
+from utils.execution import PLAIN, Execution
 from utils.rng import derive_seed, stream
-from utils.training import accuracy, scale_learning_rate, train_epoch
+from utils.training import Cohort, Recipe, accuracy
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
@@ -48,8 +50,17 @@ class Accuracies:
         return f"{self.mean:6.2%} ± {self.std:5.2%} (n={len(self.accs)})"
 
 
+@dataclass(frozen=True)
+class HowToRun:
+    """How evaluation networks are computed; the same numbers up to rounding."""
+
+    at_once: int = 1  # networks that train in step, a process
+    execution: Execution = PLAIN
+    dtype: torch.dtype | None = None  # that networks compute in; None: that of the images
+
+
 def evaluate(
-    images: Tensor,
+    images: Tensor | list[Tensor],
     labels: Tensor,
     test: Split,
     *,
@@ -58,45 +69,61 @@ def evaluate(
     lr: float,
     protocol: Protocol,
     seed: int,
+    run: HowToRun = HowToRun(),
 ) -> Accuracies:
-    """Accuracies of `protocol.num_eval` fresh networks `model` trained on images (N, C, H, W).
+    """Accuracies of `protocol.num_eval` fresh networks `model` trained on images (N, C, H, W), or
+    on as many different sets of images for the same labels (N,).
 
-    Network k depends on `seed` and k alone.
+    Network k depends on `seed` and k alone. Several processes divide the networks among them.
     """
-    accs = []
-    for k in range(protocol.num_eval):
-        network = build_network(
-            model,
-            channels=images.shape[1],
-            num_classes=num_classes,
-            image_size=images.shape[2],
-            seed=derive_seed(seed, "init", k),
-        ).to(images.device)
-        _train(network, images, labels, lr, protocol, stream(seed, "minibatch", k))
-        accs.append(accuracy(network, test.images, test.labels))
-    return Accuracies(tuple(accs))
+    recipe = Recipe(
+        model,
+        channels=test.images.shape[1],
+        num_classes=num_classes,
+        image_size=test.images.shape[2],
+        momentum=MOMENTUM,
+        weight_decay=WEIGHT_DECAY,
+        execution=run.execution,
+        dtype=run.dtype,
+    )
+    own: dict[int, float] = {}
+    for numbers in distributed.shares(list(range(protocol.num_eval)), run.at_once):
+        if numbers:
+            seen = torch.stack([images[k] for k in numbers]) if isinstance(images, list) else images
+            accs = _train_and_measure(recipe, numbers, seen, labels, test, lr, protocol, seed)
+            own |= dict(zip(numbers, accs, strict=True))
+    everyone = {k: acc for part in distributed.gather(own) for k, acc in part.items()}
+    return Accuracies(tuple(everyone[k] for k in range(protocol.num_eval)))
 
 
-def _train(
-    network: nn.Module,
+def _train_and_measure(
+    recipe: Recipe,
+    numbers: Sequence[int],
     images: Tensor,
     labels: Tensor,
+    test: Split,
     lr: float,
     protocol: Protocol,
-    generator: torch.Generator,
-) -> None:
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr=lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
+    seed: int,
+) -> list[float]:
+    """Test accuracies of the networks `numbers`."""
+    cohort = Cohort(
+        recipe,
+        [derive_seed(seed, "init", k) for k in numbers],
+        device=labels.device,
+        dtype=test.images.dtype,
     )
-    for epoch in range(protocol.epochs):
-        if epoch > 0 and epoch == protocol.epochs // 2:
-            scale_learning_rate(optimizer, 0.1)
-        train_epoch(
-            network,
-            optimizer,
-            images,
-            labels,
-            batch_size=protocol.batch_size,
-            dsa_groups=protocol.dsa_groups,
-            generator=generator,
-        )
+    generators = [stream(seed, "minibatch", k) for k in numbers]
+    before_decay = protocol.epochs // 2 if protocol.epochs > 1 else protocol.epochs
+    for epochs, rate in ((before_decay, lr), (protocol.epochs - before_decay, 0.1 * lr)):
+        if epochs > 0:
+            cohort.train(
+                images,
+                labels,
+                epochs=epochs,
+                lr=rate,
+                batch_size=protocol.batch_size,
+                dsa_groups=protocol.dsa_groups,
+                generators=generators,
+            )
+    return [accuracy(network, test.images, test.labels) for network in cohort.networks]

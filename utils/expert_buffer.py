@@ -84,8 +84,8 @@ class ExpertKind:
 
 
 def snapshot(network: nn.Module) -> Snapshot:
-    """A copy of the parameters on the CPU; `cpu()` alone would alias weights that are there."""
-    return [param.detach().cpu().clone() for param in network.parameters()]
+    """A copy of the parameters, float32 on the CPU; `cpu()` alone would alias what is there."""
+    return [param.detach().cpu().float().clone() for param in network.parameters()]
 
 
 def buffer_files(folder: Path) -> list[Path]:

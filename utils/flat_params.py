@@ -1,35 +1,73 @@
-"""A network as a pure function of one flat parameter vector."""
+"""Networks as pure functions of flat vectors: the parameters, and what batch norm remembers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, replace_all_batch_norm_modules_
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def flatten(params: Iterable[Tensor]) -> Tensor:
-    """Concatenate parameter tensors in order into one vector (P,)."""
-    return torch.cat([param.reshape(-1) for param in params])
+def flatten(tensors: Iterable[Tensor]) -> Tensor:
+    """Concatenate tensors in order into one vector (P,)."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def unflatten(vector: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """Views of `vector` (P,) with the given shapes, in order."""
+    parts = vector.split([shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 class FlatNetwork:
     """`network` as a function (theta, images) -> logits, theta (P,) in `parameters()` order.
 
     The network's own weights are not used after this. Batch norm, where there is any, works with
-    the statistics of the batch and keeps none, since a pure function has no state.
+    the statistics of the batch and keeps none, since a pure function has no state. With `dtype` the
+    network computes in it and returns logits of the images' type.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, dtype: torch.dtype | None = None) -> None:
         self._network = replace_all_batch_norm_modules_(network).train()
+        self._dtype = dtype
         self._names = [name for name, _ in network.named_parameters()]
         self.shapes = [param.shape for param in network.parameters()]
-        self._sizes = [shape.numel() for shape in self.shapes]
-
-    def to(self, device: torch.device | str) -> "FlatNetwork":
-        self._network.to(device)
-        return self
 
     def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
-        parts = theta.split(self._sizes)
-        views = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
-        return functional_call(self._network, dict(zip(self._names, views, strict=True)), (images,))
+        dtype = self._dtype or images.dtype
+        params = dict(zip(self._names, unflatten(theta.to(dtype), self.shapes), strict=True))
+        return functional_call(self._network, params, (images.to(dtype),)).to(images.dtype)
+
+
+class TrainingNetwork:
+    """`network` as it trains: a function (theta, statistics, images) -> (logits, statistics).
+
+    statistics (S,) are the running means and variances of batch norm; S is 0 where there is none.
+    The network's own weights are not used.
+    """
+
+    def __init__(self, network: nn.Module, *, dtype: torch.dtype | None = None) -> None:
+        self._network = without_batch_counts(network).train()
+        self._dtype = dtype
+        self._names = [name for name, _ in network.named_parameters()]
+        self._shapes = [param.shape for param in network.parameters()]
+        self._statistics = {name: value.shape for name, value in network.named_buffers()}
+
+    def __call__(self, theta: Tensor, statistics: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        dtype = self._dtype or images.dtype
+        state = dict(zip(self._names, unflatten(theta.to(dtype), self._shapes), strict=True))
+        if self._statistics:
+            running = [s.clone() for s in unflatten(statistics, list(self._statistics.values()))]
+            state |= dict(zip(self._statistics, running, strict=True))
+        logits = functional_call(self._network, state, (images.to(dtype),)).to(images.dtype)
+        if self._statistics:  # batch norm has changed its copies
+            statistics = flatten(running)
+        return logits, statistics
+
+
+def without_batch_counts(network: nn.Module) -> nn.Module:
+    """Drop batch norm's counters, integers that nothing reads; then all buffers are statistics."""
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.num_batches_tracked = None
+    return network

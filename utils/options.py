@@ -1,15 +1,19 @@
 """The flags of the three scripts: names as in the field (MTT, FTD, ATT), one declaration each."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from networks import NETWORKS
+from networks import CROSS_ARCHITECTURE, NETWORKS
 from utils.augment import DSA_STRATEGY, parse_strategy
 from utils.config import option
 from utils.data import DATASETS
 from utils.imagenet_subsets import IMAGENET_SUBSETS
+from utils.precision import PRECISIONS
 
 _DATA, _EXPERTS, _METHOD = "data", "experts", "matching"
 _SET, _EVAL, _FILES, _RUN = "synthetic set", "evaluation", "files", "run"
+_SPEED = "speed and memory (the same result up to rounding)"
+_AUTO: dict[str, Any] = {"auto": True, "may_change": True}
 _MODELS = (
     "ConvNet, by depth D1 ... D8 (ConvNetD3), width W32 ... W1024, activation AS AR AL, norm NN BN "
     "LN IN GN or pooling NP MP AP; ResNet18, VGG11, AlexNet, MLP, LeNet"
@@ -42,7 +46,24 @@ class DsaOptions:
 
 
 @dataclass(frozen=True)
-class BufferOptions(DsaOptions, DataOptions):
+class ExecutionOptions:
+    compile: str = option(
+        "auto",
+        "compile inner and training steps; auto: where the run is long enough to win it back",
+        group=_SPEED,
+        choices=("auto", "on", "off"),
+        may_change=True,
+    )
+    precision: str | None = option(
+        None,
+        "of products (default: tf32 on CUDA, fp32 elsewhere)",
+        group=_SPEED,
+        choices=PRECISIONS,
+    )
+
+
+@dataclass(frozen=True)
+class BufferOptions(ExecutionOptions, DsaOptions, DataOptions):
     model: str = option(
         "ConvNet", f"network of the experts: {_MODELS}", group=_EXPERTS, choices=NETWORKS
     )
@@ -55,10 +76,8 @@ class BufferOptions(DsaOptions, DataOptions):
     decay: bool = option(
         False, "multiply the learning rate by 0.1 at half of the epochs", group=_EXPERTS
     )
-    compile: bool = option(
-        False,
-        "compile the training step: pays in long runs, needs a C++ compiler on the CPU",
-        group=_RUN,
+    experts_at_once: int | None = option(
+        None, "experts trained in step, per process", group=_SPEED, minimum=1, **_AUTO
     )
     buffer_path: str = option(
         "buffers", "folder of expert trajectories", group=_FILES, may_change=True
@@ -67,12 +86,15 @@ class BufferOptions(DsaOptions, DataOptions):
 
 
 @dataclass(frozen=True)
-class EvaluationOptions:
+class EvaluationOptions(ExecutionOptions):
     num_eval: int = option(
         5, "networks trained per evaluation", group=_EVAL, minimum=1, may_change=True
     )
     epoch_eval_train: int = option(
         1000, "epochs that train an evaluation network", group=_EVAL, minimum=1, may_change=True
+    )
+    eval_at_once: int | None = option(
+        None, "evaluation networks trained in step, per process", group=_SPEED, minimum=1, **_AUTO
     )
     eval_mode: str = option(
         "S",
@@ -122,11 +144,22 @@ class DistillOptions(EvaluationOptions, DsaOptions, DataOptions):
         group=_METHOD,
         choices=("l2", "l1"),
     )
+    trajectories: int = option(
+        1, "expert segments that one outer step averages over", group=_METHOD, minimum=1
+    )
     unroll: str = option(
-        "adjoint",
+        "auto",
         "constant-memory reverse sweep, or one autograd graph over all steps; same gradient",
-        group=_METHOD,
-        choices=("adjoint", "autograd"),
+        group=_SPEED,
+        choices=("auto", "adjoint", "autograd"),
+        may_change=True,
+    )
+    micro_batch: int | None = option(
+        None,
+        "work through each inner batch in pieces of so many images; same gradient, less memory",
+        group=_SPEED,
+        minimum=1,
+        **_AUTO,
     )
     no_aug: bool = option(False, "no DSA in the student's steps", group=_METHOD)
     Iteration: int = option(
@@ -177,6 +210,10 @@ class DistillOptions(EvaluationOptions, DsaOptions, DataOptions):
         choices=("disabled", "offline", "online"),
         may_change=True,
     )
+
+    @property
+    def evaluation_models(self) -> tuple[str, ...]:
+        return CROSS_ARCHITECTURE if self.eval_mode == "M" else (self.model,)
 
 
 @dataclass(frozen=True)

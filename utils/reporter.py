@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from utils import distributed
 from utils.data import ImageDataset
-from utils.evaluation import Protocol, evaluate
+from utils.evaluation import HowToRun, Protocol, evaluate
 from utils.outer_state import OuterState
 from utils.pictures import save_grid
 from utils.rng import derive_seed
@@ -18,10 +19,10 @@ from utils.unroll import Matching
 
 @dataclass
 class Reporter:
-    """Writes the files of one run.
+    """Writes the files of one run; of several processes the main one, the others evaluate along.
 
-    `models` are evaluated on the raw and on the EMA images; the first decides which iteration is
-    the best, per set. `best` holds those accuracies.
+    `how` is what `auto` was taken for. `models` are evaluated on the raw and on the EMA images; the
+    first decides which iteration is the best, per set. `best` holds those accuracies.
     """
 
     run: RunDir
@@ -30,8 +31,10 @@ class Reporter:
     data: ImageDataset
     labels: Tensor
     num_experts: int
+    how: Mapping[str, Any]
     models: Sequence[str]
     protocol: Protocol
+    evaluation: HowToRun
     best: dict[str, float] = field(default_factory=lambda: {"raw": -1.0, "ema": -1.0})
 
     def resume(self, state: OuterState, checkpoint: Mapping[str, Any]) -> None:
@@ -49,15 +52,16 @@ class Reporter:
         return {**asdict(self.protocol), "model": self.models[0]}
 
     def log_step(
-        self, state: OuterState, matching: Matching, start_epoch: int, seconds: float
+        self, state: OuterState, matching: Matching, start_epochs: list[int], seconds: float
     ) -> None:
-        """Log the step that `state` has just taken."""
+        """Log the step that `state` has just taken; of several trajectories, lists."""
+        alone = len(start_epochs) == 1
         self.log.log(
             kind="step",
             iteration=state.iteration - 1,
             loss=matching.loss.item(),
-            length=matching.length,
-            start_epoch=start_epoch,
+            length=matching.lengths[0] if alone else matching.lengths,
+            start_epoch=start_epochs[0] if alone else start_epochs,
             syn_lr=state.syn_lr.item(),
             seconds=seconds,
         )
@@ -68,6 +72,8 @@ class Reporter:
 
         The sets of single iterations leave out the ZCA matrix, 37 MB for CIFAR.
         """
+        if not distributed.is_main():
+            return
         include_whitening = tag is not None
         tag = str(state.iteration) if tag is None else tag
         images = state.images if set == "raw" else state.ema_images
@@ -105,6 +111,7 @@ class Reporter:
                     lr=state.syn_lr.item(),
                     protocol=self.protocol,
                     seed=derive_seed(self.config["seed"], "evaluation", state.iteration, set),
+                    run=self.evaluation,
                 )
                 self.log.log(
                     kind="eval",
@@ -124,11 +131,14 @@ class Reporter:
 
     def save_checkpoint(self, state: OuterState) -> None:
         """Keep what continuing needs. All randomness follows from the seed and the iteration."""
+        if not distributed.is_main():
+            return
         self.run.save_checkpoint(
             {
                 "best": self.best,
                 "measured_by": self._measured_by(),
                 "num_experts": self.num_experts,
+                "how": dict(self.how),
                 "state": state.state_dict(),
                 "config": dict(self.config),
             }

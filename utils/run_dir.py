@@ -13,10 +13,11 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from utils import distributed
 from utils.errors import UserError
 from utils.files import torch_load, torch_save, write_text
 
-CHECKPOINT_KEYS = {"state", "config", "best", "measured_by", "num_experts"}
+CHECKPOINT_KEYS = {"state", "config", "best", "measured_by", "num_experts", "how"}
 
 
 class RunDir:
@@ -54,6 +55,8 @@ class RunDir:
 
         `--config` reads the file again, without the environments.
         """
+        if not distributed.is_main():
+            return
         path = self.path / "config.yaml"
         earlier: list[Any] = []
         if path.exists():
@@ -92,12 +95,15 @@ class MetricsLog:
 
     def keep_up_to(self, iteration: int) -> None:
         """Drop what an interrupted call logged behind the checkpoint it continues from."""
-        if self._path.exists():
+        if distributed.is_main() and self._path.exists():
             lines = self._path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _is_before(line, iteration)]
             write_text("".join(f"{line}\n" for line in kept), self._path)
 
     def log(self, **record: Any) -> None:
+        """Add one line; of several processes the main one does."""
+        if not distributed.is_main():
+            return
         try:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -109,7 +115,8 @@ class MetricsLog:
     @staticmethod
     def say(text: str) -> None:
         """Print a line without tearing the progress bar."""
-        tqdm.write(text)
+        if distributed.is_main():
+            tqdm.write(text)
 
 
 def _is_before(line: str, iteration: int) -> bool:
@@ -123,7 +130,7 @@ def _is_before(line: str, iteration: int) -> bool:
 
 def _start_wandb(run: RunDir, mode: str, config: Mapping[str, Any]) -> Any:
     """A Weights & Biases run, or None where it is not wanted or cannot be had."""
-    if mode == "disabled":
+    if mode == "disabled" or not distributed.is_main():
         return None
     import wandb  # slow to import, needed only here
 

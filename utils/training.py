@@ -1,60 +1,157 @@
-"""Train a network on images that lie on its device, and measure its accuracy."""
+"""Train networks on images that lie on their device, several in step, and measure them."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils import augment
+from networks import build_network
+from utils.batches import Batches, draw_batches, steps_per_block
+from utils.execution import PLAIN, Execution, Function
+from utils.flat_params import TrainingNetwork, flatten, unflatten, without_batch_counts
 
 
-def train_epoch(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    batch_size: int,
-    dsa_groups: tuple[str, ...] | None,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """One pass over images (N, C, H, W), labels (N,) in random order: mean loss and train accuracy.
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, and how one step is taken: everything that a compiled step depends on."""
 
-    Every batch gets one draw of DSA from `dsa_groups`; None trains without augmentation. Order and
-    augmentation come from `generator` (CPU). The accuracy is that on the augmented batches. Both
-    results are scalars on the device, so that nothing waits for them.
+    model: str
+    channels: int
+    num_classes: int
+    image_size: int
+    momentum: float
+    weight_decay: float
+    execution: Execution = PLAIN
+    dtype: torch.dtype | None = None  # that the network computes in; None: that of the images
+
+    def build(self, seed: int) -> nn.Module:
+        """A fresh network, on the CPU."""
+        return build_network(
+            self.model,
+            channels=self.channels,
+            num_classes=self.num_classes,
+            image_size=self.image_size,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Means over the steps of one call, (k,) each, on the device, so that nothing waits for them.
+
+    The accuracy is that on the augmented batches.
     """
-    network.train()
-    total_loss = torch.zeros((), device=images.device, dtype=images.dtype)
-    correct = torch.zeros((), device=images.device, dtype=torch.int64)
-    for batch in random_batches(len(images), batch_size, generator):
-        x, y = _take(images, labels, batch)
-        if dsa_groups is not None:
-            x = augment.apply(x, augment.draw(dsa_groups, len(batch), generator))
-        logits = network(x)
-        loss = F.cross_entropy(logits, y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        total_loss += loss.detach() * len(batch)
-        correct += (logits.argmax(1) == y).sum()
-    return total_loss / len(images), correct / len(images)
+
+    losses: Tensor
+    accuracies: Tensor
 
 
-def random_batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """0 ... count - 1 in random order, `batch_size` at a time; the last may be short."""
-    yield from torch.randperm(count, generator=generator).split(batch_size)
+class Cohort:
+    """k networks of one recipe that train in step, each as it would alone.
+
+    Between calls of `train` the weights are in `networks`.
+    """
+
+    def __init__(
+        self, recipe: Recipe, seeds: Sequence[int], *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.networks = [
+            without_batch_counts(recipe.build(seed)).to(device, dtype) for seed in seeds
+        ]
+        self._theta = torch.stack([flatten(net.parameters()).detach() for net in self.networks])
+        self._velocity = torch.zeros_like(self._theta)
+        self._statistics = torch.stack(
+            [flatten([self._theta.new_empty(0), *net.buffers()]) for net in self.networks]
+        )
+        self._step = _training_step(recipe, len(seeds))
+
+    def train(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        epochs: int,
+        lr: float,
+        batch_size: int,
+        dsa_groups: tuple[str, ...] | None,
+        generators: Sequence[torch.Generator],
+    ) -> Progress:
+        """`epochs` passes by SGD over images (N, C, H, W), or (k, N, C, H, W) with different ones
+        for each network, and labels (N,); order and augmentation of network j come from
+        `generators[j]` (CPU). Every batch gets one draw of DSA from `dsa_groups`, if there are any.
+        """
+        count, k, offset = len(labels), len(self.networks), 0
+        if images.dim() == 5:
+            images, labels = images.flatten(0, 1), labels.repeat(k)
+            offset = count
+        plan = zip(
+            *(
+                draw_batches(count, batch_size, dsa_groups, generator, first=j * offset)
+                for j, generator in enumerate(generators)
+            ),
+            strict=True,
+        )
+        left = epochs * -(-count // batch_size)
+        rates = torch.full((k,), lr, device=images.device, dtype=images.dtype)
+        losses = torch.zeros_like(rates)
+        correct = torch.zeros(k, device=images.device, dtype=torch.int64)
+        while left > 0:
+            block = min(left, steps_per_block(images[0], k * min(batch_size, count)))
+            left -= block
+            batches = Batches(list(itertools.islice(plan, block)), images.device)
+            for x, y in zip(batches.images(images), batches.labels(labels), strict=True):
+                self._theta, self._velocity, self._statistics, loss, hits = self._step(
+                    self._theta, self._velocity, self._statistics, x, y, rates
+                )
+                losses += loss * y.shape[1]
+                correct += hits
+        self._return_weights()
+        return Progress(losses / (epochs * count), correct / (epochs * count))
+
+    def _return_weights(self) -> None:
+        for network, theta, statistics in zip(
+            self.networks, self._theta, self._statistics, strict=True
+        ):
+            params, buffers = list(network.parameters()), list(network.buffers())
+            for tensor, value in zip(
+                [*params, *buffers],
+                [
+                    *unflatten(theta, [param.shape for param in params]),
+                    *unflatten(statistics, [buffer.shape for buffer in buffers]),
+                ],
+                strict=True,
+            ):
+                tensor.data = value
 
 
-def _take(images: Tensor, labels: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
-    batch = batch.to(images.device)
-    return images[batch], labels[batch]
+@cache
+def _training_step(recipe: Recipe, rows: int) -> Function:
+    """(theta, velocity, statistics, x, y, lr) -> the three of them after one step of SGD, the mean
+    loss and the number of right answers; stacks with `rows` rows. Cached: compiled once a process.
+    """
+    template = recipe.execution.adapt(recipe.build(seed=0))
+    network = TrainingNetwork(template, dtype=recipe.dtype)
 
+    def loss(
+        theta: Tensor, statistics: Tensor, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        logits, statistics = network(theta, statistics, x)
+        return F.cross_entropy(logits, y), (statistics, (logits.argmax(1) == y).sum())
 
-def scale_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] *= factor
+    def step(
+        theta: Tensor, velocity: Tensor, statistics: Tensor, x: Tensor, y: Tensor, lr: Tensor
+    ) -> tuple[Tensor, ...]:
+        g, (value, (statistics, hits)) = torch.func.grad_and_value(loss, has_aux=True)(
+            theta, statistics, x, y
+        )
+        velocity = recipe.momentum * velocity + g + recipe.weight_decay * theta
+        return theta - lr * velocity, velocity, statistics, value, hits
+
+    return recipe.execution.prepare(torch.no_grad()(step), rows=rows)
 
 
 @torch.no_grad()

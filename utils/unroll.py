@@ -1,43 +1,62 @@
-r"""The unroll engine: a student's trajectory on the images, and the exact gradient through it.
+r"""The unroll engine: students' trajectories on the images, and the exact gradient through them.
 
     theta_{t+1} = theta_t - eta g(theta_t, x_t, y_t)        t = 0 ... N_S - 1
     J           = ||theta_n - theta*||^2 / ||theta_0 - theta*||^2
 
-g is the gradient of `loss` by theta (P,), eta the synthetic learning rate, x_t = x(images, t) the
-augmented batch of step t, and n the step that the length policy picks from the distances of
-theta_1 ... theta_{N_S} to theta*. Two engines return the same numbers:
+g is the gradient of `loss` by theta (P,), eta the synthetic learning rate, x_t the augmented batch
+of step t, and n the step that the length policy picks from the distances of theta_1 ... theta_{N_S}
+to theta*. K students go side by side, each with its own theta_0, theta*, batches and n; J and its
+gradients are the means over them. Two engines return the same numbers:
 
-`adjoint` keeps the parameters, N_S x P floats, and no graph. Backwards it rebuilds one step at a
-time, so its graph is that of a single step whatever N_S is, and steps behind n cost nothing.
+`adjoint` keeps parameters and no graph. Backwards it rebuilds one step at a time, so its graph is
+that of a single step (or of a piece of its batch) whatever N_S is, and steps behind n cost nothing.
 `autograd`, its plain twin, is differentiation through the whole graph, whose memory grows with N_S.
 
 Everything is a pure function of its arguments: no randomness, no state, no logging.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd import grad
 
+from utils.execution import Execution, Function
 from utils.trajectory_length import LengthPolicy
 
-# (theta (P,), x (B, C, H, W), y (B,)) -> the scalar training loss
+# (theta (P,), x (B, C, H, W), y (B,)) -> the scalar training loss, a mean over the batch
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-# images -> the augmented batch x_t of one step, differentiably
-Batch = Callable[[Tensor], Tensor]
+# (thetas (T, P), target (P,)) -> (T,)
+Distance = Callable[[Tensor, Tensor], Tensor]
+# Adds a tensor up over processes; the identity where there is one.
+Sum = Callable[[Tensor], Tensor]
+
+# Parameters are kept of so many steps at the most; those between are computed again. All rows of
+# the paper have fewer, so that only longer unrolls pay (N_S = 200: a tenth more) and memory stays
+# bounded for any N_S.
+KEPT_STEPS = 100
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One outer step's data: where the student starts, what it sees, where it should arrive."""
+    """One outer step's data: where K students start, what they see, where they should arrive.
 
-    loss: Loss
-    theta_0: Tensor  # (P,)
-    theta_star: Tensor  # (P,)
-    batches: Sequence[Batch]  # N_S of them
-    labels: Sequence[Tensor]  # N_S of them
+    `batches(images, steps)` makes x_t (K, B_t, C, H, W) for each t of a range; `labels[t]` is
+    (K, B_t). B_t may be this process's share of a batch of `batch_sizes[t]`, even none of it.
+    """
+
+    theta_0: Tensor  # (K, P)
+    theta_star: Tensor  # (K, P)
+    batches: Callable[[Tensor, range], Sequence[Tensor]]
+    labels: Sequence[Tensor]
+    batch_sizes: Sequence[int]
+    steps_per_block: int = 1  # how many steps' batches are best made together
+
+    @property
+    def syn_steps(self) -> int:
+        return len(self.labels)
 
 
 @dataclass(frozen=True)
@@ -45,94 +64,214 @@ class Matching:
     """The outcome of one outer step."""
 
     loss: Tensor  # J, a scalar
-    length: int  # n
-    distances: Tensor  # (N_S,), to theta*, by the distance that chooses n
+    lengths: list[int]  # n of each student
+    distances: Tensor  # (K, N_S), to theta*, by the distance that chooses n
     grad_images: Tensor  # dJ/dimages, shaped like the images
     grad_syn_lr: Tensor  # dJ/deta, a scalar
 
 
-# (thetas (T, P), target (P,)) -> (T,)
-Distance = Callable[[Tensor, Tensor], Tensor]
-Engine = Callable[[Problem, Tensor, Tensor, Distance, LengthPolicy], Matching]
+@dataclass(frozen=True)
+class Steps:
+    """The inner step and its adjoint, as functions of stacks with K rows.
+
+    gradient: (theta, x, y) -> (g,)
+    adjoint:  (theta, x, y, lam) -> (<g, lam>, H lam, d<g, lam>/dx)
+    """
+
+    gradient: Function
+    adjoint: Function
+
+    @classmethod
+    def of(cls, loss: Loss, execution: Execution, *, rows: int = 1) -> "Steps":
+        """Those of `loss`. Compiled, the adjoint is forward over reverse, where the compiler drops
+        what nobody asked for; as it stands, reverse over reverse is the faster form.
+        """
+        functional = execution.compiled or (execution.vectorised and rows > 1)
+        gradient, adjoint = _forward_over_reverse(loss) if functional else _double_reverse(loss)
+        return cls(execution.prepare(gradient, rows=rows), execution.prepare(adjoint, rows=rows))
 
 
-@torch.enable_grad()
+def _forward_over_reverse(loss: Loss) -> tuple[Function, Function]:
+    def gradient(theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        return (torch.func.grad(loss)(theta, x, y),)
+
+    def adjoint(theta: Tensor, x: Tensor, y: Tensor, lam: Tensor) -> tuple[Tensor, ...]:
+        def gradients(theta: Tensor) -> tuple[Tensor, ...]:
+            by_both, value = torch.func.grad_and_value(loss, (0, 1))(theta, x, y)
+            return value, *by_both
+
+        return torch.func.jvp(gradients, (theta,), (lam,))[1]
+
+    return gradient, adjoint
+
+
+def _double_reverse(loss: Loss) -> tuple[Function, Function]:
+    @torch.enable_grad()
+    def gradient(theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        theta = theta.detach().requires_grad_()
+        return grad(loss(theta, x, y), theta)
+
+    @torch.enable_grad()
+    def adjoint(theta: Tensor, x: Tensor, y: Tensor, lam: Tensor) -> tuple[Tensor, ...]:
+        theta, x = theta.detach().requires_grad_(), x.detach().requires_grad_()
+        (g,) = grad(loss(theta, x, y), theta, create_graph=True)
+        g_lam = g @ lam
+        hessian_lam, mixed = grad(g_lam, (theta, x))
+        return g_lam.detach(), hessian_lam, mixed
+
+    return gradient, adjoint
+
+
+@torch.no_grad()
 def adjoint(
-    problem: Problem, images: Tensor, syn_lr: Tensor, distance: Distance, policy: LengthPolicy
+    problem: Problem,
+    images: Tensor,
+    syn_lr: Tensor,
+    steps: Steps,
+    distance: Distance,
+    policy: LengthPolicy,
+    *,
+    micro_batch: int | None = None,
+    sum_over_ranks: Sum = lambda tensor: tensor,
 ) -> Matching:
     """Match with constant graph memory: forward without a graph, then the exact reverse sweep.
 
-    images (N, C, H, W) and the scalar syn_lr are read, not changed. Memory: N_S x P floats and the
-    graph of one step of double backward. Time: n steps of about three gradients on top of N_S.
-    """
-    p, images, syn_lr = problem, images.detach(), syn_lr.detach()
-    thetas = _forward(p, images, syn_lr)
-    distances = _distances(thetas, p.theta_star, distance)
-    length = policy(distances)
+    images (N, C, H, W) and the scalar syn_lr are read, not changed. Where the batches are shares of
+    larger ones, g_t and H_t lam are added up over the processes by `sum_over_ranks`; `grad_images`
+    and `grad_syn_lr` stay those of the own share, for the caller to add up.
 
-    # Invariant: lam = dJ/dtheta_t. Each pass turns it into dJ/dtheta_{t-1}, using
+    Memory: at most KEPT_STEPS x K x P floats, and one step of double backward on `micro_batch`
+    images a student. Time: n steps of about three gradients on top of N_S.
+    """
+    p, eta = problem, syn_lr
+    stride = math.ceil(p.syn_steps / KEPT_STEPS)
+    block = p.steps_per_block if stride == 1 else stride
+
+    def walk(theta: Tensor, steps_of_block: range, xs: Sequence[Tensor]) -> Iterator[Tensor]:
+        """theta_{t+1} for each t of a block that begins at theta."""
+        for t, x in zip(steps_of_block, xs, strict=True):
+            parts = [
+                weight * steps.gradient(theta, x_part, y_part)[0]
+                for x_part, y_part, weight in _pieces(p, t, x, micro_batch)
+            ]
+            g = sum_over_ranks(sum(parts, torch.zeros_like(theta)))
+            theta = theta - eta * g
+            yield theta
+
+    kept = {0: p.theta_0}
+    per_step = []
+    for chosen in blocks(p.syn_steps, block):
+        xs = p.batches(images, chosen)
+        for t, theta in zip(chosen, walk(kept[chosen.start], chosen, xs), strict=True):
+            per_step.append(distance(theta, p.theta_star))
+            if (t + 1) % stride == 0:
+                kept[t + 1] = theta
+    distances = torch.stack(per_step, 1)
+    lengths = [policy(row) for row in distances.cpu()]
+
+    # Invariant: lam = dJ/dtheta_t, K rows; it is zero for students whose n is below t. Each pass
+    # turns it into dJ/dtheta_{t-1}, using
     #   dJ/deta   += -<g_t, lam>
     #   dJ/dx_t    = -eta d<g_t, lam>/dx_t        (then through augmentation to the images)
     #   lam       += -eta H_t lam,                H_t lam = d<g_t, lam>/dtheta_t
-    scale = (p.theta_0 - p.theta_star).square().sum()
-    miss = thetas[length] - p.theta_star
-    lam = 2 * miss / scale
-    grad_images, grad_syn_lr = torch.zeros_like(images), torch.zeros_like(syn_lr)
-    for t in reversed(range(length)):
-        g_lam, hessian_lam, mixed = _step_adjoint(p, thetas[t], images, lam, t)
-        grad_syn_lr -= g_lam
-        grad_images -= syn_lr * mixed
-        lam = lam - syn_lr * hessian_lam
-    return Matching(miss.square().sum() / scale, length, distances, grad_images, grad_syn_lr)
+    scale = (p.theta_0 - p.theta_star).square().sum(1, keepdim=True) * len(lengths)
+    lam = torch.zeros_like(p.theta_0)
+    loss, grad_syn_lr = torch.zeros_like(eta), torch.zeros_like(eta)
+    grad_images = torch.zeros_like(images)
+    for chosen in reversed(list(blocks(max(lengths), block))):
+        with torch.enable_grad():
+            leaf = images.detach().requires_grad_()
+            xs = p.batches(leaf, chosen)
+        seen = [x.detach() for x in xs]
+        thetas = [kept[chosen.start]]
+        thetas += [kept[t + 1] for t in chosen if t + 1 in kept]
+        if len(thetas) <= len(chosen):
+            thetas[1:] = walk(thetas[0], chosen, seen)
+        grad_xs = []
+        for i, t in reversed(list(enumerate(chosen))):
+            x, theta, after = seen[i], thetas[i], thetas[i + 1]
+            if t + 1 in lengths:
+                ends = torch.tensor([n == t + 1 for n in lengths], device=lam.device)[:, None]
+                miss = torch.where(ends, after - p.theta_star, 0)
+                loss += (miss.square().sum(1, keepdim=True) / scale).sum()
+                lam = lam + 2 * miss / scale
+            g_lam, hessian_lam, grad_x = _adjoint_step(p, steps, t, theta, x, lam, micro_batch)
+            if min(lengths) <= t:
+                # Behind its n a student may have diverged: its numbers are dropped, not multiplied.
+                passed = torch.tensor([n <= t for n in lengths], device=lam.device)
+                for product in (g_lam, hessian_lam, grad_x):
+                    product[passed] = 0
+            grad_syn_lr -= g_lam.sum()
+            grad_xs.append(-eta * grad_x)
+            lam = lam - eta * sum_over_ranks(hessian_lam)
+        grad_images += grad(xs, leaf, grad_xs[::-1])[0]
+    return Matching(loss, lengths, distances, grad_images, grad_syn_lr)
 
 
 @torch.enable_grad()
 def autograd(
-    problem: Problem, images: Tensor, syn_lr: Tensor, distance: Distance, policy: LengthPolicy
+    problem: Problem,
+    images: Tensor,
+    syn_lr: Tensor,
+    loss: Loss,
+    distance: Distance,
+    policy: LengthPolicy,
 ) -> Matching:
     """The same by differentiating the whole graph of N_S steps: simple, and large in memory."""
     p = problem
     images, syn_lr = images.detach().requires_grad_(), syn_lr.detach().requires_grad_()
-    thetas = [p.theta_0.detach().requires_grad_()]
-    for batch, y in zip(p.batches, p.labels, strict=True):
-        (g,) = grad(p.loss(thetas[-1], batch(images), y), thetas[-1], create_graph=True)
-        thetas.append(thetas[-1] - syn_lr * g)
-    with torch.no_grad():
-        distances = _distances(thetas, p.theta_star, distance)
-    length = policy(distances)
-    scale = (p.theta_0 - p.theta_star).square().sum()
-    loss = (thetas[length] - p.theta_star).square().sum() / scale
-    grad_images, grad_syn_lr = grad(loss, (images, syn_lr))
-    return Matching(loss.detach(), length, distances, grad_images, grad_syn_lr)
-
-
-ENGINES: dict[str, Engine] = {"adjoint": adjoint, "autograd": autograd}
-
-
-def _forward(p: Problem, images: Tensor, syn_lr: Tensor) -> list[Tensor]:
-    """theta_0 ... theta_{N_S}, without a graph."""
-    thetas = [p.theta_0.detach()]
-    for batch, y in zip(p.batches, p.labels, strict=True):
+    xs = p.batches(images, range(p.syn_steps))
+    losses, lengths, distances = [], [], []
+    for k, (theta_0, theta_star) in enumerate(zip(p.theta_0, p.theta_star, strict=True)):
+        thetas = [theta_0.detach().requires_grad_()]
+        for x, y in zip(xs, p.labels, strict=True):
+            (g,) = grad(loss(thetas[-1], x[k], y[k]), thetas[-1], create_graph=True)
+            thetas.append(thetas[-1] - syn_lr * g)
         with torch.no_grad():
-            x = batch(images)
-        theta = thetas[-1].detach().requires_grad_()
-        (g,) = grad(p.loss(theta, x, y), theta)
-        thetas.append(thetas[-1] - syn_lr * g)
-    return thetas
+            distances.append(torch.cat([distance(t[None], theta_star) for t in thetas[1:]]))
+        lengths.append(policy(distances[-1]))
+        scale = (theta_0 - theta_star).square().sum()
+        losses.append((thetas[lengths[-1]] - theta_star).square().sum() / scale)
+    mean = torch.stack(losses).mean()
+    grad_images, grad_syn_lr = grad(mean, (images, syn_lr))
+    return Matching(mean.detach(), lengths, torch.stack(distances), grad_images, grad_syn_lr)
 
 
-def _distances(thetas: Sequence[Tensor], target: Tensor, distance: Distance) -> Tensor:
-    """Distances (N_S,) of theta_1 ... theta_{N_S}, one row at a time to bound the memory."""
-    return torch.cat([distance(theta[None], target) for theta in thetas[1:]])
+def blocks(count: int, size: int) -> Iterator[range]:
+    """0 ... count - 1 in ranges of `size`; the last may be shorter."""
+    for start in range(0, count, size):
+        yield range(start, min(start + size, count))
 
 
-def _step_adjoint(
-    p: Problem, theta: Tensor, images: Tensor, lam: Tensor, t: int
+def _pieces(
+    p: Problem, t: int, x: Tensor, micro_batch: int | None
+) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """The batch x (K, B, C, H, W) of step t in pieces with labels and weights, so that the weighted
+    sum of the pieces' mean losses is the mean loss of the whole batch.
+    """
+    size = micro_batch or max(1, x.shape[1])
+    for x_part, y_part in zip(x.split(size, 1), p.labels[t].split(size, 1), strict=True):
+        if x_part.shape[1] > 0:
+            yield x_part, y_part, x_part.shape[1] / p.batch_sizes[t]
+
+
+def _adjoint_step(
+    p: Problem,
+    steps: Steps,
+    t: int,
+    theta: Tensor,
+    x: Tensor,
+    lam: Tensor,
+    micro_batch: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """<g_t, lam>, H_t lam and d<g_t, lam>/dimages at theta_t, by reverse over reverse."""
-    theta = theta.detach().requires_grad_()
-    images = images.detach().requires_grad_()
-    (g,) = grad(p.loss(theta, p.batches[t](images), p.labels[t]), theta, create_graph=True)
-    g_lam = g @ lam
-    hessian_lam, mixed = grad(g_lam, (theta, images))
-    return g_lam.detach(), hessian_lam, mixed
+    """<g_t, lam> (K,), H_t lam (K, P) and d<g_t, lam>/dx_t, added up over the pieces of x."""
+    g_lam, hessian_lam = torch.zeros_like(lam[:, 0]), torch.zeros_like(lam)
+    grad_x = torch.zeros_like(x)
+    begin = 0
+    for x_part, y_part, weight in _pieces(p, t, x, micro_batch):
+        products = steps.adjoint(theta, x_part, y_part, lam)
+        g_lam += weight * products[0]
+        hessian_lam += weight * products[1]
+        grad_x[:, begin : begin + x_part.shape[1]] = weight * products[2]
+        begin += x_part.shape[1]
+    return g_lam, hessian_lam, grad_x

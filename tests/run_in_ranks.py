@@ -1,0 +1,26 @@
+"""Run scripts in this process group, one after another: a list of [script, argv] as JSON.
+
+torchrun starts it; one start for several scripts, because importing torch takes seconds.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import buffer
+import distill_att
+import eval as evaluation
+from utils import distributed
+
+SCRIPTS = {
+    "buffer": buffer.make_experts,
+    "distill_att": distill_att.distil,
+    "eval": evaluation.measure,
+}
+
+with distributed.process_group():
+    for script, argv in json.loads(sys.argv[1]):
+        status = SCRIPTS[script](argv)
+        assert status == 0, (script, status)

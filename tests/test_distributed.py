@@ -1,0 +1,156 @@
+"""Two processes under torchrun give what one gives, in float64, and end together."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import buffer
+import distill_att
+import eval as evaluation
+from utils import distributed
+from utils.expert_buffer import read_file
+
+ROOT = Path(__file__).parent.parent
+RUN = "--dataset digits --precision fp64 --Iteration 3 --eval_it 3 --num_eval 3".split()
+RUN += "--epoch_eval_train 2 --syn_steps 3 --expert_epochs 1 --max_start_epoch 1".split()
+WAYS = {
+    "batches": ["--ipc", "1"],
+    "uneven_batches": ["--batch_syn", "3", "--ipc", "1", "--micro_batch", "1"],
+    "trajectories": ["--trajectories", "4", "--ipc", "1"],
+}
+
+
+def torchrun(script, *argv, processes=2, **keywords):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", str(processes), str(ROOT / script), *map(str, argv)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        **keywords,
+    )  # fmt: skip
+
+
+def commands(where):
+    """Experts, one run for each of WAYS and an evaluation, in folders below `where`."""
+    paths = ["--buffer_path", str(where / "b")]
+    made = "--dataset digits --precision fp64 --num_experts 3 --train_epochs 2".split()
+    yield "buffer", [*made, *paths]
+    for name, flags in WAYS.items():
+        yield "distill_att", [*RUN, *paths, "--save_path", str(where), "--run_name", name, *flags]
+    few = "--num_eval 3 --epoch_eval_train 2 --random --precision fp64".split()
+    yield "eval", ["--distilled", str(run_dir(where, "batches") / "distilled_last.pt"), *few]
+
+
+def run_dir(where, name):
+    return where / "digits/ConvNetD2/ipc1" / name
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    where = tmp_path_factory.mktemp("one")
+    mains = {"buffer": buffer.main, "distill_att": distill_att.main, "eval": evaluation.main}
+    for script, argv in commands(where):
+        assert mains[script](argv) == 0
+    return where
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    where = tmp_path_factory.mktemp("two")
+    process = torchrun("tests/run_in_ranks.py", json.dumps(list(commands(where))))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert out.count("done: sets and pictures are in") == len(WAYS)  # the main process alone talks
+    return where
+
+
+def test_the_files_are_the_same(one, two):
+    def names(where):
+        return {path.relative_to(where) for path in where.rglob("*") if path.is_file()}
+
+    assert names(two) == names(one)
+
+
+def test_experts_are_the_same(one, two):
+    (ours,), (theirs,) = (list(where.rglob("replay_buffer_*.pt")) for where in (one, two))
+    pairs = zip(read_file(ours), read_file(theirs), strict=True)
+    for expert, other in pairs:
+        for snapshot, same in zip(expert, other, strict=True):
+            for param, equal in zip(snapshot, same, strict=True):
+                torch.testing.assert_close(param, equal, rtol=0, atol=1e-7)  # saved as float32
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_a_run_is_the_same(one, two, name):
+    states = [
+        torch.load(run_dir(where, name) / "checkpoint.pt", weights_only=True)["state"]
+        for where in (one, two)
+    ]
+    assert states[0]["iteration"] == 3
+    for key in ("images", "syn_lr", "ema_images"):
+        assert states[0][key].dtype == torch.float64
+        torch.testing.assert_close(states[1][key], states[0][key], rtol=1e-9, atol=1e-9)
+    logs = [(run_dir(where, name) / "metrics.jsonl").read_text() for where in (one, two)]
+    for line, same in zip(*(log.splitlines() for log in logs), strict=True):
+        record, other = json.loads(line), json.loads(same)
+        assert list(record) == list(other)
+        for key in record.keys() - {"seconds"}:
+            assert other[key] == (
+                pytest.approx(record[key], rel=1e-9) if isinstance(record[key], float)
+                else record[key]
+            )  # fmt: skip
+
+
+def test_an_evaluation_is_the_same(one, two):
+    ours, theirs = (
+        json.loads((run_dir(where, "batches") / "eval.json").read_text()) for where in (one, two)
+    )
+    assert [entry["accs"] for entry in ours] == [entry["accs"] for entry in theirs]
+    assert [len(entry["accs"]) for entry in ours] == [3, 3]
+
+
+def test_more_processes_than_work_is_one_line(one):
+    argv = [*RUN, "--buffer_path", one / "b", "--save_path", one / "r", "--trajectories", 3]
+    process = torchrun("distill_att.py", *argv)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    lines = [line for line in err.splitlines() if "distill_att.py: error:" in line]
+    assert lines == [
+        "distill_att.py: error: --trajectories 3 cannot be divided over 2 processes: choose a "
+        "multiple of 2, or 1 to divide the inner batches"
+    ]
+    assert not (one / "r").exists()
+
+
+def test_a_process_that_dies_ends_the_run(one, tmp_path):
+    argv = [*RUN, "--buffer_path", one / "b", "--save_path", tmp_path, "--run_name", "x"]
+    process = torchrun("distill_att.py", *argv, "--Iteration", 10**6, "--eval_it", 0)
+    metrics = run_dir(tmp_path, "x") / "metrics.jsonl"
+    try:
+        deadline = time.monotonic() + 120
+        while not metrics.exists() or not metrics.read_text():
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.2)
+        subprocess.run(["pkill", "-KILL", "-n", "-P", str(process.pid)], check=True)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert "SIGKILL" in err or "Signal 9" in err
+
+
+def test_shares_are_disjoint_and_whole(monkeypatch):
+    monkeypatch.setattr(distributed, "world", lambda: 3)
+    parts = []
+    for rank in range(3):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        parts.append(distributed.shares(list(range(10)), 2))
+    assert [len(part) for part in parts] == [2, 2, 2]  # as many rounds for everyone
+    assert [part[0] for part in parts] == [[0, 1], [2, 3], [4, 5]]
+    assert sorted(i for part in parts for own in part for i in own) == list(range(10))

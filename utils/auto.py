@@ -1,0 +1,103 @@
+"""What `auto` stands for: choices made from counted cost and free memory, before the work.
+
+None of them changes a result but by rounding. The rates are rough on purpose: they only have to
+tell seconds from hours. docs/performance.md has the measurements behind them.
+"""
+
+import torch
+
+from utils.cost import NetworkCost, adjoint_bytes, full_graph_bytes, pieces_within
+from utils.errors import UserError
+from utils.execution import check_compiles
+from utils.memory import free_bytes
+
+# Sustained FLOP/s of uncompiled steps: of a CPU thread, of a CUDA device.
+CPU_THREAD_RATE, CUDA_RATE = 35e9, 10e12
+# Seconds that compiling one function takes, and the part of the time that compiling it saves.
+COMPILE_SECONDS = 40.0
+SAVED_BY_COMPILING = {"outer steps": 0.1, "training": 0.3}
+# What a step holds at the most, where memory allows more: beyond it a CUDA device does not get
+# faster, and a CPU, out of its caches, slower.
+WORKING_SET = {"cuda": 3 * 2**30, "cpu": 256 * 2**20}
+
+
+def choose_compile(asked: str | bool, flop: float, device: torch.device, *, work: str) -> bool:
+    """Whether to compile for `flop` of `work` ("outer steps" or "training"); prints the choice of
+    auto. A bool is a choice made before. UserError where "on" is asked for and compiling fails.
+    """
+    if asked != "auto":
+        if asked in ("on", True):
+            check_compiles()
+        return asked in ("on", True)
+    rate = CUDA_RATE if device.type == "cuda" else CPU_THREAD_RATE * torch.get_num_threads()
+    seconds, functions = flop / rate, 2 if work == "outer steps" else 1
+    chosen = seconds * SAVED_BY_COMPILING[work] > functions * COMPILE_SECONDS
+    reason = f"about {_duration(seconds)} of {work}"
+    if chosen:
+        try:
+            check_compiles()
+        except UserError as error:
+            chosen, reason = False, str(error)
+    print(f"compile auto: {'on' if chosen else 'off'}, {reason}")
+    return chosen
+
+
+def choose_unroll(
+    asked: str,
+    cost: NetworkCost,
+    device: torch.device,
+    *,
+    compiled: bool,
+    divided: bool,
+    syn_steps: int,
+    images: int,
+) -> str:
+    """ "adjoint" or "autograd": the full graph only where it is small and nothing else helps.
+
+    `images` are those of an inner step, of all students; `divided` is whether they are split up,
+    over processes or by --micro_batch. Prints the choice of auto.
+    """
+    if asked == "autograd" and divided:
+        raise UserError(
+            "--unroll autograd keeps whole batches in one process: leave --micro_batch and "
+            "torchrun out, or choose --unroll adjoint"
+        )
+    if asked != "auto":
+        return asked
+    graph = full_graph_bytes(cost, syn_steps=syn_steps, batch=images)
+    if device.type == "cpu" and not compiled and not divided and graph < free_bytes(device) / 10:
+        print(f"unroll auto: autograd, whose graph takes about {graph / 1e9:.2g} GB")
+        return "autograd"
+    print("unroll auto: adjoint")
+    return "adjoint"
+
+
+def choose_micro_batch(
+    asked: int | None, cost: NetworkCost, device: torch.device, *, batch: int, students: int
+) -> int:
+    """Images of one piece of an inner batch of each of `students`."""
+    if asked is not None:
+        return min(asked, batch)
+    return pieces_within(batch, _budget(device) // max(1, adjoint_bytes(cost, students)))
+
+
+def choose_at_once(
+    asked: int | None, cost: NetworkCost, device: torch.device, *, batch: int, networks: int
+) -> int:
+    """How many networks train in step: on a CPU one, since together they are no faster there."""
+    if asked is not None:
+        return min(asked, networks)
+    if device.type == "cpu":
+        return 1
+    return max(1, min(networks, _budget(device) // (2 * batch * cost.activation_bytes)))
+
+
+def _budget(device: torch.device) -> int:
+    return min(WORKING_SET[device.type], free_bytes(device) // 2)
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"

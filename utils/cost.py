@@ -1,0 +1,84 @@
+"""What the work costs, counted before it is done: arithmetic, memory and disk.
+
+Counted on torch's meta device from the network itself; `ADJOINT_PASSES` and `ADJOINT_COPIES` are
+the counts of the reverse sweep (docs/performance.md compares them with what was measured).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from networks import build_network
+
+FLOAT_BYTES = 4
+# In units of one forward pass: a gradient is a forward and two backward products; the product of
+# the reverse sweep has the forward pass and the backward to inputs three times, to weights twice.
+GRADIENT_PASSES, ADJOINT_PASSES = 3, 8
+# In units of a forward pass's activations: what an adjoint step holds at the most.
+ADJOINT_COPIES = 4
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """Of one network: numbers of parameters, and of one image forward: FLOP and bytes kept."""
+
+    parameters: int
+    flop: int
+    activation_bytes: int
+
+
+def network_cost(model: str, *, channels: int, num_classes: int, image_size: int) -> NetworkCost:
+    """Count `model` for images (channels, image_size, image_size), float32."""
+    with torch.device("meta"):
+        network = build_network(
+            model, channels=channels, num_classes=num_classes, image_size=image_size
+        )
+        images = torch.empty(1, channels, image_size, image_size)
+    outputs: list[int] = []
+
+    def note(module: nn.Module, args: tuple, output: Tensor) -> None:
+        outputs.append(output.numel())
+
+    for module in network.modules():
+        if not list(module.children()):
+            module.register_forward_hook(note)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(images)
+    return NetworkCost(
+        parameters=sum(param.numel() for param in network.parameters()),
+        flop=counter.get_total_flops(),
+        activation_bytes=FLOAT_BYTES * sum(outputs),
+    )
+
+
+def outer_step_flop(cost: NetworkCost, *, syn_steps: int, batch: int) -> int:
+    """FLOP of the two sweeps over `syn_steps` steps of `batch` images, at the full length."""
+    return syn_steps * batch * cost.flop * (GRADIENT_PASSES + ADJOINT_PASSES)
+
+
+def training_flop(cost: NetworkCost, *, images: int, epochs: int) -> int:
+    """FLOP of training one network for `epochs` epochs on `images` images."""
+    return epochs * images * cost.flop * GRADIENT_PASSES
+
+
+def adjoint_bytes(cost: NetworkCost, batch: int) -> int:
+    """Bytes that an adjoint step on `batch` images holds, besides parameters."""
+    return ADJOINT_COPIES * batch * cost.activation_bytes
+
+
+def full_graph_bytes(cost: NetworkCost, *, syn_steps: int, batch: int) -> int:
+    """Bytes of the graph over all steps; each keeps its forward and its backward pass."""
+    return syn_steps * (2 * batch * cost.activation_bytes + 2 * FLOAT_BYTES * cost.parameters)
+
+
+def pieces_within(batch: int, limit: int) -> int:
+    """The size of equal pieces of `batch`, none larger than `limit` (but at least 1)."""
+    return math.ceil(batch / math.ceil(batch / max(1, limit)))
+
+
+def expert_bytes(cost: NetworkCost, *, epochs: int) -> int:
+    """Disk of one expert: a snapshot before the first epoch and after each."""
+    return (epochs + 1) * cost.parameters * FLOAT_BYTES

@@ -1,0 +1,110 @@
+"""Several processes, started by torchrun: who is who, and what they tell each other."""
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+# Longer than anything that one process does while the others wait, such as an evaluation.
+TIMEOUT = timedelta(hours=2)
+
+
+def rank() -> int:
+    """This process's number; 0 where there is one process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and logs."""
+    return rank() == 0
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the processes that torchrun started; without torchrun nothing happens.
+
+    The others than the main one print nothing but errors.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+    silence = nullcontext() if is_main() else redirect_stdout(io.StringIO())
+    try:
+        with silence:
+            yield
+    finally:
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum of the processes' tensors, on each of them; in place."""
+    if world() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gather(value: T) -> list[T]:
+    """The processes' values, by rank, on each of them; tensors must be on the CPU."""
+    if world() == 1:
+        return [value]
+    values: list[T] = [value] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def gather_on_main(values: dict[int, T]) -> dict[int, T]:
+    """The processes' entries together, on the main one; on the others nothing."""
+    if world() == 1:
+        return values
+    parts: list[dict[int, T]] | None = [{} for _ in range(world())] if is_main() else None
+    dist.gather_object(values, parts)
+    return {key: value for part in parts or [] for key, value in part.items()}
+
+
+def from_main(value: T) -> T:
+    """The main process's value, on each of them."""
+    if world() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world() > 1:
+        dist.barrier()
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """The main process runs the block before the others: it downloads, it fills caches."""
+    if not is_main():
+        barrier()
+    yield
+    if is_main():
+        barrier()
+
+
+def shares(items: list[T], size: int) -> list[list[T]]:
+    """`items` in rounds of `size` a process: what this process has to do in each round."""
+    per_round = size * world()
+    rounds = [items[start : start + per_round] for start in range(0, len(items), per_round)]
+    return [part[rank() * size : (rank() + 1) * size] for part in rounds]
