@@ -105,7 +105,7 @@ def choose_recipe(
     images = len(source.labels["train"])
     epochs = options.num_experts * options.train_epochs / distributed.world()
     flop = epochs * training_flop(cost, images=images, epochs=1)
-    compiled = choose_compile(options.compile, flop, device, work="training")
+    compiled = choose_compile(options.compile, flop, device, work="training", layers=cost.layers)
     at_once = choose_at_once(
         options.experts_at_once,
         cost,

@@ -181,7 +181,7 @@ def how_to_run(
         model, channels=data.channels, num_classes=data.num_classes, image_size=data.image_size
     )
     flop = protocol.num_eval * training_flop(cost, images=images, epochs=protocol.epochs) / world
-    compiled = choose_compile(options.compile, flop, device, work="training")
+    compiled = choose_compile(options.compile, flop, device, work="training", layers=cost.layers)
     return HowToRun(
         at_once=choose_at_once(
             options.eval_at_once,

@@ -130,7 +130,7 @@ def test_augmented_and_plain_batches_may_be_mixed():
         torch.testing.assert_close(x, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("groups", [("color", "crop", "cutout", "flip")], ids=str)
+@pytest.mark.parametrize("groups", [*((group,) for group in GROUPS), GROUPS], ids=str)
 def test_batches_may_be_empty(groups):
     """As the shares of a short last batch are where there are many processes."""
     whole, images = mixed(2, groups=groups), some_images()

@@ -68,7 +68,7 @@ def test_outer_steps_lower_the_matching_loss(cifar10, tmp_path):
     state = OuterState(
         initial_images(cifar10, 1, "real", seed=0),
         0.01,
-        lr_img=100.0,
+        lr_img=500.0,
         lr_lr=1e-7,
         ema_decay=0.99,
     )

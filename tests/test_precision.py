@@ -6,7 +6,7 @@ import torch
 from networks import build_network
 from utils import precision
 from utils.errors import UserError
-from utils.flat_params import FlatNetwork, TrainingNetwork, flatten
+from utils.flat_params import FlatNetwork, TrainingNetwork, flatten, without_batch_counts
 from utils.precision import compute_dtype, storage_dtype, use_precision
 from utils.training import Cohort, Recipe
 
@@ -163,3 +163,12 @@ def test_weights_stay_in_float32_while_training_in_bfloat16():
         assert trained[dtype].dtype == torch.float32
     initial = flatten(recipe.build(0).parameters()).detach()
     assert_near(trained[torch.bfloat16] - initial, trained[None] - initial, within=0.2)
+
+
+def test_batch_norm_in_bfloat16():
+    network, theta, images = parts("ConvNetBN")
+    theta = theta.detach()
+    statistics = flatten(without_batch_counts(network).buffers())
+    logits, after = TrainingNetwork(network, dtype=torch.bfloat16)(theta, statistics, images)
+    assert logits.dtype == after.dtype == torch.float32
+    assert not torch.equal(after, statistics)

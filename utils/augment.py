@@ -56,7 +56,7 @@ def draw(groups: tuple[str, ...], count: int, generator: torch.Generator) -> Aug
 
 def apply(images: Tensor, augmentation: Augmentation | None) -> Tensor:
     """Augment images (N, C, H, W), differentiably; None leaves them as they are."""
-    if augmentation is None:
+    if augmentation is None or len(images) == 0:
         return images
     _, transform = _GROUPS[augmentation.group]
     return transform(images, augmentation.u.to(images.device, images.dtype))

@@ -13,31 +13,36 @@ from utils.memory import free_bytes
 
 # Sustained FLOP/s of uncompiled steps: of a CPU thread, of a CUDA device.
 CPU_THREAD_RATE, CUDA_RATE = 35e9, 10e12
-# Seconds that compiling one function takes, and the part of the time that compiling it saves.
-COMPILE_SECONDS = 40.0
-SAVED_BY_COMPILING = {"outer steps": 0.1, "training": 0.3}
+# Seconds that compiling a function takes for every layer of the network; the functions of each kind
+# of work, and the part of its time that compiling them saves.
+COMPILE_SECONDS = 12.0
+FUNCTIONS = {"outer steps": 2, "training": 1}
+SAVED_BY_COMPILING = {"outer steps": 0.25, "training": 0.3}
 # What a step holds at the most, where memory allows more: beyond it a CUDA device does not get
 # faster, and a CPU, out of its caches, slower.
 WORKING_SET = {"cuda": 3 * 2**30, "cpu": 256 * 2**20}
 
 
-def choose_compile(asked: str | bool, flop: float, device: torch.device, *, work: str) -> bool:
-    """Whether to compile for `flop` of `work` ("outer steps" or "training"); prints the choice of
-    auto. A bool is a choice made before. UserError where "on" is asked for and compiling fails.
+def choose_compile(
+    asked: str | bool, flop: float, device: torch.device, *, work: str, layers: int
+) -> bool:
+    """Whether to compile for `flop` of `work` ("outer steps" or "training") on networks with so
+    many layers in all; prints the choice of auto. A bool is a choice made before. UserError where
+    "on" is asked for and compiling fails.
     """
     if asked != "auto":
         if asked in ("on", True):
-            check_compiles()
+            check_compiles(device)
         return asked in ("on", True)
     rate = CUDA_RATE if device.type == "cuda" else CPU_THREAD_RATE * torch.get_num_threads()
-    seconds, functions = flop / rate, 2 if work == "outer steps" else 1
-    chosen = seconds * SAVED_BY_COMPILING[work] > functions * COMPILE_SECONDS
-    reason = f"about {_duration(seconds)} of {work}"
+    seconds, price = flop / rate, FUNCTIONS[work] * layers * COMPILE_SECONDS
+    chosen = seconds * SAVED_BY_COMPILING[work] > price
+    reason = f"about {_duration(seconds)} of {work}, {_duration(price)} to compile"
     if chosen:
         try:
-            check_compiles()
-        except UserError as error:
-            chosen, reason = False, str(error)
+            check_compiles(device)
+        except UserError:
+            chosen, reason = False, "compiling fails here: is there a C++ compiler (g++)?"
     print(f"compile auto: {'on' if chosen else 'off'}, {reason}")
     return chosen
 

@@ -23,9 +23,12 @@ ADJOINT_COPIES = 4
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """Of one network: numbers of parameters, and of one image forward: FLOP and bytes kept."""
+    """Of one network: numbers of parameters and of layers with weight matrices or kernels, and of
+    one image forward: FLOP and bytes kept.
+    """
 
     parameters: int
+    layers: int
     flop: int
     activation_bytes: int
 
@@ -49,6 +52,7 @@ def network_cost(model: str, *, channels: int, num_classes: int, image_size: int
         network(images)
     return NetworkCost(
         parameters=sum(param.numel() for param in network.parameters()),
+        layers=sum(param.dim() in (2, 4) for param in network.parameters()),
         flop=counter.get_total_flops(),
         activation_bytes=FLOAT_BYTES * sum(outputs),
     )

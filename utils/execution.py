@@ -63,13 +63,13 @@ class Execution:
 PLAIN = Execution()
 
 
-def check_compiles() -> None:
+def check_compiles(device: torch.device) -> None:
     """Raise UserError where torch.compile does not work, as without a C++ compiler."""
     try:
         with torch.no_grad():
-            torch.compile(lambda x: x.sin() + 1)(torch.ones(8))
+            torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
     except Exception as error:  # a compiler that is missing or broken fails in many ways
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"--compile on: compiling fails here ({reason}); install a C++ compiler (g++) "
             "or pass --compile off"

@@ -57,11 +57,12 @@ class TrainingNetwork:
         dtype = self._dtype or images.dtype
         state = dict(zip(self._names, unflatten(theta.to(dtype), self._shapes), strict=True))
         if self._statistics:
-            running = [s.clone() for s in unflatten(statistics, list(self._statistics.values()))]
+            parts = unflatten(statistics, list(self._statistics.values()))
+            running = [part.to(dtype, copy=True) for part in parts]
             state |= dict(zip(self._statistics, running, strict=True))
         logits = functional_call(self._network, state, (images.to(dtype),)).to(images.dtype)
         if self._statistics:  # batch norm has changed its copies
-            statistics = flatten(running)
+            statistics = flatten(running).to(statistics.dtype)
         return logits, statistics
 
 

@@ -95,27 +95,31 @@ class Matcher:
 
     def _match(self, problem: Problem, images: Tensor, syn_lr: Tensor) -> Matching:
         """Match; where the device's memory runs out, again with half the micro-batch."""
-        if self._unroll == "autograd":
-            return autograd(problem, images, syn_lr, self._loss, self._distance, self._policy)
         while True:
             try:
-                return adjoint(
-                    problem,
-                    images,
-                    syn_lr,
-                    self._steps,
-                    self._distance,
-                    self._policy,
-                    micro_batch=self.micro_batch,
-                    sum_over_ranks=distributed.sum_over_ranks
-                    if self._shares_batches
-                    else lambda tensor: tensor,
-                )
+                return self._run_engine(problem, images, syn_lr)
             except torch.OutOfMemoryError:
-                self._halve_micro_batch(max(problem.batch_sizes))
+                pass  # handled outside, where nothing of the failed sweep is held any more
+            self._halve_micro_batch(max(problem.batch_sizes))
+
+    def _run_engine(self, problem: Problem, images: Tensor, syn_lr: Tensor) -> Matching:
+        if self._unroll == "autograd":
+            return autograd(problem, images, syn_lr, self._loss, self._distance, self._policy)
+        return adjoint(
+            problem,
+            images,
+            syn_lr,
+            self._steps,
+            self._distance,
+            self._policy,
+            micro_batch=self.micro_batch,
+            sum_over_ranks=distributed.sum_over_ranks if self._shares_batches else _identity,
+        )
 
     def _halve_micro_batch(self, batch: int) -> None:
         size = min(self.micro_batch or batch, batch)
+        if self._unroll == "autograd":
+            raise UserError("out of memory: pass --unroll adjoint")
         if size == 1:
             raise UserError("out of memory even at --micro_batch 1: use a device with more memory")
         if distributed.world() > 1:
@@ -192,6 +196,10 @@ class Matcher:
             self._sampling.max_start_epoch, (1,), generator=stream(seed, "start_epoch", number)
         )
         return int(order[position]), int(start)
+
+
+def _identity(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 class StudentBatches:

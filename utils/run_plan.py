@@ -62,6 +62,7 @@ def plan_run(
         options.Iteration * outer_flop // (world if divides_batches else 1),
         device,
         work="outer steps",
+        layers=cost.layers,
     )
     return RunPlan(
         compiled=compiled,
@@ -86,6 +87,7 @@ def plan_run(
             evaluations * options.num_eval * eval_flop // world,
             device,
             work="training",
+            layers=sum(each.layers for each in eval_costs),
         ),
         eval_at_once=choose_at_once(
             options.eval_at_once,
