@@ -47,6 +47,12 @@ class Execution:
         """`network` with its convolutions as they are to run."""
         return with_winograd(network) if self.winograd else network
 
+    def is_plain(self, rows: int) -> bool:
+        """Whether functions run as they stand. Then torch.autograd is the faster way to gradients;
+        compiled or vectorised, they have to come from torch.func.
+        """
+        return not (self.compiled or (self.vectorised and rows > 1))
+
     def prepare(self, function: Function, *, rows: int = 1) -> Function:
         """`function`, to be called on stacks of its arguments with `rows` rows each."""
         together = self.vectorised and rows > 1

@@ -142,12 +142,22 @@ def _training_step(recipe: Recipe, rows: int) -> Function:
         logits, statistics = network(theta, statistics, x)
         return F.cross_entropy(logits, y), (statistics, (logits.argmax(1) == y).sum())
 
+    @torch.enable_grad()
+    def by_autograd(
+        theta: Tensor, statistics: Tensor, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, tuple[Tensor, Tensor]]]:
+        theta = theta.detach().requires_grad_()
+        value, (statistics, hits) = loss(theta, statistics, x, y)
+        (g,) = torch.autograd.grad(value, theta)
+        return g, (value.detach(), (statistics.detach(), hits))
+
+    by_func = torch.func.grad_and_value(loss, has_aux=True)
+    gradient_and_value = by_autograd if recipe.execution.is_plain(rows) else by_func
+
     def step(
         theta: Tensor, velocity: Tensor, statistics: Tensor, x: Tensor, y: Tensor, lr: Tensor
     ) -> tuple[Tensor, ...]:
-        g, (value, (statistics, hits)) = torch.func.grad_and_value(loss, has_aux=True)(
-            theta, statistics, x, y
-        )
+        g, (value, (statistics, hits)) = gradient_and_value(theta, statistics, x, y)
         velocity = recipe.momentum * velocity + g + recipe.weight_decay * theta
         return theta - lr * velocity, velocity, statistics, value, hits
 

@@ -86,8 +86,8 @@ class Steps:
         """Those of `loss`. Compiled, the adjoint is forward over reverse, where the compiler drops
         what nobody asked for; as it stands, reverse over reverse is the faster form.
         """
-        functional = execution.compiled or (execution.vectorised and rows > 1)
-        gradient, adjoint = _forward_over_reverse(loss) if functional else _double_reverse(loss)
+        of_loss = _double_reverse if execution.is_plain(rows) else _forward_over_reverse
+        gradient, adjoint = of_loss(loss)
         return cls(execution.prepare(gradient, rows=rows), execution.prepare(adjoint, rows=rows))
 
 
