@@ -64,20 +64,20 @@ def make_experts(argv: Sequence[str]) -> int:
         found, zca=options.zca, model=options.model, data_path=options.data_path
     ).folder(options.buffer_path)
     check_writable(folder)
-    with distributed.main_first():
-        expert_buffer.begin(folder, fixed_values(options))
+    if distributed.world() > options.num_experts:
+        raise UserError(
+            f"{distributed.world()} processes are more than --num_experts {options.num_experts}: "
+            "start fewer"
+        )
     per_file = options.save_interval
     missing = expert_buffer.missing_experts(folder, options.num_experts, experts_per_file=per_file)
+    with distributed.main_first():
+        expert_buffer.begin(folder, fixed_values(options), adding=bool(missing))
     print(f"buffer.py\n{resolved.table()}")
     print(f"{options.num_experts - len(missing)} of {options.num_experts} experts are in {folder}")
     distributed.barrier()  # nothing is written before everyone has looked
     if not missing:
         return 0
-    if distributed.world() > len(missing):
-        raise UserError(
-            f"{distributed.world()} processes are more than the {len(missing)} experts that are "
-            "missing: start fewer"
-        )
 
     recipe, at_once = choose_recipe(options, found, device, len(missing))
     with distributed.main_first():  # it fills the cache

@@ -148,6 +148,14 @@ def test_a_finished_buffer_is_left_alone(experts):
     assert file.stat().st_mtime_ns == before
 
 
+def test_experts_from_elsewhere_are_complete_or_refused(experts, tmp_path):
+    shutil.copytree(experts, tmp_path / "b")
+    (tmp_path / "b/digits/ConvNetD2/experts.json").unlink()
+    train_experts(tmp_path / "b", 2)
+    with pytest.raises(UserError, match=r"not from this buffer.*another --buffer_path"):
+        train_experts(tmp_path / "b", 3)
+
+
 def test_the_files_of_a_run(finished):
     tags = ["0", "2", "4", "last", "best", "ema_last", "ema_best"]
     names = {f"distilled_{tag}.pt" for tag in tags} | {f"images_{tag}.png" for tag in tags}

@@ -119,10 +119,11 @@ def _is_list_of_experts(content: Any) -> bool:
     )
 
 
-def begin(folder: Path, settings: dict[str, Any]) -> None:
+def begin(folder: Path, settings: dict[str, Any], *, adding: bool = True) -> None:
     """Record how the experts of `folder` are trained; refuse to add to others than such.
 
-    Settings without a single buffer file (nobody got that far) are replaced.
+    Settings without a single buffer file (nobody got that far) are replaced. Experts from elsewhere
+    have no settings beside them: good as they are, but not for `adding`.
     """
     path = folder / SETTINGS
     if not buffer_files(folder):
@@ -131,6 +132,8 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if not adding:
+            return
         raise UserError(
             f"the experts in {folder} are not from this buffer.py (no {SETTINGS} beside them): "
             "they can be used, but not added to; pass another --buffer_path"
