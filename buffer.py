@@ -113,6 +113,7 @@ def choose_recipe(
         batch=min(options.batch_train, images),
         networks=-(-missing // distributed.world()),
     )
+    at_once = distributed.least(at_once)  # free memory differs, the division must not
     recipe = Recipe(
         options.model,
         channels=source.channels,

@@ -92,11 +92,12 @@ def distil(argv: Sequence[str]) -> int:
     print(f"{len(experts)} experts of {experts.epochs} epochs", *experts.skipped, sep="\n")
 
     with distributed.main_first():  # it fills the cache
-        data = read_dataset(source, zca=options.zca).to(device, storage_dtype(precision))
-    labels = class_labels(data.num_classes, options.ipc, device)
+        data = read_dataset(source, zca=options.zca)
     images = initial_images(data, options.ipc, options.pix_init, options.seed)
+    data = data.without_train().to(device, storage_dtype(precision))
+    labels = class_labels(data.num_classes, options.ipc, device)
     state = OuterState(
-        images,
+        images.to(device, storage_dtype(precision)),
         options.lr_teacher,
         lr_img=options.lr_img,
         lr_lr=options.lr_lr,

@@ -22,6 +22,7 @@ from utils.cost import (
     training_flop,
 )
 from utils.options import BufferOptions, DistillOptions, EvalOptions, EvaluationOptions
+from utils.training import images_per_test_batch
 
 # From what is published for an A100 of 80 GB: ATT takes 0.8 s for an outer step of CIFAR10 at IPC
 # 1, 80 student steps on 10 images; a training step is a third of a student's, there and back.
@@ -37,7 +38,6 @@ ASSUMPTIONS = (
 CONTEXT_BYTES = 1e9  # CUDA context and the libraries' workspaces
 # In units of a forward pass's activations.
 TRAINING_COPIES, TEST_COPIES = 2, 0.5
-TEST_BATCH = 512
 STEP_RECORD_BYTES = 160  # a line of metrics.jsonl
 
 
@@ -81,9 +81,10 @@ def experts_estimate(options: BufferOptions, *, res: int) -> Estimate:
         seconds / 3600,
         _memory(
             data,
+            data.train + data.test,
             res,
             _training_bytes(
-                cost, batch, networks=options.num_experts, at_once=options.experts_at_once
+                cost, batch, networks=options.num_experts, at_once=options.experts_at_once, res=res
             ),
         ),
         options.num_experts * expert_bytes(cost, epochs=epochs) / 1e9,
@@ -118,12 +119,13 @@ def row_estimate(distill: DistillOptions, evaluation: EvalOptions, *, res: int) 
             min(distill.batch_train, images),
             networks=evaluation.num_eval,
             at_once=evaluation.eval_at_once,
+            res=res,
         )
         for model in _models(evaluation, distill.model)
     ]
     return Estimate(
         seconds / 3600,
-        _memory(data, res, max(student, *evaluating)),
+        _memory(data, data.test, res, max(student, *evaluating)),
         _run_bytes(distill, values=data.channels * res**2, images=images) / 1e9,
     )
 
@@ -176,19 +178,22 @@ def _test_seconds(cost: NetworkCost, images: int) -> float:
     return images * cost.flop / CUDA_RATE
 
 
-def _training_bytes(cost: NetworkCost, batch: int, *, networks: int, at_once: int | None) -> float:
+def _training_bytes(
+    cost: NetworkCost, batch: int, *, networks: int, at_once: int | None, res: int
+) -> float:
     """Of training `at_once` of the networks in step, by default as many as the working set holds,
     each on `batch` images, and of testing them.
     """
     one = TRAINING_COPIES * batch * cost.activation_bytes
     chosen = min(networks, at_once or max(1, WORKING_SET["cuda"] // one))
-    return max(chosen * one, TEST_COPIES * TEST_BATCH * cost.activation_bytes)
+    testing = TEST_COPIES * images_per_test_batch(res) * cost.activation_bytes
+    return max(chosen * one, testing)
 
 
-def _memory(data: DataSize, res: int, working: float) -> float:
-    """GB with all images of the data set on the GPU."""
-    images = (data.train + data.test) * data.channels * res**2 * FLOAT_BYTES
-    return (CONTEXT_BYTES + images + working) / 1e9
+def _memory(data: DataSize, images: int, res: int, working: float) -> float:
+    """GB with `images` images of the data set on the GPU."""
+    held = images * data.channels * res**2 * FLOAT_BYTES
+    return (CONTEXT_BYTES + held + working) / 1e9
 
 
 @cache

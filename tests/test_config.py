@@ -156,9 +156,8 @@ def test_what_may_change_is_not_compared():
 @pytest.mark.parametrize("options", [BufferOptions, DistillOptions])
 def test_options_of_speed_may_change(options):
     fixed = fixed_values(options())
-    speed = {"compile", "unroll", "micro_batch", "eval_at_once", "experts_at_once"}
+    speed = {"compile", "precision", "unroll", "micro_batch", "eval_at_once", "experts_at_once"}
     assert not speed & set(fixed)
-    assert "precision" in fixed
     assert ("trajectories" in fixed) == (options is DistillOptions)
 
 

@@ -277,8 +277,11 @@ def test_the_best_of_another_protocol_does_not_count(experts, tmp_path):
     assert best["iteration"] == 4
 
 
-def test_both_engines_give_the_same_run(finished, experts, tmp_path):
-    other = distill(experts, tmp_path, "--unroll", "autograd")
+@pytest.mark.parametrize("flags", [[], ["--micro_batch", "3"]], ids=["whole", "pieces"])
+def test_both_engines_give_the_same_run(finished, experts, tmp_path, capsys, flags):
+    """`finished` is short enough for the full graph, which auto then takes."""
+    other = distill(experts, tmp_path, "--unroll", "adjoint", *flags)
+    assert "unroll auto" not in capsys.readouterr().out
     lengths = [[r["length"] for r in records(d, "step")] for d in (other, finished)]
     assert lengths[0] == lengths[1]
     torch.testing.assert_close(
@@ -287,6 +290,21 @@ def test_both_engines_give_the_same_run(finished, experts, tmp_path):
         rtol=1e-2,
         atol=1e-2,
     )  # float32; tests/test_unroll.py has the proof in float64
+
+
+def test_auto_is_what_it_was_when_a_run_is_continued(experts, tmp_path, capsys):
+    half = distill(experts, tmp_path, "--Iteration", "2", "--unroll", "adjoint")
+    recorded = torch.load(half / "checkpoint.pt", weights_only=True)["how"]
+    capsys.readouterr()
+    distill(experts, tmp_path)
+    assert "unroll auto" not in capsys.readouterr().out
+    assert torch.load(half / "checkpoint.pt", weights_only=True)["how"] == recorded
+
+
+def test_several_trajectories_are_logged_as_lists(experts, tmp_path):
+    run_dir = distill(experts, tmp_path, "--trajectories", "2", "--eval_it", "0")
+    for record in records(run_dir, "step"):
+        assert len(record["length"]) == len(record["start_epoch"]) == 2
 
 
 def test_fixed_length(experts, tmp_path):
@@ -391,6 +409,17 @@ def test_a_recorded_evaluation_is_one_on_the_same_test_images(tmp_path, capsys):
         (buffer, ["--dataset", "Tiny", "--data_path", "nowhere"], ["nowhere", "train"]),
         (buffer, ["--dataset", "digits", "--num_experts", "0"], ["--num_experts", "at least 1"]),
         (distill_att, ["--dataset", "digits", "--ipc", "0"], ["--ipc", "at least 1"]),
+        (distill_att, ["--dataset", "digits", "--micro_batch", "0"], ["--micro_batch", "not 0"]),
+        (distill_att, ["--dataset", "digits", "--trajectories", "0"], ["--trajectories", "not 0"]),
+        (distill_att, ["--dataset", "digits", "--precision", "fp8"], ["'fp8'", "tf32, bf16"]),
+        (distill_att, ["--dataset", "digits", "--compile", "yes"], ["'yes'", "auto, on, off"]),
+        (
+            distill_att,
+            ["--dataset", "digits", "--unroll", "autograd", "--micro_batch", "2"],
+            ["--unroll autograd", "--micro_batch"],
+        ),
+        (buffer, ["--dataset", "digits", "--experts_at_once", "0"], ["--experts_at_once"]),
+        (evaluation, ["--distilled", "none.pt", "--eval_at_once", "0"], ["--eval_at_once"]),
         (distill_att, ["--dataset", "digits", "--syn_steps", "0"], ["--syn_steps", "at least 1"]),
         (distill_att, ["--dataset", "digits", "--num_eval", "0"], ["--num_eval", "at least 1"]),
         (distill_att, ["--dataset", ""], ["--dataset", "''", "digits"]),

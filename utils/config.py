@@ -13,12 +13,14 @@ import math
 import os
 import sys
 import time
+import traceback
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
+import torch
 import yaml
 
 from utils.errors import UserError
@@ -157,23 +159,35 @@ def fixed_values(options: Any) -> dict[str, Any]:
 
 def run_script(main: Callable[[Sequence[str]], int]) -> int:
     """Call `main` with the command line; a UserError becomes one line on stderr and status 2,
-    Ctrl-C one line and status 130.
+    memory that runs out one line and status 1, Ctrl-C one line and status 130.
 
     Of several processes that make the same mistake the first one says so: torchrun ends the others
-    while they wait.
+    while they wait. A process that fails leaves at once, without waiting for the others.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file shows lines as they come
+    script, several = Path(sys.argv[0]).name, "TORCHELASTIC_RUN_ID" in os.environ
     try:
         return main(sys.argv[1:])
     except UserError as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(SECONDS_FOR_MAIN)
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        return 2
+        status, message = 2, f"{script}: error: {error}"
+    except torch.OutOfMemoryError:
+        status, message = (
+            1,
+            (f"{script}: out of memory: lower --micro_batch, --experts_at_once or --eval_at_once"),
+        )
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
-        return 130
+        status, message = 130, f"{script}: interrupted"
+    except Exception:
+        if not several:
+            raise
+        status, message = 1, traceback.format_exc()
+    print(message, file=sys.stderr, flush=True)
+    if several:
+        os._exit(status)
+    return status
 
 
 class _Parser(argparse.ArgumentParser):

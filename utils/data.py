@@ -75,6 +75,10 @@ class ImageDataset:
             raise ValueError(f"{self.name} was loaded without its training images")
         return self.train
 
+    def without_train(self) -> "ImageDataset":
+        """Without the training images, where nobody needs them any more."""
+        return replace(self, train=None)
+
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> "ImageDataset":
         """With its images on `device`, in `dtype`."""
         train = None if self.train is None else self.train.to(device, dtype)

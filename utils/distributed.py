@@ -36,7 +36,8 @@ def is_main() -> bool:
 def process_group() -> Iterator[None]:
     """Join the processes that torchrun started; without torchrun nothing happens.
 
-    The others than the main one print nothing but errors.
+    The others than the main one print nothing but errors. After an error nobody says goodbye: that
+    waits for the others, who may wait for this one.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
@@ -46,11 +47,9 @@ def process_group() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
     silence = nullcontext() if is_main() else redirect_stdout(io.StringIO())
-    try:
-        with silence:
-            yield
-    finally:
-        dist.destroy_process_group()
+    with silence:
+        yield
+    dist.destroy_process_group()
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
@@ -101,6 +100,11 @@ def main_first() -> Iterator[None]:
     yield
     if is_main():
         barrier()
+
+
+def least(value: int) -> int:
+    """The least of the processes' values: what all of them can do."""
+    return min(gather(value))
 
 
 def shares(items: list[T], size: int) -> list[list[T]]:

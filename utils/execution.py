@@ -5,8 +5,12 @@ thousands of times. For small batches their cost is that of launching kernels, n
 compiling fuses kernels, a CUDA graph launches all of them at once.
 """
 
-from collections.abc import Callable
+import gc
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -93,7 +97,11 @@ def _row_by_row(function: Function) -> Function:
 
 
 class _Replayed:
-    """A function captured as a CUDA graph at the first call for given shapes, replayed after."""
+    """A function captured as a CUDA graph at the first call for given shapes, replayed after.
+
+    All graphs share one pool of memory: they are replayed one after another, and what they return
+    is copied out of it at once.
+    """
 
     def __init__(self, function: Function) -> None:
         self._function = function
@@ -112,14 +120,47 @@ class _Replayed:
         self, inputs: tuple[Tensor, ...]
     ) -> tuple[torch.cuda.CUDAGraph, list[Tensor], list[Tensor]]:
         static_inputs = [tensor.detach().clone() for tensor in inputs]
-        stream = torch.cuda.Stream()
+        stream = _warm_up_stream(inputs[0].device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # compile, and let the libraries choose their kernels
             for _ in range(3):
                 self._function(*static_inputs)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
+        pool, _ = _shared_pool(inputs[0].device)
         # Only calls of this thread are refused while capturing: another one prefetches.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with _undisturbed(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             static_outputs = list(self._function(*static_inputs))
         return graph, static_inputs, static_outputs
+
+
+@cache
+def _warm_up_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all: libraries keep a workspace for every stream that they have seen."""
+    return torch.cuda.Stream(device)
+
+
+@cache
+def _shared_pool(device: torch.device) -> tuple[Any, torch.cuda.CUDAGraph]:
+    """The pool, and an empty graph that keeps it alive when all others are let go."""
+    pool, empty = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is empty
+        with torch.cuda.graph(empty, pool=pool, capture_error_mode="thread_local"):
+            pass
+    return pool, empty
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Capture with no garbage collection, which might destroy an older graph and end the capture,
+    and with a workspace of cuBLAS that no other graph relies on, before and after.
+    """
+    gc.collect()
+    gc.disable()
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
+        gc.enable()

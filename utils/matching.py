@@ -77,7 +77,9 @@ class Matcher:
 
         self._loss = loss
         self._steps = self._prepare_steps()
-        self._background = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._background = ThreadPoolExecutor(
+            1, "prefetch", torch.cuda.set_device if labels.is_cuda else _nothing, (labels.device,)
+        )
         self._ahead: tuple[int, Future[tuple[Problem, list[int]]]] | None = None
 
     def match(self, iteration: int, images: Tensor, syn_lr: Tensor) -> tuple[Matching, list[int]]:
@@ -85,13 +87,19 @@ class Matcher:
 
         Every draw depends on the seed and `iteration` alone, so any iteration can be repeated.
         """
-        if self._ahead is not None and self._ahead[0] == iteration:
-            problem, starts = self._ahead[1].result()
-        else:
-            problem, starts = self._draw(iteration, images)
+        problem, starts = self._drawn_ahead(iteration) or self._draw(iteration, images)
         later = self._background.submit(self._draw, iteration + 1, images)
         self._ahead = (iteration + 1, later)
         return self._over_ranks(self._match(problem, images, syn_lr), starts)
+
+    def _drawn_ahead(self, iteration: int) -> tuple[Problem, list[int]] | None:
+        if self._ahead is None or self._ahead[0] != iteration:
+            return None
+        try:
+            return self._ahead[1].result()
+        except torch.OutOfMemoryError:  # it came while others held the memory
+            torch.cuda.empty_cache()
+            return None
 
     def _match(self, problem: Problem, images: Tensor, syn_lr: Tensor) -> Matching:
         """Match; where the device's memory runs out, again with half the micro-batch."""
@@ -111,10 +119,14 @@ class Matcher:
             syn_lr,
             self._steps,
             self._distance,
-            self._policy,
+            self._agreed_policy if self._shares_batches else self._policy,
             micro_batch=self.micro_batch,
             sum_over_ranks=distributed.sum_over_ranks if self._shares_batches else _identity,
         )
+
+    def _agreed_policy(self, distances: Tensor) -> int:
+        """The main process's choice: on unequal devices another might differ by a rounding."""
+        return distributed.from_main(self._policy(distances))
 
     def _halve_micro_batch(self, batch: int) -> None:
         size = min(self.micro_batch or batch, batch)
@@ -151,7 +163,7 @@ class Matcher:
         syn_lr = distributed.sum_over_ranks(matching.grad_syn_lr) / count
         matching = replace(matching, grad_images=images, grad_syn_lr=syn_lr)
         if self._shares_batches:
-            return matching, starts
+            return replace(matching, loss=distributed.from_main(matching.loss.cpu())), starts
         theirs = distributed.gather((matching.lengths, matching.distances.cpu(), starts))
         return replace(
             matching,
@@ -196,6 +208,10 @@ class Matcher:
             self._sampling.max_start_epoch, (1,), generator=stream(seed, "start_epoch", number)
         )
         return int(order[position]), int(start)
+
+
+def _nothing(device: torch.device) -> None:
+    pass
 
 
 def _identity(tensor: Tensor) -> Tensor:

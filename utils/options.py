@@ -59,6 +59,7 @@ class ExecutionOptions:
         "of products (default: tf32 on CUDA, fp32 elsewhere)",
         group=_SPEED,
         choices=PRECISIONS,
+        may_change=True,
     )
 
 

@@ -64,7 +64,7 @@ def plan_run(
         work="outer steps",
         layers=cost.layers,
     )
-    return RunPlan(
+    plan = RunPlan(
         compiled=compiled,
         unroll=choose_unroll(
             options.unroll if divides_batches else was("unroll", options.unroll),
@@ -75,12 +75,14 @@ def plan_run(
             syn_steps=options.syn_steps,
             images=batch * students,
         ),
-        micro_batch=choose_micro_batch(
-            was("micro_batch", options.micro_batch),
-            cost,
-            device,
-            batch=-(-batch // world) if divides_batches else batch,
-            students=students,
+        micro_batch=distributed.least(
+            choose_micro_batch(
+                was("micro_batch", options.micro_batch),
+                cost,
+                device,
+                batch=-(-batch // world) if divides_batches else batch,
+                students=students,
+            )
         ),
         eval_compiled=choose_compile(
             was("eval_compiled", options.compile),
@@ -89,14 +91,17 @@ def plan_run(
             work="training",
             layers=sum(each.layers for each in eval_costs),
         ),
-        eval_at_once=choose_at_once(
-            options.eval_at_once,
-            max(eval_costs, key=lambda each: each.activation_bytes),
-            device,
-            batch=min(options.batch_train, num_images),
-            networks=-(-options.num_eval // world),
+        eval_at_once=distributed.least(
+            choose_at_once(
+                options.eval_at_once,
+                max(eval_costs, key=lambda each: each.activation_bytes),
+                device,
+                batch=min(options.batch_train, num_images),
+                networks=-(-options.num_eval // world),
+            )
         ),
     )
+    return distributed.from_main(plan)  # free memory differs, the plan must not
 
 
 def _check_processes(trajectories: int, batch: int) -> None:

@@ -14,6 +14,8 @@ from utils.batches import Batches, draw_batches, steps_per_block
 from utils.execution import PLAIN, Execution, Function
 from utils.flat_params import TrainingNetwork, flatten, unflatten, without_batch_counts
 
+TEST_PIXELS = 512 * 32 * 32
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -164,11 +166,19 @@ def _training_step(recipe: Recipe, rows: int) -> Function:
     return recipe.execution.prepare(torch.no_grad()(step), rows=rows)
 
 
+def images_per_test_batch(image_size: int) -> int:
+    """How many test images of that side are measured at a time: 512 of CIFAR's."""
+    return max(1, TEST_PIXELS // image_size**2)
+
+
 @torch.no_grad()
-def accuracy(network: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 512) -> float:
+def accuracy(
+    network: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int | None = None
+) -> float:
     """The fraction of images (N, C, H, W) that `network` gives their label (N,), in eval mode."""
     network.eval()
+    size = batch_size or images_per_test_batch(images.shape[-1])
     correct = torch.zeros((), device=images.device, dtype=torch.int64)
-    for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+    for x, y in zip(images.split(size), labels.split(size), strict=True):
         correct += (network(x).argmax(1) == y).sum()
     return correct.item() / len(images)

@@ -151,11 +151,10 @@ def adjoint(
         """theta_{t+1} for each t of a block that begins at theta."""
         for t, x in zip(steps_of_block, xs, strict=True):
             parts = [
-                weight * steps.gradient(theta, x_part, y_part)[0]
+                (weight, steps.gradient(theta, x_part, y_part)[0])
                 for x_part, y_part, weight in _pieces(p, t, x, micro_batch)
             ]
-            g = sum_over_ranks(sum(parts, torch.zeros_like(theta)))
-            theta = theta - eta * g
+            theta = theta - eta * sum_over_ranks(_weighted_sum(parts, like=theta))
             yield theta
 
     kept = {0: p.theta_0}
@@ -177,6 +176,7 @@ def adjoint(
     scale = (p.theta_0 - p.theta_star).square().sum(1, keepdim=True) * len(lengths)
     lam = torch.zeros_like(p.theta_0)
     loss, grad_syn_lr = torch.zeros_like(eta), torch.zeros_like(eta)
+    ends_at = torch.tensor(lengths, device=lam.device)
     grad_images = torch.zeros_like(images)
     for chosen in reversed(list(blocks(max(lengths), block))):
         with torch.enable_grad():
@@ -191,16 +191,14 @@ def adjoint(
         for i, t in reversed(list(enumerate(chosen))):
             x, theta, after = seen[i], thetas[i], thetas[i + 1]
             if t + 1 in lengths:
-                ends = torch.tensor([n == t + 1 for n in lengths], device=lam.device)[:, None]
-                miss = torch.where(ends, after - p.theta_star, 0)
+                miss = torch.where(ends_at[:, None] == t + 1, after - p.theta_star, 0)
                 loss += (miss.square().sum(1, keepdim=True) / scale).sum()
                 lam = lam + 2 * miss / scale
             g_lam, hessian_lam, grad_x = _adjoint_step(p, steps, t, theta, x, lam, micro_batch)
             if min(lengths) <= t:
                 # Behind its n a student may have diverged: its numbers are dropped, not multiplied.
-                passed = torch.tensor([n <= t for n in lengths], device=lam.device)
                 for product in (g_lam, hessian_lam, grad_x):
-                    product[passed] = 0
+                    product[ends_at <= t] = 0
             grad_syn_lr -= g_lam.sum()
             grad_xs.append(-eta * grad_x)
             lam = lam - eta * sum_over_ranks(hessian_lam)
@@ -265,13 +263,22 @@ def _adjoint_step(
     micro_batch: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """<g_t, lam> (K,), H_t lam (K, P) and d<g_t, lam>/dx_t, added up over the pieces of x."""
-    g_lam, hessian_lam = torch.zeros_like(lam[:, 0]), torch.zeros_like(lam)
-    grad_x = torch.zeros_like(x)
-    begin = 0
-    for x_part, y_part, weight in _pieces(p, t, x, micro_batch):
-        products = steps.adjoint(theta, x_part, y_part, lam)
-        g_lam += weight * products[0]
-        hessian_lam += weight * products[1]
-        grad_x[:, begin : begin + x_part.shape[1]] = weight * products[2]
-        begin += x_part.shape[1]
+    parts = [
+        (weight, steps.adjoint(theta, x_part, y_part, lam))
+        for x_part, y_part, weight in _pieces(p, t, x, micro_batch)
+    ]
+    g_lam = _weighted_sum([(weight, products[0]) for weight, products in parts], like=lam[:, 0])
+    hessian_lam = _weighted_sum([(weight, products[1]) for weight, products in parts], like=lam)
+    by_part = [products[2] if weight == 1 else weight * products[2] for weight, products in parts]
+    grad_x = by_part[0] if len(by_part) == 1 else torch.cat([x[:, :0], *by_part], 1)
     return g_lam, hessian_lam, grad_x
+
+
+def _weighted_sum(parts: Sequence[tuple[float, Tensor]], *, like: Tensor) -> Tensor:
+    """The sum of weight * value; zeros like `like` where there is none. A whole costs nothing."""
+    if len(parts) == 1 and parts[0][0] == 1:
+        return parts[0][1]
+    total = torch.zeros_like(like)
+    for weight, value in parts:
+        total += weight * value
+    return total
