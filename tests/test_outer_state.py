@@ -12,8 +12,8 @@ from utils.unroll import Matching
 def matching(grad_images, grad_syn_lr, loss=1.0):
     return Matching(
         loss=torch.tensor(loss),
-        length=1,
-        distances=torch.tensor([1.0]),
+        lengths=[1],
+        distances=torch.tensor([[1.0]]),
         grad_images=torch.full((2, 1, 8, 8), grad_images),
         grad_syn_lr=torch.tensor(grad_syn_lr),
     )

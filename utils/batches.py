@@ -16,7 +16,7 @@ from utils import augment
 from utils.augment import Augmentation
 
 # The images of the batches that are made together take so many bytes, or are those of one step.
-BLOCK_BYTES = 16 * 2**20
+BLOCK_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)

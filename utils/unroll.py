@@ -33,10 +33,10 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 # Adds a tensor up over processes; the identity where there is one.
 Sum = Callable[[Tensor], Tensor]
 
-# Parameters are kept of so many steps at the most; those between are computed again. All rows of
-# the paper have fewer, so that only longer unrolls pay (N_S = 200: a tenth more) and memory stays
-# bounded for any N_S.
-KEPT_STEPS = 100
+# Parameters are kept of so many steps at the most; those between are computed again. No row of
+# the paper has more, so that only longer unrolls pay (N_S = 200: a sixth more arithmetic) and
+# memory stays bounded for any N_S.
+KEPT_STEPS = 80
 
 
 @dataclass(frozen=True)
