@@ -99,7 +99,7 @@ def test_only_a_long_run_is_compiled(compiles, capsys, work):
     hour = 3600 * auto.CPU_THREAD_RATE * torch.get_num_threads()
     assert not choose_compile("auto", hour / 3600, CPU, work=work, layers=4)
     printed = capsys.readouterr().out
-    assert printed.startswith(f"compile auto: off, about 1 s of {work}, ")
+    assert printed == ""  # a table of evaluations is not interrupted
     assert printed.endswith(" to compile\n")
     assert compiles == []  # nobody waits for a trial
     assert choose_compile("auto", 2 * hour, CPU, work=work, layers=4)

@@ -31,7 +31,7 @@ def choose_compile(
     asked: str | bool, flop: float, device: torch.device, *, work: str, layers: int
 ) -> bool:
     """Whether to compile for `flop` of `work` ("outer steps" or "training") on networks with so
-    many layers in all; prints the choice of auto. A bool is a choice made before. UserError where
+    many layers in all; auto says so where it does. A bool is a choice made before. UserError where
     "on" is asked for and compiling fails.
     """
     if asked != "auto":
@@ -40,15 +40,15 @@ def choose_compile(
         return asked in ("on", True)
     rate = CUDA_RATE if device.type == "cuda" else CPU_THREAD_RATE * torch.get_num_threads()
     seconds, price = flop / rate, FUNCTIONS[work] * layers * COMPILE_SECONDS
-    chosen = seconds * SAVED_BY_COMPILING[device.type][work] > price
-    reason = f"about {_duration(seconds)} of {work}, {_duration(price)} to compile"
-    if chosen:
-        try:
-            check_compiles(device)
-        except UserError:
-            chosen, reason = False, "compiling fails here: is there a C++ compiler (g++)?"
-    print(f"compile auto: {'on' if chosen else 'off'}, {reason}")
-    return chosen
+    if seconds * SAVED_BY_COMPILING[device.type][work] <= price:
+        return False
+    try:
+        check_compiles(device)
+    except UserError:
+        print("compile auto: off, compiling fails here: is there a C++ compiler (g++)?")
+        return False
+    print(f"compile auto: on, about {_duration(seconds)} of {work}, {_duration(price)} to compile")
+    return True
 
 
 def choose_unroll(
