@@ -232,7 +232,14 @@ def bench_unroll(args: argparse.Namespace, device: torch.device) -> dict[str, An
         variant.work()
         variant.work()
         return {"peak_bytes": _peak_bytes(device)}
-    return compare(step.variants(args.variants), args.repeats, device)
+    results = compare(step.variants(args.variants), args.repeats, device)
+    if device.type == "cpu" and distributed.world() == 1 and not args.no_peaks:
+        titles = dict(zip(args.variants, step.variants(args.variants), strict=True))
+        for name, title in titles.items():
+            peak = _run_apart(args, name, ["--peak_only"])["peak_bytes"]
+            results[title]["peak_bytes"] = peak
+            print(f"{title:34} peak memory of a process {peak / 1e9:.3f} GB")
+    return results
 
 
 def _peak_bytes(device: torch.device) -> int:
@@ -420,30 +427,42 @@ def _rank_counts(device: torch.device) -> list[int]:
 
 def _measure_apart(args: argparse.Namespace, name: str, value: int) -> dict[str, Any]:
     """The median time and the peak memory of a point, in fresh processes."""
-    sizes = {"syn_steps": args.syn_steps, "ipc": args.ipc, "res": args.res}
-    ranks = value if name == "ranks" else 1
-    if name in sizes:
-        sizes[name] = value
-    command = [sys.executable]
-    if ranks > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    command += [__file__, "unroll", "--variants", args.variant, "--precision", args.precision]
-    command += ["--model", args.model, "--classes", str(args.classes)]
-    for flag, size in sizes.items():
-        command += [f"--{flag}", str(size)]
-    out = args.out.with_suffix(".point.json")
-    found = {}
-    for extra in (["--repeats", str(args.repeats)], ["--peak_only"]):
-        run = subprocess.run([*command, *extra, "--out", str(out)], capture_output=True, text=True)
-        if run.returncode != 0:
-            raise SystemExit(f"{name}={value} failed: {run.stderr.strip().splitlines()[-1]}")
-        found |= json.loads(out.read_text())["results"]
-        out.unlink()
+    at = argparse.Namespace(**{**vars(args), name: value})
+    found = _run_apart(at, args.variant, ["--repeats", str(args.repeats), "--no_peaks"])
+    found |= _run_apart(at, args.variant, ["--peak_only"])
     peak = found.pop("peak_bytes")
     (times,) = found.values()
     point = {"value": value, "median_seconds": times["median_seconds"], "peak_bytes": peak}
     print(f"  {name} {value}: {point['median_seconds']:.3f} s, {peak / 1e9:.3f} GB", flush=True)
     return point
+
+
+def _run_apart(args: argparse.Namespace, variant: str, flags: list[str]) -> dict[str, Any]:
+    """The results of `unroll` on one variant, by a process of its own, or by args.ranks of them."""
+    ranks = getattr(args, "ranks", 1)
+    command = [sys.executable]
+    if ranks > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    command += [__file__, "unroll", "--variants", variant, *flags]
+    for name in (
+        "model",
+        "classes",
+        "syn_steps",
+        "ipc",
+        "res",
+        "precision",
+        "batch_syn",
+        "micro_batch",
+    ):
+        if getattr(args, name, None) is not None:
+            command += [f"--{name}", str(getattr(args, name))]
+    out = args.out.with_suffix(".apart.json")
+    run = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True)
+    if run.returncode != 0:
+        raise SystemExit(f"{' '.join(command)} failed: {run.stderr.strip().splitlines()[-1]}")
+    results = json.loads(out.read_text())["results"]
+    out.unlink()
+    return results
 
 
 def _exponent(points: Sequence[dict[str, Any]], key: str) -> float:
@@ -465,11 +484,17 @@ def _plot(results: dict[str, Any], path: Path) -> None:
     )
     for column, (name, sweep) in zip(axes.T, results.items(), strict=True):
         values = [point["value"] for point in sweep["points"]]
-        column[0].loglog(values, [p["median_seconds"] for p in sweep["points"]], "o-")
+        seconds = [point["median_seconds"] for point in sweep["points"]]
+        memory = [point["peak_bytes"] / 1e9 for point in sweep["points"]]
+        column[0].loglog(values, seconds, "o-")
+        column[0].set_ylim(min(seconds) / 2, max(seconds) * 2)
         column[0].set_title(f"time ~ {name}^{sweep['time_exponent']:.2f}", fontsize=10)
-        column[1].semilogx(values, [p["peak_bytes"] / 1e9 for p in sweep["points"]], "s-")
-        column[1].set_ylim(bottom=0)
+        column[1].semilogx(values, memory, "s-")
+        column[1].set_ylim(0, 1.2 * max(memory))
         column[1].set_xlabel(name)
+        for axis in column:
+            axis.set_xticks(values, [str(value) for value in values])
+            axis.xaxis.minorticks_off()
     axes[0][0].set_ylabel("seconds an outer step")
     axes[1][0].set_ylabel("peak memory, GB")
     figure.tight_layout()
@@ -536,7 +561,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if name == "unroll":
             sub.add_argument("--micro_batch", type=int)
             sub.add_argument("--variants", nargs="+", default=["twin", "short", "long", "eager"])
-            sub.add_argument("--peak_only", action="store_true")
+            sub.add_argument("--peak_only", action="store_true", help="of one variant, no times")
+            sub.add_argument("--no_peaks", action="store_true", help="no memory, on a CPU")
         if name == "scaling":
             sub.add_argument("--variant", default="short", help="as in unroll --variants")
             sub.add_argument("--sweeps", nargs="+", default=["syn_steps", "ipc", "res", "ranks"])
