@@ -111,9 +111,8 @@ def choose_recipe(
         cost,
         device,
         batch=min(options.batch_train, images),
-        networks=-(-missing // distributed.world()),
+        networks=missing,
     )
-    at_once = distributed.least(at_once)  # free memory differs, the division must not
     recipe = Recipe(
         options.model,
         channels=source.channels,

@@ -182,15 +182,14 @@ def how_to_run(
     )
     flop = protocol.num_eval * training_flop(cost, images=images, epochs=protocol.epochs) / world
     compiled = choose_compile(options.compile, flop, device, work="training", layers=cost.layers)
-    at_once = choose_at_once(
-        options.eval_at_once,
-        cost,
-        device,
-        batch=min(protocol.batch_size, images),
-        networks=-(-protocol.num_eval // world),
-    )
     return HowToRun(
-        at_once=distributed.least(at_once),  # free memory differs, the division must not
+        at_once=choose_at_once(
+            options.eval_at_once,
+            cost,
+            device,
+            batch=min(protocol.batch_size, images),
+            networks=protocol.num_eval,
+        ),
         execution=Execution.on(device, compiled=compiled),
         dtype=compute_dtype(options.precision),
     )

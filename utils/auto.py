@@ -6,6 +6,7 @@ tell seconds from hours. docs/performance.md has the measurements behind them.
 
 import torch
 
+from utils import distributed
 from utils.cost import NetworkCost, adjoint_bytes, full_graph_bytes, pieces_within
 from utils.errors import UserError
 from utils.execution import check_compiles
@@ -93,12 +94,18 @@ def choose_micro_batch(
 def choose_at_once(
     asked: int | None, cost: NetworkCost, device: torch.device, *, batch: int, networks: int
 ) -> int:
-    """How many networks train in step: on a CPU one, since together they are no faster there."""
+    """How many of `networks`, which the processes divide, each trains in step.
+
+    On a CPU one, since together they are no faster there. All processes get the same answer though
+    their free memory differs: the division rests on it.
+    """
+    own = -(-networks // distributed.world())
     if asked is not None:
-        return min(asked, networks)
+        return min(asked, own)
     if device.type == "cpu":
         return 1
-    return max(1, min(networks, _budget(device) // (2 * batch * cost.activation_bytes)))
+    fit = _budget(device) // (2 * batch * cost.activation_bytes)
+    return distributed.least(max(1, min(own, fit)))
 
 
 def _budget(device: torch.device) -> int:

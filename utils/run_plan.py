@@ -91,14 +91,12 @@ def plan_run(
             work="training",
             layers=sum(each.layers for each in eval_costs),
         ),
-        eval_at_once=distributed.least(
-            choose_at_once(
-                options.eval_at_once,
-                max(eval_costs, key=lambda each: each.activation_bytes),
-                device,
-                batch=min(options.batch_train, num_images),
-                networks=-(-options.num_eval // world),
-            )
+        eval_at_once=choose_at_once(
+            options.eval_at_once,
+            max(eval_costs, key=lambda each: each.activation_bytes),
+            device,
+            batch=min(options.batch_train, num_images),
+            networks=options.num_eval,
         ),
     )
     return distributed.from_main(plan)  # free memory differs, the plan must not
