@@ -2,21 +2,23 @@
 
     python buffer.py --dataset CIFAR10
 
-A second call continues with the next expert. Expert i depends on --seed and i alone. Under torchrun
-the experts are divided over the processes.
+The same call again continues, within an expert too. Expert i depends on --seed and i alone. Under
+torchrun the experts are divided over the processes; --first_expert divides them over machines.
 """
 
 import math
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from utils import distributed, expert_buffer
+from utils import distributed, expert_buffer, interruption
 from utils.augment import active_groups
 from utils.auto import choose_at_once, choose_compile
 from utils.config import fixed_values, packaged_yaml, resolve, run_script
@@ -25,7 +27,7 @@ from utils.data import ImageDataset, find_dataset, read_dataset
 from utils.device import default_device
 from utils.errors import UserError
 from utils.execution import Execution
-from utils.expert_buffer import ExpertKind
+from utils.expert_buffer import ExpertKind, Unfinished
 from utils.files import check_writable
 from utils.options import BufferOptions
 from utils.precision import compute_dtype, storage_dtype, use_precision
@@ -33,6 +35,8 @@ from utils.progress import progress_bar
 from utils.rng import derive_seed, stream
 from utils.sources import Source
 from utils.training import Cohort, Recipe, accuracy
+
+KEEP_SECONDS = 600  # between the states that are kept within an expert
 
 
 def find_yaml(given: Mapping[str, Any]) -> Path | None:
@@ -64,32 +68,57 @@ def make_experts(argv: Sequence[str]) -> int:
         found, zca=options.zca, model=options.model, data_path=options.data_path
     ).folder(options.buffer_path)
     check_writable(folder)
-    if distributed.world() > options.num_experts:
-        raise UserError(
-            f"{distributed.world()} processes are more than --num_experts {options.num_experts}: "
-            "start fewer"
-        )
-    per_file = options.save_interval
-    missing = expert_buffer.missing_experts(folder, options.num_experts, experts_per_file=per_file)
-    with distributed.main_first():
-        expert_buffer.begin(folder, fixed_values(options), adding=bool(missing))
-    print(f"buffer.py\n{resolved.table()}")
-    print(f"{options.num_experts - len(missing)} of {options.num_experts} experts are in {folder}")
-    distributed.barrier()  # nothing is written before everyone has looked
-    if not missing:
-        return 0
-
+    numbers, per_file = check_numbers(options), options.save_interval
+    missing = expert_buffer.missing_experts(folder, numbers, experts_per_file=per_file)
     recipe, at_once = choose_recipe(options, found, device, len(missing))
-    with distributed.main_first():  # it fills the cache
-        data = read_dataset(found, zca=options.zca).to(device, storage_dtype(precision))
-    rounds = distributed.shares(missing, at_once)
-    with progress_bar(total=len(rounds) * options.train_epochs, unit="epoch") as progress:
-        for own in rounds:
-            experts = train_experts(options, recipe, data, own, progress) if own else {}
-            for number, expert in sorted(distributed.gather_on_main(experts).items()):
-                expert_buffer.save_expert(folder, number, expert, experts_per_file=per_file)
-    print(f"{options.num_experts} experts of {options.train_epochs} epochs are in {folder}")
+    distributed.barrier()  # nothing is written before everyone has looked
+    with hold_files(options, folder, numbers) as missing:
+        print(f"buffer.py\n{resolved.table()}")
+        there = len(numbers) - len(missing)
+        print(f"{there} of {len(numbers)} experts are in {folder}")
+        if not missing:
+            return 0
+        with distributed.main_first():  # it fills the cache
+            data = read_dataset(found, zca=options.zca).to(device, storage_dtype(precision))
+        rounds = distributed.shares(missing, at_once)
+        with (
+            interruption.deferred(),
+            progress_bar(total=len(rounds) * options.train_epochs, unit="epoch") as progress,
+        ):
+            for own in rounds:
+                experts = train_experts(options, recipe, data, own, folder, progress) if own else {}
+                for number, expert in sorted(distributed.gather_on_main(experts).items()):
+                    expert_buffer.save_expert(folder, number, expert, experts_per_file=per_file)
+    print(f"{len(numbers)} experts of {options.train_epochs} epochs are in {folder}")
     return 0
+
+
+def check_numbers(options: BufferOptions) -> range:
+    """The experts that this call trains; UserError where there are none, or not for everyone."""
+    numbers = range(options.first_expert, options.num_experts)
+    if not numbers or options.first_expert % options.save_interval:
+        raise UserError(
+            f"--first_expert {options.first_expert} must be below --num_experts "
+            f"{options.num_experts} and begin a file, so be a multiple of --save_interval "
+            f"{options.save_interval}"
+        )
+    if distributed.world() > len(numbers):
+        raise UserError(
+            f"{distributed.world()} processes are more than the {len(numbers)} experts: start fewer"
+        )
+    return numbers
+
+
+@contextmanager
+def hold_files(options: BufferOptions, folder: Path, numbers: range) -> Iterator[list[int]]:
+    """The main process has the experts' files to itself; yields which are missing, to everyone."""
+    if not distributed.is_main():
+        yield distributed.from_main([])
+        return
+    with expert_buffer.adding(
+        folder, fixed_values(options), numbers, experts_per_file=options.save_interval
+    ) as missing:
+        yield distributed.from_main(missing)
 
 
 def choose_recipe(
@@ -127,9 +156,18 @@ def choose_recipe(
 
 
 def train_experts(
-    options: BufferOptions, recipe: Recipe, data: ImageDataset, numbers: list[int], progress: tqdm
+    options: BufferOptions,
+    recipe: Recipe,
+    data: ImageDataset,
+    numbers: list[int],
+    folder: Path,
+    progress: tqdm,
 ) -> dict[int, expert_buffer.Expert]:
-    """For each of the experts `numbers` its snapshots: before the first epoch and after each."""
+    """For each of the experts `numbers` its snapshots: before the first epoch and after each.
+
+    What a signal cuts off is kept as of the last epoch, and with several experts in step so often
+    that never more than the work of one is lost.
+    """
     train = data.require_train()
     cohort = Cohort(
         recipe,
@@ -138,26 +176,40 @@ def train_experts(
         dtype=train.images.dtype,
     )
     generators = [stream(options.seed, "expert", number, "minibatch") for number in numbers]
-    trajectories = [[expert_buffer.snapshot(network)] for network in cohort.networks]
-    for epoch in range(options.train_epochs):
+    state = resume(cohort, generators, folder, numbers)
+    first = len(state[0].trajectory) - 1
+    kept_at, kept_epoch = time.monotonic(), first
+    progress.update(first)
+    for epoch in range(first, options.train_epochs):
         decayed = options.decay and options.train_epochs > 1 and epoch >= options.train_epochs // 2
-        trained = cohort.train(
-            train.images,
-            train.labels,
-            epochs=1,
-            lr=options.lr_teacher * (0.1 if decayed else 1),
-            batch_size=options.batch_train,
-            dsa_groups=active_groups(dsa=options.dsa, strategy=options.dsa_strategy),
-            generators=generators,
-        )
+        try:
+            with interruption.deferred(False):
+                trained = cohort.train(
+                    train.images,
+                    train.labels,
+                    epochs=1,
+                    lr=options.lr_teacher * (0.1 if decayed else 1),
+                    batch_size=options.batch_train,
+                    dsa_groups=active_groups(dsa=options.dsa, strategy=options.dsa_strategy),
+                    generators=generators,
+                )
+        except interruption.Interrupted:
+            keep(state, folder, numbers)
+            raise
         for number, loss in zip(numbers, trained.losses.tolist(), strict=True):
             if not math.isfinite(loss):
                 raise UserError(
                     f"expert {number} diverged in epoch {epoch + 1}: lower --lr_teacher, which is "
                     f"{options.lr_teacher}; the experts before it are kept"
                 )
-        for trajectory, network in zip(trajectories, cohort.networks, strict=True):
-            trajectory.append(expert_buffer.snapshot(network))
+        state = state_after(cohort, generators, [each.trajectory for each in state])
+        is_last = epoch + 1 == options.train_epochs
+        work = (epoch + 1 - kept_epoch) * len(numbers)  # in epochs, not kept yet
+        is_much = work >= options.train_epochs or time.monotonic() - kept_at > KEEP_SECONDS
+        # The last is not kept here but as an expert, once no other process can be cut off before.
+        if distributed.world() > 1 if is_last else is_much:
+            keep(state, folder, numbers)
+            kept_at, kept_epoch = time.monotonic(), epoch + 1
         tested = [accuracy(net, data.test.images, data.test.labels) for net in cohort.networks]
         progress.set_description(f"expert {_span(numbers)}", refresh=False)
         progress.set_postfix_str(
@@ -165,7 +217,48 @@ def train_experts(
             refresh=False,
         )
         progress.update()
-    return dict(zip(numbers, trajectories, strict=True))
+    return {number: each.trajectory for number, each in zip(numbers, state, strict=True)}
+
+
+def resume(
+    cohort: Cohort, generators: Sequence[torch.Generator], folder: Path, numbers: Sequence[int]
+) -> list[Unfinished]:
+    """Bring the cohort to where its training was cut off, if all of it was; its state."""
+    fresh = state_after(cohort, generators, [[] for _ in numbers])
+    found = [
+        Unfinished.load(folder, number, like=each)
+        for number, each in zip(numbers, fresh, strict=True)
+    ]
+    left = [each for each in found if each is not None]
+    if len(left) < len(numbers) or len({len(each.trajectory) for each in left}) > 1:
+        return fresh
+    cohort.load_state_dicts([each.training for each in left])
+    for generator, each in zip(generators, left, strict=True):
+        generator.set_state(each.training["generator"])
+    print(f"going on with expert {_span(numbers)} after {len(left[0].trajectory) - 1} epochs")
+    return left
+
+
+def state_after(
+    cohort: Cohort,
+    generators: Sequence[torch.Generator],
+    trajectories: Sequence[expert_buffer.Expert],
+) -> list[Unfinished]:
+    """The state of the cohort now, for each expert, with a snapshot more than in its trajectory."""
+    return [
+        Unfinished(
+            [*trajectory, expert_buffer.snapshot(network)],
+            training | {"generator": generator.get_state()},
+        )
+        for network, training, generator, trajectory in zip(
+            cohort.networks, cohort.state_dicts(), generators, trajectories, strict=True
+        )
+    ]
+
+
+def keep(state: Sequence[Unfinished], folder: Path, numbers: Sequence[int]) -> None:
+    for number, each in zip(numbers, state, strict=True):
+        each.save(folder, number)
 
 
 def _span(numbers: Sequence[int]) -> str:

@@ -3,7 +3,7 @@
     python distill_att.py --ipc 10 --syn_steps 50
 
 takes its defaults from configs/<dataset>/ipc<ipc>.yaml and its experts from buffer.py. The same
---run_name continues a run that was interrupted.
+--run_name continues a run that was interrupted, from its last checkpoint.
 """
 
 import sys
@@ -14,10 +14,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from networks import build_network, canonical_name
-from utils import distributed
+from utils import distributed, interruption
 from utils.augment import active_groups
 from utils.config import (
     DEFAULT,
@@ -49,7 +50,7 @@ from utils.sources import Source
 from utils.synthetic_set import check_ipc, class_labels, initial_images
 from utils.trajectory_length import DISTANCES, LENGTH_POLICIES
 
-CHECKPOINT_SECONDS = 600
+MAX_REWINDS = 3
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,26 +60,23 @@ def main(argv: Sequence[str]) -> int:
 
 def distil(argv: Sequence[str]) -> int:
     resolved = resolve(DistillOptions, argv, description=__doc__ or "", find_yaml=find_yaml)
-    options = resolved.options
     device = default_device()
-    precision = use_precision(options.precision, device)
+    precision = use_precision(resolved.options.precision, device)
     with distributed.main_first():  # it may download
         source = find_dataset(
-            options.dataset,
-            data_path=options.data_path,
-            subset=options.subset,
-            res=options.res,
-            zca=options.zca,
+            resolved.options.dataset,
+            data_path=resolved.options.data_path,
+            subset=resolved.options.subset,
+            res=resolved.options.res,
+            zca=resolved.options.zca,
         )
-    check_ipc(options.ipc, source.labels["train"], source.class_names)
+    check_ipc(resolved.options.ipc, source.labels["train"], source.class_names)
     resolved.set("res", source.image_size, resolved.sources["res"])
     resolved.set("precision", precision, resolved.sources["precision"])
     network, experts = open_experts(resolved, source)
-    if resolved.options.run_name is None:
-        now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        resolved.set("run_name", distributed.from_main(now), DEFAULT)
+    run = name_run(resolved)
     options = resolved.options
-    run, checkpoint = open_run(options, len(experts))
+    checkpoint = look_at(run, options, len(experts))
     how = plan_run(
         options,
         channels=source.channels,
@@ -90,46 +88,22 @@ def distil(argv: Sequence[str]) -> int:
     distributed.barrier()  # nothing is written before everyone has looked
     print(f"distill_att.py -> {run.path}\n{resolved.table()}")
     print(f"{len(experts)} experts of {experts.epochs} epochs", *experts.skipped, sep="\n")
-
-    with distributed.main_first():  # it fills the cache
-        data = read_dataset(source, zca=options.zca)
-    images = initial_images(data, options.ipc, options.pix_init, options.seed)
-    data = data.without_train().to(device, storage_dtype(precision))
-    labels = class_labels(data.num_classes, options.ipc, device)
-    state = OuterState(
-        images.to(device, storage_dtype(precision)),
-        options.lr_teacher,
-        lr_img=options.lr_img,
-        lr_lr=options.lr_lr,
-        ema_decay=options.ema_decay,
-    )
-    matcher = make_matcher(options, how, network, experts, labels)
-    reporter = make_reporter(options, how, run, data, labels, len(experts))
-    if checkpoint is not None:
-        reporter.resume(state, checkpoint)
-    else:
-        reporter.log.keep_up_to(-1)  # of a call that ended before its first checkpoint
-        reporter.save(state)
-        if options.eval_it > 0:
-            reporter.evaluate(state)
-        reporter.save_checkpoint(state)
-    try:
-        take_outer_steps(options, state, matcher, reporter)
-    except UserError:  # an expert that cannot be used; what was learned so far is kept
-        reporter.save_checkpoint(state)
-        raise
-    except Diverged as reason:
-        reporter.save_last(state)
-        print(
-            f"distill_att.py: stopped at iteration {state.iteration}: {reason}. "
-            f"The last good set is {run.distilled('last')}; begin anew with another --run_name",
-            file=sys.stderr,
+    with run.alone(checkpoint):
+        with distributed.main_first():  # it fills the cache
+            data = read_dataset(source, zca=options.zca)
+        images = initial_images(data, options.ipc, options.pix_init, options.seed)
+        data = data.without_train().to(device, storage_dtype(precision))
+        labels = class_labels(data.num_classes, options.ipc, device)
+        state = OuterState(
+            images.to(device, storage_dtype(precision)),
+            options.lr_teacher,
+            lr_img=options.lr_img,
+            lr_lr=options.lr_lr,
+            ema_decay=options.ema_decay,
         )
-        return 1
-    reporter.save_last(state)
-    reporter.save_checkpoint(state)
-    print(f"done: sets and pictures are in {run.path}")
-    return 0
+        matcher = make_matcher(options, how, network, experts, labels)
+        reporter = make_reporter(options, how, run, data, labels, len(experts))
+        return go_on(options, checkpoint, state, matcher, reporter)
 
 
 def find_yaml(given: Mapping[str, Any]) -> Path | None:
@@ -191,16 +165,29 @@ def open_experts(
     return network, experts
 
 
-def open_run(options: DistillOptions, num_experts: int) -> tuple[RunDir, dict[str, Any] | None]:
-    """The run directory and, where this run was begun before, its checkpoint."""
+def name_run(resolved: Resolved[DistillOptions]) -> RunDir:
+    """The run directory; a new one where the run has no name yet, or begins anew."""
+    options = resolved.options
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     run = RunDir.locate(
         options.save_path,
         dataset=options.dataset,
         subset=options.subset,
         model=options.model,
         ipc=options.ipc,
-        run_name=options.run_name or "",
+        run_name=now if options.run_name is None else options.run_name,
     )
+    if options.run_name is None or options.restart:
+        run = distributed.from_main(run.unused())
+        resolved.set("run_name", run.path.name, DEFAULT)
+        resolved.set("restart", False, DEFAULT)  # whoever continues does not
+        again = ["--no_restart"] if options.restart else []
+        interruption.to_continue("--run_name", run.path.name, *again)
+    return run
+
+
+def look_at(run: RunDir, options: DistillOptions, num_experts: int) -> dict[str, Any] | None:
+    """The checkpoint of a run that was begun before; UserError where it cannot be continued so."""
     check_writable(run.path)
     checkpoint = run.load_checkpoint()
     if checkpoint is None and run.has_steps():
@@ -218,7 +205,7 @@ def open_run(options: DistillOptions, num_experts: int) -> tuple[RunDir, dict[st
                 f"{num_experts}: pass --max_experts {checkpoint['num_experts']} or another "
                 "--run_name"
             )
-    return run, checkpoint
+    return checkpoint
 
 
 def make_matcher(
@@ -287,16 +274,61 @@ def make_reporter(
     )
 
 
+def go_on(
+    options: DistillOptions,
+    checkpoint: Mapping[str, Any] | None,
+    state: OuterState,
+    matcher: Matcher,
+    reporter: Reporter,
+) -> int:
+    """Begin the run, or go on from its `checkpoint`, to its end; the exit status."""
+    if checkpoint is None:
+        reporter.begin()
+    else:
+        reporter.resume(state, checkpoint)
+    while True:
+        try:
+            take_outer_steps(options, state, matcher, reporter)
+            break
+        except Diverged as reason:
+            if options.on_divergence == "rewind" and len(state.rewinds) < MAX_REWINDS:
+                reporter.rewind(state, reason)
+                continue
+            reporter.save_last(state)
+            after = f" after {len(state.rewinds)} rewinds" if state.rewinds else ""
+            print(
+                f"distill_att.py: stopped at iteration {state.iteration}{after}: {reason}, under "
+                f"another --run_name. The last good set is {reporter.run.distilled('last')}",
+                file=sys.stderr,
+            )
+            return 1
+    reporter.save_last(state)
+    print(f"done: sets and pictures are in {reporter.run.path}")
+    return 0
+
+
 def take_outer_steps(
     options: DistillOptions, state: OuterState, matcher: Matcher, reporter: Reporter
 ) -> None:
-    """Go on from `state` to the last iteration. Raises Diverged where a step cannot be taken."""
-    save_it = options.eval_it if options.save_it is None else options.save_it
-    checkpoint_at = time.monotonic()
-    with progress_bar(total=options.Iteration, initial=state.iteration, unit="it") as progress:
-        while state.iteration < options.Iteration:
+    """Go on from `state` to the last iteration, leaving behind what is due on the way.
+
+    Raises Diverged where a step cannot be taken, Interrupted behind the step or in the evaluation
+    in which a signal came; what was computed is kept.
+    """
+    with (
+        interruption.deferred(),
+        progress_bar(total=options.Iteration, initial=state.iteration, unit="it") as progress,
+    ):
+        while True:
+            leave_behind(options, state, reporter)
+            if state.iteration >= options.Iteration:
+                return
             began = time.monotonic()
-            matching, start_epochs = matcher.match(state.iteration, state.images, state.syn_lr)
+            try:
+                matching, start_epochs = matcher.match(state.iteration, state.images, state.syn_lr)
+            except (UserError, torch.OutOfMemoryError):
+                reporter.save_checkpoint(state)
+                raise
             state.step(matching)
             reporter.log_step(state, matching, start_epochs, time.monotonic() - began)
             progress.set_postfix_str(
@@ -305,17 +337,30 @@ def take_outer_steps(
                 refresh=False,
             )
             progress.update()
-
-            is_end = state.iteration == options.Iteration
-            saves = save_it > 0 and state.iteration % save_it == 0
-            evaluates = options.eval_it > 0 and (state.iteration % options.eval_it == 0 or is_end)
-            if saves:
-                reporter.save(state)
-            if evaluates:
-                reporter.evaluate(state)
-            if saves or evaluates or time.monotonic() - checkpoint_at > CHECKPOINT_SECONDS:
+            if interruption.asked_anyone():
                 reporter.save_checkpoint(state)
-                checkpoint_at = time.monotonic()
+                raise interruption.Interrupted
+
+
+def leave_behind(options: DistillOptions, state: OuterState, reporter: Reporter) -> None:
+    """Save, evaluate and keep a checkpoint, as they are due after `state.iteration` steps."""
+    at, is_end = state.iteration, state.iteration == options.Iteration
+
+    def due(every: int | None) -> bool:
+        return every not in (None, 0) and at % every == 0
+
+    saves = at == 0 or due(options.eval_it if options.save_it is None else options.save_it)
+    evaluates = (
+        due(options.eval_it) or (is_end and options.eval_it > 0)
+    ) and reporter.evaluated < at
+    if saves:
+        reporter.save(state)
+    if evaluates:
+        reporter.save_checkpoint(state)  # to come back to if the evaluation is cut off
+        with interruption.deferred(False):
+            reporter.evaluate(state)
+    if evaluates or saves or is_end or due(options.checkpoint_it) or reporter.is_checkpoint_old():
+        reporter.save_checkpoint(state)
 
 
 if __name__ == "__main__":

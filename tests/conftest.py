@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from short_runs import distill, train_experts
 
 UNPACK = Path(__file__).resolve().parents[2] / "shared" / "data" / "unpack.py"
 
@@ -19,3 +20,14 @@ def cifar10_path() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, UNPACK, folder], check=True, stdout=subprocess.DEVNULL)
         yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def experts(tmp_path_factory):
+    return train_experts(tmp_path_factory.mktemp("buffers"), 2)
+
+
+@pytest.fixture(scope="session")
+def finished(experts, tmp_path_factory):
+    """A finished short run."""
+    return distill(experts, tmp_path_factory.mktemp("results"))

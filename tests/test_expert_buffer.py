@@ -2,9 +2,12 @@
 
 import errno
 import json
+import os
 import pickle
 import random
+import re
 import shlex
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import torch
 from torch import nn
 
 from networks import build_network
+from utils import expert_buffer
 from utils.errors import UserError
 from utils.expert_buffer import (
     Expert,
@@ -114,7 +118,14 @@ def test_files_are_ordered_by_number(tmp_path):
     assert [path.name for path in buffer_files(tmp_path)] == [
         f"replay_buffer_{n}.pt" for n in (0, 2, 10)
     ]
-    assert_holds(ExpertBuffer(tmp_path, SHAPES), [make_expert(n) for n in (0, 2, 10)])
+    buffer = ExpertBuffer(tmp_path, SHAPES, skip_bad=True)
+    assert_holds(buffer, [make_expert(n) for n in (0, 2, 10)])
+
+
+def test_only_the_fields_own_names_are_buffers(tmp_path):
+    for name in ("replay_buffer_00.pt", "replay_buffer_٣.pt", "replay_buffer_-1.pt"):
+        torch.save([make_expert()], tmp_path / name)
+    assert buffer_files(tmp_path) == []
 
 
 class Payload:
@@ -133,11 +144,25 @@ def saved(tmp_path: Path, content: object, **how: bool) -> bytes:
     return path.read_bytes()
 
 
+def one_bit_flipped(content: bytes) -> bytes:
+    """In the middle of a parameter, which only its checksum shows."""
+    place = content.index(make_expert()[1][0].numpy().tobytes())
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def with_param(param: torch.Tensor) -> list[Expert]:
+    """An expert whose last parameter is another."""
+    expert = make_expert()
+    expert[-1][-1] = param
+    return [expert]
+
+
 DAMAGES = {
     "truncated": lambda tmp: saved(tmp, [make_expert()])[:-300],
     "half": lambda tmp: saved(tmp, [make_expert()])[:900],
     "truncated legacy": lambda tmp: saved(tmp, [make_expert()], **LEGACY)[:-10],
     "half legacy": lambda tmp: saved(tmp, [make_expert()], **LEGACY)[:400],
+    "one bit flipped": lambda tmp: one_bit_flipped(saved(tmp, [make_expert()])),
     "empty": lambda tmp: b"",
     "random": lambda tmp: random.Random(0).randbytes(5000),
     "text": lambda tmp: b"version https://git-lfs.github.com/spec/v1\n",
@@ -148,10 +173,20 @@ DAMAGES = {
     "no expert": lambda tmp: saved(tmp, []),
     "one snapshot only": lambda tmp: saved(tmp, [make_expert(epochs=0)]),
     "numbers": lambda tmp: saved(tmp, [[[1.0], [2.0]]]),
+    "not a number": lambda tmp: saved(tmp, with_param(torch.tensor([1, torch.nan]))),
+    "infinite": lambda tmp: saved(tmp, with_param(torch.tensor([-torch.inf, 1]))),
+    "too large for float32": lambda tmp: saved(tmp, with_param(torch.tensor([1e300, 1]).double())),
+    "another shape": lambda tmp: saved(tmp, with_param(torch.ones(3))),
+    "one parameter more": lambda tmp: saved(tmp, [[*make_expert(), [torch.ones(2)] * 3]]),
+    "whole numbers": lambda tmp: saved(tmp, with_param(torch.tensor([1, 2]))),
+    "complex numbers": lambda tmp: saved(tmp, with_param(torch.tensor([1j, 2]))),
+    "sparse": lambda tmp: saved(tmp, with_param(torch.ones(2).to_sparse())),
+    "without values": lambda tmp: saved(tmp, with_param(torch.ones(2, device="meta"))),
     "no epochs": lambda tmp: saved(tmp, [[torch.ones(2, 3), torch.ones(2)]]),
 }
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 @pytest.mark.parametrize("in_memory", [False, True])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_named_and_skipped_only_if_asked(tmp_path, damage, in_memory):
@@ -169,6 +204,88 @@ def test_a_damaged_file_is_named_and_skipped_only_if_asked(tmp_path, damage, in_
     assert not (tmp_path / "marker").exists()
 
 
+def test_damage_is_described_with_what_to_do(tmp_path):
+    path = tmp_path / "replay_buffer_0.pt"
+    path.write_bytes(DAMAGES["one bit flipped"](tmp_path))
+    with pytest.raises(UserError) as raised:
+        ExpertBuffer(tmp_path, SHAPES)
+    assert str(raised.value) == (
+        f"buffer file {path} is damaged (record 'data/2' does not match its checksum); "
+        "delete it and run buffer.py again, or pass --skip_bad_buffers"
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("nowhere")],
+    ids=["folder", "pipe", "dangling link"],
+)
+def test_what_is_no_file_is_named_and_never_waited_for(tmp_path, make):
+    write(tmp_path, [make_expert()])
+    make(tmp_path / "replay_buffer_1.pt")
+    with pytest.raises(UserError, match=r"buffer file .*buffer_1\.pt is no.*--skip_bad_buffers"):
+        ExpertBuffer(tmp_path, SHAPES)
+    assert_holds(ExpertBuffer(tmp_path, SHAPES, skip_bad=True), [make_expert()])
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path):
+    write(tmp_path, [make_expert()])
+    path = tmp_path / "replay_buffer_0.pt"
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user may read everything")
+    with pytest.raises(UserError, match=r"replay_buffer_0\.pt may not be read: check its perm"):
+        ExpertBuffer(tmp_path, SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        ([0, 2], r"replay_buffer_1\.pt is missing, but replay_buffer_2\.pt is there"),
+        ([1, 2], r"replay_buffer_0\.pt is missing, but replay_buffer_1\.pt is there"),
+        ([0, 5], r"replay_buffer_1\.pt and 3 after it is missing, but replay_buffer_5\.pt is"),
+    ],
+)
+def test_a_file_that_is_missing_between_others_is_named(tmp_path, there, message):
+    for n in there:
+        torch.save([make_expert(n)], tmp_path / f"replay_buffer_{n}.pt")
+    with pytest.raises(UserError, match=message + ".*run buffer.py again.*--skip_bad_buffers"):
+        ExpertBuffer(tmp_path, SHAPES)
+    buffer = ExpertBuffer(tmp_path, SHAPES, skip_bad=True)
+    assert_holds(buffer, [make_expert(n) for n in there])
+    (skipped,) = buffer.skipped
+    assert re.search(message, skipped)
+
+
+def test_what_is_not_used_is_not_looked_at(tmp_path):
+    write(tmp_path, [make_expert(n) for n in range(4)], per_file=2)
+    (tmp_path / "replay_buffer_2.pt").write_bytes(b"")
+    torch.save([make_expert(9)], tmp_path / "replay_buffer_9.pt")
+    assert len(ExpertBuffer(tmp_path, SHAPES, max_files=2)) == 4
+    assert len(ExpertBuffer(tmp_path, SHAPES, max_experts=4)) == 4
+    with pytest.raises(UserError, match=r"replay_buffer_2\.pt is damaged"):
+        ExpertBuffer(tmp_path, SHAPES, max_experts=5)
+    buffer = ExpertBuffer(tmp_path, SHAPES, max_experts=5, skip_bad=True)
+    assert_holds(buffer, [*map(make_expert, range(4)), make_expert(9)])
+    assert len(buffer.skipped) == 2
+
+
+def test_files_are_read_ahead_but_kept_in_order(tmp_path, monkeypatch):
+    experts = [make_expert(n) for n in range(12)]
+    write(tmp_path, experts, per_file=1)
+    read, first_may_go = expert_buffer.read_file, threading.Event()
+
+    def wait_with_the_first(path: Path, *, mmap: bool) -> list[Expert]:
+        if path.name == "replay_buffer_0.pt":
+            assert first_may_go.wait(timeout=60)
+        if path.name == "replay_buffer_5.pt":
+            first_may_go.set()
+        return read(path, mmap=mmap)
+
+    monkeypatch.setattr(expert_buffer, "read_file", wait_with_the_first)
+    assert_holds(ExpertBuffer(tmp_path, SHAPES), experts)
+
+
 @pytest.mark.parametrize("damage", ["code", "code legacy"])
 def test_the_code_of_these_tests_would_run_if_the_file_were_trusted(tmp_path, damage):
     path = tmp_path / "replay_buffer_0.pt"
@@ -178,8 +295,10 @@ def test_the_code_of_these_tests_would_run_if_the_file_were_trusted(tmp_path, da
 
 
 def test_without_any_usable_file_there_is_no_buffer(tmp_path):
-    (tmp_path / "replay_buffer_0.pt").write_bytes(b"")
-    with pytest.raises(UserError, match=r"no usable expert buffer in .*replay_buffer_0\.pt"):
+    for n in range(5):
+        (tmp_path / f"replay_buffer_{n}.pt").write_bytes(b"")
+    expected = r"no usable expert buffer in .*replay_buffer_0\.pt.*; and 2 more$"
+    with pytest.raises(UserError, match=expected):
         ExpertBuffer(tmp_path, SHAPES, skip_bad=True)
 
 
@@ -394,19 +513,19 @@ def test_buffers_from_elsewhere_are_not_added_to(tmp_path):
 
 
 def test_missing_experts_are_those_of_missing_and_short_files(tmp_path):
-    assert missing_experts(tmp_path, 3, experts_per_file=2) == [0, 1, 2]
+    assert missing_experts(tmp_path, range(3), experts_per_file=2) == [0, 1, 2]
     write(tmp_path, [make_expert(n) for n in range(5)], per_file=2)
-    assert missing_experts(tmp_path, 5, experts_per_file=2) == []
-    assert missing_experts(tmp_path, 4, experts_per_file=2) == []
-    assert missing_experts(tmp_path, 8, experts_per_file=2) == [5, 6, 7]
+    assert missing_experts(tmp_path, range(5), experts_per_file=2) == []
+    assert missing_experts(tmp_path, range(4), experts_per_file=2) == []
+    assert missing_experts(tmp_path, range(8), experts_per_file=2) == [5, 6, 7]
     (tmp_path / "replay_buffer_1.pt").unlink()
-    assert missing_experts(tmp_path, 6, experts_per_file=2) == [2, 3, 5]
+    assert missing_experts(tmp_path, range(6), experts_per_file=2) == [2, 3, 5]
 
 
 def test_a_damaged_file_is_named_with_what_to_do(tmp_path):
     (tmp_path / "replay_buffer_1.pt").write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"replay_buffer_1\.pt is damaged.*delete it"):
-        missing_experts(tmp_path, 4, experts_per_file=2)
+        missing_experts(tmp_path, range(4), experts_per_file=2)
 
 
 def test_an_expert_is_saved_in_its_place_only(tmp_path):
@@ -417,11 +536,9 @@ def test_an_expert_is_saved_in_its_place_only(tmp_path):
 def test_parameters_that_are_not_finite_are_named(tmp_path):
     expert = make_expert()
     expert[1][0][0] = float("nan")
-    write(tmp_path, [expert])
-    buffer = ExpertBuffer(tmp_path, SHAPES)
-    assert buffer.params(0, 0).isfinite().all()
-    with pytest.raises(UserError, match=r"expert 0 .* not finite after 1 epochs"):
-        buffer.params(0, 1)
+    write(tmp_path, [make_expert(), expert])
+    with pytest.raises(UserError, match=r"number 1 of it, .* not finite after 1 epochs.*lr_teach"):
+        ExpertBuffer(tmp_path, SHAPES)
 
 
 def test_a_segment_and_one_that_does_not_move(tmp_path):

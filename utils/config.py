@@ -23,6 +23,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 import torch
 import yaml
 
+from utils import distributed, interruption
 from utils.errors import UserError
 
 T = TypeVar("T")
@@ -159,33 +160,39 @@ def fixed_values(options: Any) -> dict[str, Any]:
 
 def run_script(main: Callable[[Sequence[str]], int]) -> int:
     """Call `main` with the command line; a UserError becomes one line on stderr and status 2,
-    memory that runs out one line and status 1, Ctrl-C one line and status 130.
+    memory that runs out one line and status 1, a signal that asks to end a line with the command
+    that continues and status 130 or 143.
 
     Of several processes that make the same mistake the first one says so: torchrun ends the others
     while they wait. A process that fails leaves at once, without waiting for the others.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a log file shows lines as they come
-    script, several = Path(sys.argv[0]).name, "TORCHELASTIC_RUN_ID" in os.environ
+        # A log file shows lines as they come; a name that is no text in its encoding is escaped.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    script = Path(sys.argv[0]).name
+    interruption.listen()
     try:
         return main(sys.argv[1:])
     except UserError as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(SECONDS_FOR_MAIN)
-        status, message = 2, f"{script}: error: {error}"
+        status, message = 2, f"{script}: error: {' '.join(str(error).splitlines())}"
     except torch.OutOfMemoryError:
         status, message = (
             1,
-            (f"{script}: out of memory: lower --micro_batch, --experts_at_once or --eval_at_once"),
+            f"{script}: out of memory: lower --micro_batch, --experts_at_once or --eval_at_once",
         )
-    except KeyboardInterrupt:
-        status, message = 130, f"{script}: interrupted"
-    except Exception:
-        if not several:
+    except (Exception, interruption.Interrupted):
+        if interruption.asked():  # whatever broke then, broke off
+            status = interruption.status()
+            message = f"{script}: interrupted; to continue: {interruption.command()}"
+        elif distributed.under_torchrun():
+            status, message = 1, traceback.format_exc()
+        else:
             raise
-        status, message = 1, traceback.format_exc()
-    print(message, file=sys.stderr, flush=True)
-    if several:
+    if distributed.is_main() or not interruption.asked():
+        print(message, file=sys.stderr, flush=True)
+    if distributed.under_torchrun():
         os._exit(status)
     return status
 

@@ -32,6 +32,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def under_torchrun() -> bool:
+    """Whether torchrun started this process, alone or with others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 @contextmanager
 def process_group() -> Iterator[None]:
     """Join the processes that torchrun started; without torchrun nothing happens.
@@ -39,7 +44,7 @@ def process_group() -> Iterator[None]:
     The others than the main one print nothing but errors. After an error nobody says goodbye: that
     waits for the others, who may wait for this one.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not under_torchrun():
         yield
         return
     cuda = torch.cuda.is_available()
@@ -105,6 +110,15 @@ def main_first() -> Iterator[None]:
 def least(value: int) -> int:
     """The least of the processes' values: what all of them can do."""
     return min(gather(value))
+
+
+def any_of(value: bool) -> bool:
+    """Whether it is true on any of the processes."""
+    if world() == 1:
+        return value
+    flag = torch.tensor(int(value))
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag)
 
 
 def shares(items: list[T], size: int) -> list[list[T]]:

@@ -1,4 +1,8 @@
-"""Files that are whole or absent: written beside the target, synced, then renamed over it."""
+"""Files that are whole or absent: written beside the target, synced, then renamed over it.
+
+Whoever writes a file has its folder, or the file, to itself (`utils/locks.py`): so the name beside
+the target is always the same, and what a killed process left there is replaced by the next one.
+"""
 
 import os
 import zipfile
@@ -10,6 +14,9 @@ from typing import IO, Any
 import torch
 
 from utils.errors import UserError
+
+CHUNK = 2**20  # bytes read at a time
+MARKED_AS_FOLDER = 0x10  # in a zip archive; torch's reader gives uninitialised memory for such
 
 
 @contextmanager
@@ -23,7 +30,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         UserError: the operating system refuses (no room, no permission), with its reason.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -31,11 +38,20 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renamings in `folder` outlast a power failure, where its file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):
+        os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def torch_save(obj: Any, path: str | Path) -> None:
@@ -51,18 +67,59 @@ def torch_save(obj: Any, path: str | Path) -> None:
 def torch_load(path: Path, *, mmap: bool = False) -> Any:
     """What `torch_save` wrote, on the CPU: tensors and plain containers only, never code.
 
-    With `mmap` the tensors are read from disk when they are used; torch's format from before 1.6,
-    which is no zip archive, is read at once. Raises UserError for a file that cannot be read.
+    With `mmap` the tensors are read from disk when they are used. Either way the whole file is read
+    once, to compare the checksums in it, a bounded piece at a time; torch.load itself does not look
+    at them. Torch's format from before 1.6 is no zip archive: it has no checksums, so that damage
+    to the values of a tensor goes unseen, and cannot be mapped.
+
+    Raises:
+        UserError: the file is not there, may not be read, is damaged, or holds something else.
     """
+    is_archive = False
     try:
-        mmap = mmap and zipfile.is_zipfile(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except MemoryError:
+        if not path.is_file():
+            raise UserError(f"{path} is {'no file' if path.exists() else 'not there'}")
+        is_archive = _is_archive(path)
+        if is_archive:
+            _check_archive(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_archive)
+    except UserError:
         raise
     except PermissionError:
         raise UserError(f"{path} may not be read: check its permissions") from None
-    except Exception:  # a damaged file can fail anywhere in torch's reader
+    except Exception as error:  # a damaged file can fail anywhere in the readers
+        if is_archive and (isinstance(error, MemoryError) or "allocate memory" in str(error)):
+            raise torch.OutOfMemoryError(f"{path} does not fit into memory") from None
         raise UserError(f"{path} is damaged, or more than tensors and plain values") from None
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether torch would read `path` as a zip archive."""
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _check_archive(path: Path) -> None:
+    """UserError where a record of the archive does not match its checksum."""
+    with zipfile.ZipFile(path) as archive:
+        if not archive.infolist():
+            raise UserError(f"{path} is damaged (its list of records is empty)")
+        for record in archive.infolist():
+            if not _is_whole(archive, record):
+                name = record.filename.partition("/")[2]  # the folder's name is the file's
+                raise UserError(f"{path} is damaged (record {name!r} does not match its checksum)")
+
+
+def _is_whole(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:
+    if record.external_attr & MARKED_AS_FOLDER:
+        return False
+    try:
+        with archive.open(record) as content:
+            while content.read(CHUNK):
+                pass
+    except zipfile.BadZipFile:
+        return False
+    return True
 
 
 def write_text(text: str, path: str | Path) -> None:

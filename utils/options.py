@@ -69,6 +69,13 @@ class BufferOptions(ExecutionOptions, DsaOptions, DataOptions):
         "ConvNet", f"network of the experts: {_MODELS}", group=_EXPERTS, choices=NETWORKS
     )
     num_experts: int = option(100, "experts in all", group=_EXPERTS, minimum=1, may_change=True)
+    first_expert: int = option(
+        0,
+        "train the experts from this one to num_experts - 1; a multiple of save_interval",
+        group=_EXPERTS,
+        minimum=0,
+        may_change=True,
+    )
     train_epochs: int = option(50, "epochs of an expert", group=_EXPERTS, minimum=1)
     batch_train: int = option(256, "batch size", group=_EXPERTS, minimum=1)
     lr_teacher: float = option(0.01, "learning rate", group=_EXPERTS, above=0)
@@ -195,8 +202,32 @@ class DistillOptions(EvaluationOptions, DsaOptions, DataOptions):
         minimum=0,
         may_change=True,
     )
+    checkpoint_it: int | None = option(
+        None,
+        "outer steps between checkpoints, which are written every 10 minutes in any case (default: "
+        "eval_it)",
+        group=_FILES,
+        minimum=1,
+        may_change=True,
+    )
     run_name: str | None = option(
-        None, "name of the run directory (default: date and time)", group=_FILES, may_change=True
+        None,
+        "name of the run directory (default: date and time); one that is there is continued",
+        group=_FILES,
+        may_change=True,
+    )
+    restart: bool = option(
+        False,
+        "begin anew in a new directory, run_name with a number behind it",
+        group=_FILES,
+        may_change=True,
+    )
+    on_divergence: str = option(
+        "stop",
+        "stop, or rewind: from the last checkpoint with half the offending rate, up to 3 times",
+        group=_RUN,
+        choices=("stop", "rewind"),
+        may_change=True,
     )
     config: str | None = option(
         None,

@@ -1,5 +1,6 @@
 """What a distillation leaves behind as it runs: sets, pictures, evaluations, log, checkpoints."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -8,13 +9,16 @@ from torch import Tensor
 
 from utils import distributed
 from utils.data import ImageDataset
+from utils.errors import UserError
 from utils.evaluation import HowToRun, Protocol, evaluate
-from utils.outer_state import OuterState
+from utils.outer_state import Diverged, OuterState
 from utils.pictures import save_grid
 from utils.rng import derive_seed
 from utils.run_dir import MetricsLog, RunDir
 from utils.synthetic_set import SyntheticSet
 from utils.unroll import Matching
+
+CHECKPOINT_SECONDS = 600
 
 
 @dataclass
@@ -22,7 +26,8 @@ class Reporter:
     """Writes the files of one run; of several processes the main one, the others evaluate along.
 
     `how` is what `auto` was taken for. `models` are evaluated on the raw and on the EMA images; the
-    first decides which iteration is the best, per set. `best` holds those accuracies.
+    first decides which iteration is the best, per set. `best` holds those accuracies, `evaluated`
+    is the iteration of the last evaluation.
     """
 
     run: RunDir
@@ -36,17 +41,42 @@ class Reporter:
     protocol: Protocol
     evaluation: HowToRun
     best: dict[str, float] = field(default_factory=lambda: {"raw": -1.0, "ema": -1.0})
+    evaluated: int = -1
+    _checkpoint_at: float = field(default_factory=time.monotonic)
+
+    def begin(self) -> None:
+        """Forget what a call has logged that ended before its first checkpoint."""
+        self.log.keep_up_to(-1, evaluated=-1, rewinds=0)
 
     def resume(self, state: OuterState, checkpoint: Mapping[str, Any]) -> None:
         """Bring `state` and the log back to where the checkpoint was written.
 
-        The best so far counts only where it was measured as it will be from now on.
+        The best so far counts only where it was measured as it will be from now on. UserError where
+        the checkpoint does not fit, which cannot come from a call of the same settings.
         """
-        state.load_state_dict(checkpoint["state"])
-        if checkpoint["measured_by"] == self._measured_by():
-            self.best = dict(checkpoint["best"])
-        self.log.keep_up_to(state.iteration)
+        try:
+            state.load_state_dict(checkpoint["state"])
+            self.evaluated = checkpoint["evaluated"]
+            if checkpoint["measured_by"] == self._measured_by():
+                self.best = dict(checkpoint["best"])
+        except (KeyError, TypeError, ValueError, RuntimeError):
+            raise UserError(
+                f"{self.run.checkpoint} does not fit its settings: choose another --run_name"
+            ) from None
+        self.log.keep_up_to(state.iteration, evaluated=self.evaluated, rewinds=len(state.rewinds))
         self.log.say(f"continuing at iteration {state.iteration}")
+
+    def rewind(self, state: OuterState, reason: Diverged) -> None:
+        """Go back to the last checkpoint with half the rate that `reason` names, and record it."""
+        checkpoint = self.run.load_checkpoint()
+        distributed.barrier()  # it is not replaced before everyone has read it
+        assert checkpoint is not None
+        entry = state.rewind(checkpoint["state"], reason)
+        self.resume(state, checkpoint | {"state": state.state_dict()})
+        # In this order: a call that ends in between diverges and rewinds again.
+        self.log.log(kind="rewind", **entry)
+        self.save_checkpoint(state)
+        self.log.say(f"{reason}: now {entry['rate']} {entry['value']:.3g}")
 
     def _measured_by(self) -> dict[str, Any]:
         return {**asdict(self.protocol), "model": self.models[0]}
@@ -90,6 +120,7 @@ class Reporter:
             iteration=state.iteration,
             set=set,
             config=self.config,
+            rewinds=tuple(state.rewinds),
         ).save(self.run.distilled(tag), include_whitening=include_whitening)
         pixels = self.data.normalisation.inverse(images)
         save_grid(pixels, self.run.picture(tag), ipc=self.config["ipc"])
@@ -128,14 +159,23 @@ class Reporter:
                     self.save(state, "best" if set == "raw" else "ema_best", set=set)
                     line += "  best so far, chosen on the test set"
                 self.log.say(line)
+        self.evaluated = state.iteration
+
+    def is_checkpoint_old(self) -> bool:
+        return time.monotonic() - self._checkpoint_at > CHECKPOINT_SECONDS
 
     def save_checkpoint(self, state: OuterState) -> None:
-        """Keep what continuing needs. All randomness follows from the seed and the iteration."""
+        """Keep what continuing needs. All randomness, the order of the experts included, follows
+        from the seed and the iteration.
+        """
+        self._checkpoint_at = time.monotonic()
         if not distributed.is_main():
             return
+        self.log.sync()
         self.run.save_checkpoint(
             {
                 "best": self.best,
+                "evaluated": self.evaluated,
                 "measured_by": self._measured_by(),
                 "num_experts": self.num_experts,
                 "how": dict(self.how),

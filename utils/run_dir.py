@@ -5,8 +5,9 @@ results/<dataset>[/<subset>]/<model>/ipc<k>/<run_name>/
 """
 
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from tqdm import tqdm
 from utils import distributed
 from utils.errors import UserError
 from utils.files import torch_load, torch_save, write_text
+from utils.locks import locked
 
-CHECKPOINT_KEYS = {"state", "config", "best", "measured_by", "num_experts", "how"}
+CHECKPOINT_KEYS = {"state", "config", "best", "evaluated", "measured_by", "num_experts", "how"}
 
 
 class RunDir:
@@ -43,6 +45,33 @@ class RunDir:
         if not run_name or run_name in (".", "..") or Path(run_name).name != run_name:
             raise UserError(f"--run_name {run_name!r} must be the name of one folder, without '/'")
         return cls(Path(save_path, dataset, subset or "", model, f"ipc{ipc}", run_name))
+
+    def unused(self) -> "RunDir":
+        """This one where it is not there yet, else the next with a number behind its name."""
+        name, number, run = self.path.name, 1, self
+        while run.path.exists():
+            number += 1
+            run = RunDir(self.path.with_name(f"{name}_{number}"))
+        return run
+
+    @contextmanager
+    def alone(self, checkpoint: Any) -> Iterator[None]:
+        """Nobody else works here during the block. UserError where somebody does, or has changed
+        the checkpoint since it was read as `checkpoint`.
+        """
+        if not distributed.is_main():
+            yield
+            return
+        name = f"another --run_name than {self.path.name}"
+        refusal = f"another process is at work in {self.path}: wait until it ends, or choose {name}"
+        with locked(self.path / ".lock", refusal=refusal):
+            if self._progress(self.load_checkpoint()) != self._progress(checkpoint):
+                raise UserError(f"another process has just worked in {self.path}: call again")
+            yield
+
+    @staticmethod
+    def _progress(checkpoint: Any) -> Any:
+        return checkpoint and (checkpoint["state"]["iteration"], checkpoint["evaluated"])
 
     def distilled(self, tag: str) -> Path:
         return self.path / f"distilled_{tag}.pt"
@@ -78,12 +107,37 @@ class RunDir:
         except UserError as error:
             raise UserError(f"{error}: {advice}") from None
         if not isinstance(state, dict) or not state.keys() >= CHECKPOINT_KEYS:
-            raise UserError(f"{self.checkpoint} is no checkpoint of a distillation: {advice}")
+            raise UserError(
+                f"{self.checkpoint} is no checkpoint of this version of distill_att.py: {advice}"
+            )
         return state
 
     def has_steps(self) -> bool:
         """Whether outer steps have been logged here."""
-        return self.metrics.exists() and '"kind": "step"' in self.metrics.read_text("utf-8")
+        return any(record["kind"] == "step" for record in read_records(self.metrics))
+
+
+def read_records(metrics: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, of which a killed run may have cut off the last.
+
+    Whatever else is no record is left out as well. UserError where the file cannot be read.
+    """
+    if not metrics.exists():
+        return []
+    try:
+        lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {metrics}: {error.strerror}") from error
+    return [record for record in map(_parse, lines) if record is not None]
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_record = isinstance(record, dict) and record.keys() >= {"kind", "iteration"}
+    return record if is_record and isinstance(record["iteration"], int) else None
 
 
 class MetricsLog:
@@ -93,12 +147,29 @@ class MetricsLog:
         self._path = run.metrics
         self._wandb = _start_wandb(run, wandb_mode, config)
 
-    def keep_up_to(self, iteration: int) -> None:
-        """Drop what an interrupted call logged behind the checkpoint it continues from."""
-        if distributed.is_main() and self._path.exists():
-            lines = self._path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _is_before(line, iteration)]
-            write_text("".join(f"{line}\n" for line in kept), self._path)
+    def keep_up_to(self, iteration: int, *, evaluated: int, rewinds: int) -> None:
+        """Drop what was logged behind the checkpoint that a run goes on from: that of a state after
+        `iteration` steps, last evaluated at `evaluated`, after so many `rewinds`.
+        """
+        if not distributed.is_main() or not self._path.exists():
+            return
+        kept = []
+        for record in read_records(self._path):
+            if record["kind"] == "rewind":
+                rewinds -= 1
+                keep = rewinds >= 0
+            elif record["kind"] == "eval":
+                keep = record["iteration"] <= evaluated
+            else:
+                keep = record["iteration"] < iteration
+            kept += [record] if keep else []
+        write_text("".join(f"{json.dumps(record)}\n" for record in kept), self._path)
+
+    def sync(self) -> None:
+        """Let what was logged outlast a power failure, as the checkpoint does that follows."""
+        if self._path.exists():
+            with open(self._path, "rb") as file:
+                os.fsync(file.fileno())
 
     def log(self, **record: Any) -> None:
         """Add one line; of several processes the main one does."""
@@ -117,15 +188,6 @@ class MetricsLog:
         """Print a line without tearing the progress bar."""
         if distributed.is_main():
             tqdm.write(text)
-
-
-def _is_before(line: str, iteration: int) -> bool:
-    """Whether a line was logged before outer step `iteration`; evaluations precede the step."""
-    try:
-        record = json.loads(line)
-    except ValueError:  # the last line of a killed run may be cut off
-        return False
-    return record["iteration"] < iteration + (record["kind"] == "eval")
 
 
 def _start_wandb(run: RunDir, mode: str, config: Mapping[str, Any]) -> Any:

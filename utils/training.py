@@ -1,7 +1,7 @@
 """Train networks on images that lie on their device, several in step, and measure them."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,6 +15,7 @@ from utils.execution import PLAIN, Execution, Function
 from utils.flat_params import TrainingNetwork, flatten, unflatten, without_batch_counts
 
 TEST_PIXELS = 512 * 32 * 32
+STATE = ("weights", "velocity", "statistics")
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,21 @@ class Cohort:
             [flatten([self._theta.new_empty(0), *net.buffers()]) for net in self.networks]
         )
         self._step = _training_step(recipe, len(seeds))
+
+    def state_dicts(self) -> list[dict[str, Tensor]]:
+        """What each network's training goes on from: copies, on the CPU."""
+        stacks = (self._theta, self._velocity, self._statistics)
+        return [
+            {name: row.to("cpu", copy=True) for name, row in zip(STATE, rows, strict=True)}
+            for rows in zip(*stacks, strict=True)
+        ]
+
+    def load_state_dicts(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Undo `state_dicts`; other keys are ignored."""
+        self._theta, self._velocity, self._statistics = (
+            torch.stack([state[name] for state in states]).to(self._theta) for name in STATE
+        )
+        self._return_weights()
 
     def train(
         self,

@@ -1,0 +1,71 @@
+"""Runs on digits that take seconds, and what they leave behind: for several test files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import buffer
+import distill_att
+from utils.expert_buffer import read_file
+
+ROOT = Path(__file__).parent.parent
+SHORT = [
+    "--dataset",
+    "digits",
+    "--Iteration",
+    "4",
+    "--eval_it",
+    "2",
+    "--num_eval",
+    "2",
+    "--epoch_eval_train",
+    "3",
+    "--syn_steps",
+    "4",
+    "--expert_epochs",
+    "1",
+    "--max_start_epoch",
+    "1",
+    "--seed",
+    "3",
+]
+
+
+def run(script, *arguments, cwd=ROOT):
+    """Run a script as a user does; stdout and stderr as text."""
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def train_experts(path, number, *arguments):
+    argv = ["--dataset", "digits", "--train_epochs", "2", "--num_experts", str(number)]
+    assert buffer.main([*argv, "--buffer_path", str(path), *arguments]) == 0
+    return path
+
+
+def distill(buffer_path, save_path, *arguments):
+    argv = [*SHORT, "--buffer_path", str(buffer_path), "--save_path", str(save_path)]
+    assert distill_att.main([*argv, "--run_name", "run", *arguments]) == 0
+    return Path(save_path) / "digits/ConvNetD2/ipc1/run"
+
+
+def records(run_dir, kind):
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def without_time(run_dir):
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def images(path):
+    return torch.load(path, weights_only=True)["images"]
+
+
+def snapshots(buffer_path):
+    files = sorted(Path(buffer_path).rglob("replay_buffer_*.pt"))
+    return [torch.cat([p.flatten() for p in s]) for f in files for e in read_file(f) for s in e]

@@ -1,0 +1,236 @@
+"""Whatever cuts a run off, the same command continues it to the same end."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from short_runs import SHORT, distill, images, records, snapshots, train_experts, without_time
+
+import distill_att
+from utils import reporter
+from utils.errors import UserError
+from utils.expert_buffer import adding, unfinished_file
+from utils.interruption import Interrupted
+from utils.outer_state import Diverged, OuterState
+from utils.training import Cohort
+
+
+def after(calls, function, error=Interrupted):
+    """`function`, whose call number `calls` is cut off, and the later ones too."""
+    count = 0
+
+    def cut_off(*args, **kwargs):
+        nonlocal count
+        count += 1
+        if count > calls:
+            raise error
+        return function(*args, **kwargs)
+
+    return cut_off
+
+
+def assert_same_run(one, other):
+    assert without_time(one) == without_time(other)
+    names = sorted(path.name for path in other.glob("distilled_*.pt"))
+    assert sorted(path.name for path in one.glob("distilled_*.pt")) == names
+    for name in names:
+        assert torch.equal(images(one / name), images(other / name))
+
+
+@pytest.mark.parametrize("evaluations", [0, 3])
+def test_an_evaluation_that_was_cut_off_is_made_again(
+    finished, experts, tmp_path, monkeypatch, evaluations
+):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(reporter, "evaluate", after(evaluations, reporter.evaluate))
+        distill(experts, tmp_path)
+    assert_same_run(distill(experts, tmp_path), finished)
+
+
+@pytest.mark.parametrize("flags", [[], ["--checkpoint_it", "1"]], ids=["eval_it", "1"])
+def test_a_run_killed_between_checkpoints_goes_back_to_the_last(
+    finished, experts, tmp_path, monkeypatch, flags
+):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(OuterState, "step", after(3, OuterState.step, KeyboardInterrupt))
+        distill(experts, tmp_path, *flags)
+    run_dir = tmp_path / "digits/ConvNetD2/ipc1/run"
+    checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)
+    assert checkpoint["state"]["iteration"] == (3 if flags else 2)
+    assert_same_run(distill(experts, tmp_path, *flags), finished)
+
+
+def test_a_signal_ends_a_run_behind_its_step(finished, experts, tmp_path, monkeypatch):
+    asked = iter([False, False, True])
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(distill_att.interruption, "asked_anyone", lambda: next(asked))
+        distill(experts, tmp_path)
+    run_dir = tmp_path / "digits/ConvNetD2/ipc1/run"
+    checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)
+    assert checkpoint["state"]["iteration"] == 3
+    assert_same_run(distill(experts, tmp_path), finished)
+
+
+def test_restart_begins_anew_beside_what_is_there(finished, experts, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "digits/ConvNetD2/ipc1/run")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
+    distill(experts, tmp_path, "--restart", "--lr_img", "9", "--eval_it", "0")
+    second = tmp_path / "digits/ConvNetD2/ipc1/run_2"
+    assert str(second) in capsys.readouterr().out
+    assert len(records(second, "step")) == 4
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert distill_att.interruption.command().endswith("--run_name run_2 --no_restart")
+
+
+def diverge_above(monkeypatch, rate, value, *, at):
+    """Outer step `at` cannot be taken as long as `rate` is above `value`."""
+    step = OuterState.step
+
+    def checked(self, matching):
+        if self.iteration == at and self.rates[rate] > value:
+            raise Diverged(f"too fast: lower --{rate}", rate=rate)
+        step(self, matching)
+
+    monkeypatch.setattr(OuterState, "step", checked)
+
+
+REWIND = ["--on_divergence", "rewind"]
+
+
+def test_a_run_that_diverges_goes_back_with_half_the_rate(experts, tmp_path, monkeypatch):
+    diverge_above(monkeypatch, "lr_img", 1.0, at=3)  # digits have 3
+    run_dir = distill(experts, tmp_path, *REWIND)
+    (first, second) = records(run_dir, "rewind")
+    assert (
+        (first["iteration"], first["back_to"]) == (second["iteration"], second["back_to"]) == (3, 2)
+    )
+    assert (first["rate"], first["value"], second["value"]) == ("lr_img", 1.5, 0.75)
+    assert [record["iteration"] for record in records(run_dir, "step")] == [0, 1, 2, 3]
+    assert [record["kind"] for record in without_time(run_dir)].index("rewind") == 6
+    saved = torch.load(run_dir / "distilled_last.pt", weights_only=True)
+    assert [rewind["value"] for rewind in saved["rewinds"]] == [1.5, 0.75]
+    assert saved["config"]["lr_img"] == 3.0
+    checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)["state"]
+    assert checkpoint["optimizer"]["param_groups"][0]["lr"] == 0.75
+
+
+@pytest.mark.parametrize("lines", [7, 8, 9])
+def test_a_rewound_run_continues_alike(experts, tmp_path, monkeypatch, lines):
+    """Cut off before any of its lines is logged."""
+    diverge_above(monkeypatch, "lr_img", 1.0, at=3)
+    whole = distill(experts, tmp_path / "whole", *REWIND)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        log = distill_att.MetricsLog.log
+        patch.setattr(distill_att.MetricsLog, "log", after(lines, log, KeyboardInterrupt))
+        distill(experts, tmp_path, *REWIND)
+    assert_same_run(distill(experts, tmp_path, *REWIND), whole)
+
+
+def test_after_three_rewinds_it_stops(experts, tmp_path, capsys):
+    argv = [*SHORT, "--buffer_path", str(experts), "--save_path", str(tmp_path), *REWIND]
+    argv += ["--run_name", "run", "--eval_it", "0", "--lr_lr", "1e6"]
+    assert distill_att.main(argv) == 1
+    assert "after 3 rewinds: syn_lr became" in capsys.readouterr().err
+    run_dir = tmp_path / "digits/ConvNetD2/ipc1/run"
+    assert [record["value"] for record in records(run_dir, "rewind")] == [5e5, 2.5e5, 1.25e5]
+
+
+def cut_off_training(path, monkeypatch, calls, number, *flags):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Cohort, "train", after(calls, Cohort.train))
+        train_experts(path, number, *flags)
+
+
+def assert_same_experts(one, other):
+    pairs = list(zip(snapshots(one), snapshots(other), strict=True))
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not list(Path(one).rglob("unfinished_*"))
+
+
+def test_an_expert_goes_on_at_its_last_epoch(experts, tmp_path, monkeypatch, capsys):
+    cut_off_training(tmp_path, monkeypatch, 3, 2)  # in the second epoch of expert 1
+    folder = tmp_path / "digits/ConvNetD2"
+    assert unfinished_file(folder, 1).exists()
+    capsys.readouterr()
+    train_experts(tmp_path, 2)
+    assert "going on with expert 1 after 1 epochs" in capsys.readouterr().out
+    assert_same_experts(tmp_path, experts)
+
+
+def test_momentum_goes_on_too(tmp_path, monkeypatch):
+    flags = ["--mom", "0.9", "--decay", "--train_epochs", "4"]
+    train_experts(tmp_path / "whole", 1, *flags)
+    cut_off_training(tmp_path / "cut", monkeypatch, 2, 1, *flags)
+    train_experts(tmp_path / "cut", 1, *flags)
+    assert_same_experts(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_of_experts_in_step_no_more_than_the_work_of_one_is_lost(tmp_path, monkeypatch):
+    """Killed without a chance to save: two in step are kept at half of the epochs."""
+    flags = ["--experts_at_once", "2", "--train_epochs", "4"]
+    train_experts(tmp_path / "whole", 2, *flags)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Cohort, "train", after(3, Cohort.train, KeyboardInterrupt))
+        train_experts(tmp_path / "cut", 2, *flags)
+    for number in range(2):
+        kept = torch.load(unfinished_file(tmp_path / "cut/digits/ConvNetD2", number))
+        assert len(kept["trajectory"]) == 3
+    train_experts(tmp_path / "cut", 2, *flags)
+    assert_same_experts(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("content", [b"", b"damaged", None])
+def test_a_damaged_unfinished_expert_is_trained_anew(
+    experts, tmp_path, monkeypatch, caplog, content
+):
+    cut_off_training(tmp_path, monkeypatch, 1, 2)
+    path = unfinished_file(tmp_path / "digits/ConvNetD2", 0)
+    if content is None:
+        torch.save({"trajectory": [[torch.zeros(1)]], "training": {}}, path)
+    else:
+        path.write_bytes(content)
+    train_experts(tmp_path, 2)
+    assert "unfinished_expert_0.pt is of no use" in caplog.text
+    assert_same_experts(tmp_path, experts)
+
+
+def test_an_unfinished_expert_of_other_settings_is_not_gone_on_with(experts, tmp_path, monkeypatch):
+    cut_off_training(tmp_path, monkeypatch, 1, 2, "--lr_teacher", "0.02")
+    train_experts(tmp_path, 2)
+    assert_same_experts(tmp_path, experts)
+
+
+def test_ranges_of_experts_are_those_of_one_call(tmp_path):
+    flags = ["--save_interval", "2"]
+    train_experts(tmp_path / "whole", 4, *flags)
+    train_experts(tmp_path / "ranges", 4, *flags, "--first_expert", "2")
+    assert len(snapshots(tmp_path / "ranges")) == 2 * 3
+    train_experts(tmp_path / "ranges", 2, *flags)
+    assert_same_experts(tmp_path / "ranges", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("first", "number"), [("1", 4), ("4", 4), ("6", 4)])
+def test_a_range_must_begin_a_file(tmp_path, first, number):
+    with pytest.raises(UserError, match=f"--first_expert {first} .*--save_interval 2"):
+        train_experts(tmp_path, number, "--save_interval", "2", "--first_expert", first)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_processes_add_other_files_but_not_the_same(tmp_path):
+    settings = {"lr_teacher": 0.01}
+    with adding(tmp_path, settings, range(4), experts_per_file=2) as missing:
+        assert missing == [0, 1, 2, 3]
+        refusal = pytest.raises(UserError, match=r"another process trains .*replay_buffer_1 in")
+        with refusal, adding(tmp_path, settings, range(2, 6), experts_per_file=2):
+            pass
+        with adding(tmp_path, settings, range(4, 6), experts_per_file=2) as others:
+            assert others == [4, 5]
+        # Settings without an expert yet are someone's all the same while that one is at work.
+        refusal = pytest.raises(UserError, match=r"lr_teacher=0.01, not 0.1")
+        with refusal, adding(tmp_path, {"lr_teacher": 0.1}, range(4, 6), experts_per_file=2):
+            pass
+    with adding(tmp_path, {"lr_teacher": 0.1}, range(4), experts_per_file=2):
+        pass
+    assert json.loads((tmp_path / "experts.json").read_text()) == {"lr_teacher": 0.1}

@@ -1,0 +1,44 @@
+"""One process at a time."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.errors import UserError
+from utils.locks import is_held, locked
+
+ROOT = Path(__file__).parent.parent
+HOLD = "import sys, time; from pathlib import Path; from utils.locks import locked\n"
+HOLD += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+
+
+def test_a_lock_refuses_another_process_until_it_is_killed(tmp_path):
+    path = tmp_path / "new" / ".lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, path], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        assert is_held(path)
+        with pytest.raises(UserError, match="somebody"), locked(path, refusal="somebody is here"):
+            pass
+        holder.kill()
+        holder.wait()
+    assert not is_held(path)
+    with locked(path, refusal="somebody is here"):
+        assert is_held(path)
+    assert not is_held(path)
+
+
+def test_an_error_within_lets_go(tmp_path):
+    with pytest.raises(KeyError), locked(tmp_path / ".lock"):
+        raise KeyError
+    assert not is_held(tmp_path / ".lock")
+
+
+def test_where_no_lock_can_be_had_work_goes_on_with_a_warning(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    with locked(tmp_path / "file" / ".lock", refusal="no"):
+        pass
+    assert "going on without the lock" in caplog.text

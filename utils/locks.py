@@ -1,0 +1,42 @@
+"""One process at a time: lock files, which end with whoever holds them, however that is."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from utils.errors import UserError
+
+
+@contextmanager
+def locked(path: Path, *, refusal: str | None = None) -> Iterator[None]:
+    """Hold the lock file `path`, made where it is missing, during the block.
+
+    Where another process holds it: wait for that one, or, with a `refusal`, UserError with it.
+    Where the file system knows no locks, or nothing may be written, go on without.
+    """
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=refusal is None)
+    except Timeout:
+        raise UserError(refusal) from None
+    except (OSError, NotImplementedError) as error:
+        logging.getLogger(__name__).warning("going on without the lock %s: %s", path, error)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_held(path: Path) -> bool:
+    """Whether another process (or another part of this one) holds the lock file `path`."""
+    try:
+        with FileLock(path).acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return False
