@@ -13,6 +13,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 queue=$(mktemp -d)
 trap 'rm -rf "$queue"' EXIT
 trap 'echo "interrupted: the same command goes on from here"; exit 130' INT
+trap 'echo "interrupted: the same command goes on from here"; exit 143' TERM
 
 .venv/bin/python -m scripts.plan --queue "$queue" "$@"
 if [ ! -e "$queue/rows.tsv" ]; then

@@ -1,12 +1,13 @@
 """Files are whole or absent."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from utils.errors import UserError
-from utils.files import atomic_write, torch_save, write_text
+from utils.files import atomic_write, torch_load, torch_save, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -67,3 +68,71 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(UserError, match=r"cannot write .*taken/a\.pt: "):
         torch_save(1, tmp_path / "taken" / "a.pt")
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_a_record_that_does_not_match_its_checksum_is_named(tmp_path, mmap):
+    path = tmp_path / "a.pt"
+    torch_save({"x": torch.zeros(3), "y": torch.full((5,), 7, dtype=torch.uint8)}, path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(bytes([7] * 5), bytes([7, 7, 6, 7, 7])))
+    with pytest.raises(UserError, match=r"a\.pt is damaged \(record 'data/1' does not"):
+        torch_load(path, mmap=mmap)
+    path.write_bytes(content)
+    assert torch_load(path, mmap=mmap)["y"].tolist() == [7] * 5
+
+
+def test_a_record_marked_as_a_folder_is_not_read_as_whatever_is_in_memory(tmp_path):
+    path = tmp_path / "a.pt"
+    torch_save(torch.zeros(3), path)
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"PK\x01\x02", 0, content.rindex(b"archive/data/0"))
+    content[entry + 38] |= 0x10  # external attributes
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.pt is damaged \(record 'data/0'"):
+        torch_load(path)
+
+
+def test_an_archive_without_a_list_of_records_is_damaged(tmp_path):
+    path = tmp_path / "a.pt"
+    torch_save(torch.zeros(3), path)
+    content = bytearray(path.read_bytes())
+    end = content.rindex(b"PK\x06\x06")
+    content[end + 40 : end + 48] = bytes(8)  # the length of the list
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.pt is damaged \(its list of records is empty\)"):
+        torch_load(path)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_the_format_before_torch_1_6_is_read(tmp_path, mmap):
+    torch.save([torch.arange(3)], tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    assert torch_load(tmp_path / "a.pt", mmap=mmap)[0].tolist() == [0, 1, 2]
+
+
+def test_what_is_no_file_is_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("link")
+    for name, reason in [
+        ("pipe", "is no file"),
+        ("folder", "is no file"),
+        ("link", "is not there"),
+        ("absent", "is not there"),
+        ("folder/absent", "is not there"),
+    ]:
+        with pytest.raises(UserError, match=f"{name} {reason}"):
+            torch_load(tmp_path / name)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: 9 bytes")])
+def test_a_whole_file_that_does_not_fit_into_memory_is_not_called_damaged(
+    tmp_path, monkeypatch, error
+):
+    def fail(*arguments, **keywords):
+        raise error
+
+    torch_save(torch.zeros(3), tmp_path / "a.pt")
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(torch.OutOfMemoryError, match=r"a\.pt does not fit into memory"):
+        torch_load(tmp_path / "a.pt")

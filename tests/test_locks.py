@@ -37,8 +37,17 @@ def test_an_error_within_lets_go(tmp_path):
     assert not is_held(tmp_path / ".lock")
 
 
-def test_where_no_lock_can_be_had_work_goes_on_with_a_warning(tmp_path, caplog):
+def test_where_nothing_can_be_written_work_goes_on(tmp_path):
     (tmp_path / "file").write_text("")
     with locked(tmp_path / "file" / ".lock", refusal="no"):
         pass
-    assert "going on without the lock" in caplog.text
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
+    def acquire(*args, **kwargs):
+        raise NotImplementedError
+
+    monkeypatch.setattr("utils.locks.FileLock.acquire", acquire)
+    with locked(tmp_path / ".lock", refusal="no"):
+        pass
+    assert "without locks" in caplog.text

@@ -197,9 +197,12 @@ def test_bad_input_as_a_user_sees_it(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_task_of_the_job_array_is_one_cell():
+def test_a_task_of_the_job_array_is_one_cell(tmp_path):
+    (tmp_path / "srun").write_text('#!/bin/sh\nexec "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
     array = ["scripts/slurm/array.sbatch", "rows", "--run_name", "x", "--dry-run"]
-    done = bash(*array, SLURM_ARRAY_TASK_ID="6")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = bash(*array, SLURM_ARRAY_TASK_ID="6", PATH=path)
     assert done.returncode == 0, done.stderr
     assert len(costs("Tiny/ipc1/x", done.stdout)) == 1
     assert len(costs("2 in all", done.stdout)) == 1  # itself and its experts

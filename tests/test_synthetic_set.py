@@ -90,12 +90,25 @@ def test_a_file_that_cannot_be_read_is_named(content, tmp_path):
         SyntheticSet.load(path)
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"images": torch.zeros(1)}])
-def test_a_torch_file_of_something_else_is_named(content, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "it holds a list instead of a dict"),
+        (torch.zeros(1), "it holds a Tensor instead of a dict"),
+        ({}, "it lacks images, labels"),
+        ({"images": torch.zeros(1)}, "it lacks labels, syn_lr"),
+    ],
+)
+def test_a_torch_file_of_something_else_is_named(content, message, tmp_path):
     path = tmp_path / "distilled_x.pt"
     torch.save(content, path)
-    with pytest.raises(UserError, match="lacks"):
+    with pytest.raises(UserError, match=rf"distilled_x\.pt is not a distilled set: {message}"):
         SyntheticSet.load(path)
+
+
+def test_a_folder_is_not_taken_for_a_set(tmp_path):
+    with pytest.raises(UserError, match="is no file"):
+        SyntheticSet.load(tmp_path)
 
 
 def test_random_real_images_are_different_training_images_of_their_class(digits):

@@ -7,6 +7,7 @@ snapshots (before the first epoch, then after each), a snapshot the list of para
 
 import json
 import logging
+import math
 import re
 import shlex
 from collections.abc import Generator, Iterator, Sequence
@@ -442,4 +443,4 @@ def _difference(snap: Snapshot, shapes: Sequence[torch.Size]) -> str | None:
 
 def _is_finite(param: Tensor) -> bool:
     """As `param.float().isfinite().all()`, without temporaries: six times as fast."""
-    return param.numel() == 0 or all(bound.isfinite() for bound in param.float().aminmax())
+    return param.numel() == 0 or all(math.isfinite(bound) for bound in param.float().aminmax())

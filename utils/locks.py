@@ -23,8 +23,12 @@ def locked(path: Path, *, refusal: str | None = None) -> Iterator[None]:
         lock.acquire(blocking=refusal is None)
     except Timeout:
         raise UserError(refusal) from None
-    except (OSError, NotImplementedError) as error:
-        logging.getLogger(__name__).warning("going on without the lock %s: %s", path, error)
+    except NotImplementedError:
+        logging.getLogger(__name__).warning(
+            "%s is on a file system without locks: start nothing else that works there", path
+        )
+    except OSError:
+        pass  # nothing can be written there, which whoever tries will be told
     try:
         yield
     finally:
