@@ -200,7 +200,7 @@ def train_experts(
             if not math.isfinite(loss):
                 raise UserError(
                     f"expert {number} diverged in epoch {epoch + 1}: lower --lr_teacher, which is "
-                    f"{options.lr_teacher}; the experts before it are kept"
+                    f"{options.lr_teacher}, --mom or --l2; the experts before it are kept"
                 )
         state = state_after(cohort, generators, [each.trajectory for each in state])
         is_last = epoch + 1 == options.train_epochs

@@ -76,7 +76,7 @@ def distil(argv: Sequence[str]) -> int:
     network, experts = open_experts(resolved, source)
     run = name_run(resolved)
     options = resolved.options
-    checkpoint = look_at(run, options, len(experts))
+    checkpoint = look_at(run, options, experts)
     how = plan_run(
         options,
         channels=source.channels,
@@ -103,7 +103,9 @@ def distil(argv: Sequence[str]) -> int:
         )
         matcher = make_matcher(options, how, network, experts, labels)
         reporter = make_reporter(options, how, run, data, labels, len(experts))
-        return go_on(options, checkpoint, state, matcher, reporter)
+        status = go_on(options, checkpoint, state, matcher, reporter)
+        reporter.log.finish(status)
+    return status
 
 
 def find_yaml(given: Mapping[str, Any]) -> Path | None:
@@ -186,7 +188,7 @@ def name_run(resolved: Resolved[DistillOptions]) -> RunDir:
     return run
 
 
-def look_at(run: RunDir, options: DistillOptions, num_experts: int) -> dict[str, Any] | None:
+def look_at(run: RunDir, options: DistillOptions, experts: ExpertBuffer) -> dict[str, Any] | None:
     """The checkpoint of a run that was begun before; UserError where it cannot be continued so."""
     check_writable(run.path)
     checkpoint = run.load_checkpoint()
@@ -199,11 +201,11 @@ def look_at(run: RunDir, options: DistillOptions, num_experts: int) -> dict[str,
         check_unchanged(
             checkpoint["config"], fixed_values(options), where=run.path, instead="--run_name"
         )
-        if checkpoint["num_experts"] != num_experts:
+        before = checkpoint["num_experts"]
+        if before != len(experts):
             raise UserError(
-                f"{run.path} was begun with {checkpoint['num_experts']} experts, now there are "
-                f"{num_experts}: pass --max_experts {checkpoint['num_experts']} or another "
-                "--run_name"
+                f"{run.path} was begun with {before} experts, now there are {len(experts)} in "
+                f"{experts.folder}: pass --max_experts {before} or another --run_name"
             )
     return checkpoint
 

@@ -4,16 +4,15 @@
 
 needs that file and the test data, nothing else (but for a whitened set of a single iteration the
 training data: such sets leave the whitening out). Prints a table and keeps it in eval.json beside
-the file; what is there already is not measured again.
+the file, and until that is whole each network as soon as it is trained: what is there already is
+not measured again.
 """
 
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,11 +26,11 @@ from utils.config import resolve, run_script
 from utils.cost import network_cost, training_flop
 from utils.data import ImageDataset, load_dataset
 from utils.device import default_device
-from utils.environment import describe_environment
 from utils.errors import UserError
+from utils.eval_record import EvalRecord, Evaluation
 from utils.evaluation import Accuracies, HowToRun, Protocol, evaluate
 from utils.execution import Execution
-from utils.files import check_writable, write_text
+from utils.files import check_writable
 from utils.options import EvalOptions
 from utils.precision import compute_dtype, storage_dtype, use_precision
 from utils.rng import derive_seed, stream
@@ -51,9 +50,14 @@ class TrainingSet:
     epochs: int
 
     @cached_property
-    def digest(self) -> str:
-        whole = self.images if isinstance(self.images, Tensor) else torch.cat(self.images)
-        return _digest(whole, self.labels)
+    def digest(self) -> Callable[[range], str]:
+        """A checksum of what a range of networks is trained on."""
+        images, labels = self.images, self.labels
+        if isinstance(images, Tensor):
+            digest_of_all = _digest(images, labels)
+            return lambda networks: digest_of_all
+        draws = images
+        return cache(lambda k: _digest(torch.cat(draws[k.start : k.stop]), labels))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -76,9 +80,8 @@ def measure(argv: Sequence[str]) -> int:
         )
     path = Path(options.distilled)
     distilled = SyntheticSet.load(path)
-    record_path = path.with_name("eval.json")
-    record = read_record(record_path)
     check_writable(path.parent)
+    record = EvalRecord(path.parent)
     models = options.model or (
         CROSS_ARCHITECTURE if options.eval_mode == "M" else [distilled.model]
     )
@@ -100,19 +103,25 @@ def measure(argv: Sequence[str]) -> int:
     print(f"{'trained on':14} {'model':12} {'lr':>8} {'epochs':>6}  test accuracy")
     for training_set in training_sets(options, distilled, data):
         for model in models:
-            settings = describe(path, training_set, options, distilled, tested_on, precision, model)
-            accuracies = recorded(record, settings)
-            note = "  (recorded before)" if accuracies else ""
-            if accuracies is None:
-                accuracies = evaluate_on(training_set, options, distilled, data, model)
-                record.append(settings | result(accuracies))
-                if distributed.is_main():
-                    write_text(json.dumps(record, indent=1) + "\n", record_path)
+            evaluation = describe(
+                path, training_set, options, distilled, tested_on, precision, model
+            )
+            known = record.networks(evaluation)
+            accuracies = evaluate_on(
+                training_set,
+                options,
+                distilled,
+                data,
+                model,
+                known=known,
+                keep=partial(record.keep, evaluation),
+            )
+            record.add(evaluation, accuracies)
             print(
                 f"{training_set.name:14} {model:12} {training_set.lr:8.4g} "
-                f"{training_set.epochs:6}  {accuracies}{note}"
+                f"{training_set.epochs:6}  {accuracies}{note(len(known), options.num_eval)}"
             )
-    print(f"recorded in {record_path}")
+    print(f"recorded in {record.path}")
     return 0
 
 
@@ -152,7 +161,13 @@ def evaluate_on(
     distilled: SyntheticSet,
     data: ImageDataset,
     model: str,
+    *,
+    known: Mapping[int, float],
+    keep: Callable[[Mapping[int, float]], None],
 ) -> Accuracies:
+    """Train those of the networks that are not `known`; see `evaluate`."""
+    if len(known) == options.num_eval:
+        return Accuracies(tuple(known[k] for k in range(options.num_eval)))
     config = distilled.config
     protocol = Protocol(
         num_eval=options.num_eval,
@@ -170,7 +185,16 @@ def evaluate_on(
         protocol=protocol,
         seed=derive_seed(options.seed, "draw", 0),
         run=how_to_run(options, protocol, len(training_set.labels), data, model),
+        known=known,
+        keep=keep,
     )
+
+
+def note(known: int, num_eval: int) -> str:
+    """Behind a result, how many of its networks an earlier call has trained."""
+    if not known:
+        return ""
+    return "  (recorded before)" if known == num_eval else f"  ({known} of them recorded before)"
 
 
 def how_to_run(
@@ -208,19 +232,6 @@ def check_classes(distilled: SyntheticSet, data: ImageDataset) -> None:
         )
 
 
-def read_record(path: Path) -> list[dict[str, Any]]:
-    """The evaluations that eval.json holds already; it only ever grows."""
-    if not path.exists():
-        return []
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = None
-    if not isinstance(record, list) or not all(isinstance(entry, dict) for entry in record):
-        raise UserError(f"{path} holds no list of evaluations: mend it or move it away")
-    return record
-
-
 def describe(
     path: Path,
     training_set: TrainingSet,
@@ -229,43 +240,25 @@ def describe(
     tested_on: str,
     precision: str,
     model: str,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Everything that one evaluation depends on; `tested_on` is a digest of the test data."""
-    return {
+    settings = {
         "distilled": path.name,
         "trained_on": training_set.name,
-        "images": training_set.digest,
         "tested_on": tested_on,
         "model": model,
         "lr": training_set.lr,
         "epochs": training_set.epochs,
         "batch_train": options.batch_train or distilled.config["batch_train"],
         "dsa": distilled.config["dsa_strategy"] if distilled.config["dsa"] else None,
-        "num_eval": options.num_eval,
         "precision": precision,
         "seed": options.seed,
     }
+    return Evaluation(settings, training_set.digest, options.num_eval)
 
 
 def _digest(images: Tensor, labels: Tensor) -> str:
     return digest({"images": images.cpu(), "labels": labels.cpu()})
-
-
-def recorded(record: list[dict[str, Any]], settings: dict[str, Any]) -> Accuracies | None:
-    """The result of the same evaluation in an earlier call."""
-    for entry in record:
-        if settings.items() <= entry.items():
-            return Accuracies(tuple(entry["accs"]))
-    return None
-
-
-def result(accuracies: Accuracies) -> dict[str, Any]:
-    return {
-        "acc_mean": accuracies.mean,
-        "acc_std": accuracies.std,
-        "accs": list(accuracies.accs),
-        "environment": describe_environment(),
-    }
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ def test_two_at_once_are_refused(run):
 
 
 def test_one_who_worked_between_looking_and_beginning_is_noticed(run):
-    checkpoint = dict.fromkeys(("config", "best", "measured_by", "num_experts", "how"))
-    checkpoint |= {"state": {"iteration": 3}, "evaluated": 2}
+    checkpoint = {name: {} for name in ("config", "best", "measured_by", "how")}
+    checkpoint |= {"num_experts": 1, "state": {"iteration": 3}, "evaluated": 2}
     run.save_checkpoint(checkpoint)
     with pytest.raises(UserError, match="has just worked in"), run.alone(None):
         pass

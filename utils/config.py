@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 FLAG, DEFAULT = "flag", "default"
 SECONDS_FOR_MAIN = 5
+INT_LIMIT, FLOAT_LIMIT = 2**31, torch.finfo(torch.float32).max
+SHOWN = 80  # characters of a bad value
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -107,6 +109,9 @@ def resolve(
     Raises UserError for an unknown flag or key and for a value of a wrong type or range.
     """
     fields = {field.name: field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
+    for word in argv:
+        if word.startswith("--") and word.endswith("=--"):  # which argparse would leave out
+            raise UserError(f"{word}: '--' is no value")
     given = vars(_parser(options, description).parse_args(argv))
     for name, value in given.items():
         _check(fields[name], value, f"--{name}")
@@ -177,15 +182,16 @@ def run_script(main: Callable[[Sequence[str]], int]) -> int:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(SECONDS_FOR_MAIN)
         status, message = 2, f"{script}: error: {' '.join(str(error).splitlines())}"
-    except torch.OutOfMemoryError:
-        status, message = (
-            1,
-            f"{script}: out of memory: lower --micro_batch, --experts_at_once or --eval_at_once",
-        )
-    except (Exception, interruption.Interrupted):
+    except (Exception, interruption.Interrupted) as error:
         if interruption.asked():  # whatever broke then, broke off
             status = interruption.status()
             message = f"{script}: interrupted; to continue: {interruption.command()}"
+        elif _is_out_of_memory(error):
+            status = 1
+            message = (
+                f"{script}: out of memory: lower --micro_batch, --experts_at_once or "
+                "--eval_at_once, or leave out --load_all"
+            )
         elif distributed.under_torchrun():
             status, message = 1, traceback.format_exc()
         else:
@@ -195,6 +201,12 @@ def run_script(main: Callable[[Sequence[str]], int]) -> int:
     if distributed.under_torchrun():
         os._exit(status)
     return status
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Of a device or of the host, which torch reports without a type of its own."""
+    host = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    return host or isinstance(error, torch.OutOfMemoryError)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -284,12 +296,16 @@ def _to_int(value: Any) -> int:
     number = float(value)
     if isinstance(value, bool) or not number.is_integer():
         raise ValueError(value)
-    return int(str(value)) if str(value).lstrip("+-").isdigit() else int(number)
+    if abs(number) >= INT_LIMIT:
+        raise OverflowError(value)
+    return int(number)
 
 
 def _to_float(value: Any) -> float:
     if isinstance(value, bool) or not math.isfinite(number := float(value)):
         raise ValueError(value)
+    if abs(number) > FLOAT_LIMIT:
+        raise OverflowError(value)
     return number
 
 
@@ -299,6 +315,15 @@ _CONVERSIONS: dict[type, tuple[Callable[[Any], Any], str]] = {
     float: (_to_float, "a finite number"),
     str: (str, "text"),
 }
+
+
+def _quoted(value: Any) -> str:
+    """`value` for a message, the middle of a long one left out."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits
+        return "a value too long to show"
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} ... {text[-SHOWN // 2 :]}"
 
 
 def _converter(kind: type, field: dataclasses.Field) -> Callable[[Any], Any]:
@@ -311,8 +336,10 @@ def _converter(kind: type, field: dataclasses.Field) -> Callable[[Any], Any]:
             return None
         try:
             return convert(value)
-        except (ValueError, TypeError, OverflowError):
-            raise argparse.ArgumentTypeError(f"{value!r} is not {noun}") from None
+        except OverflowError:
+            raise argparse.ArgumentTypeError(f"{_quoted(value)} is too large") from None
+        except (ValueError, TypeError):
+            raise argparse.ArgumentTypeError(f"{_quoted(value)} is not {noun}") from None
 
     return checked
 
@@ -324,7 +351,7 @@ def _check(field: dataclasses.Field, value: Any, name: str) -> None:
             continue
         if meta["choices"] is not None and item not in meta["choices"]:
             raise UserError(
-                f"{name}: unknown value {item!r}; choices: {', '.join(meta['choices'])}"
+                f"{name}: unknown value {_quoted(item)}; choices: {', '.join(meta['choices'])}"
             )
         if meta["minimum"] is not None and item < meta["minimum"]:
             raise UserError(f"{name} must be at least {meta['minimum']}, not {item}")
@@ -346,7 +373,7 @@ def _read_yaml(
         content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UserError(f"cannot read --config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not valid YAML: {reason}") from None
     if content is None:
@@ -360,7 +387,7 @@ def _read_yaml(
         key = str(aliases.get(written, written))
         if key not in fields:
             close = difflib.get_close_matches(key, fields, n=3) or list(fields)
-            raise UserError(f"{path}: unknown key {written!r}; choices: {', '.join(close)}")
+            raise UserError(f"{path}: unknown key {_quoted(written)}; choices: {', '.join(close)}")
         values[key] = _from_yaml(value, hints[key], fields[key], f"{path}: {key}")
     return values
 
@@ -380,7 +407,7 @@ def _from_yaml(value: Any, hint: Any, field: dataclasses.Field, name: str) -> An
                 for item in (value if isinstance(value, list) else [value])
             ]
         if isinstance(value, list | dict):
-            raise argparse.ArgumentTypeError(f"{value!r} is not a single value")
+            raise argparse.ArgumentTypeError(f"{_quoted(value)} is not a single value")
         return _converter(kind, field)(value)
     except argparse.ArgumentTypeError as error:
         raise UserError(f"{name}: {error}") from None

@@ -5,7 +5,7 @@ epochs, cross-entropy, DSA.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,11 +70,15 @@ def evaluate(
     protocol: Protocol,
     seed: int,
     run: HowToRun = HowToRun(),
+    known: Mapping[int, float] | None = None,
+    keep: Callable[[dict[int, float]], object] = lambda accs: None,
 ) -> Accuracies:
     """Accuracies of `protocol.num_eval` fresh networks `model` trained on images (N, C, H, W), or
     on as many different sets of images for the same labels (N,).
 
-    Network k depends on `seed` and k alone. Several processes divide the networks among them.
+    Network k depends on `seed` and k alone. Several processes divide the networks among them, in
+    rounds of `run.at_once` each. The accuracies `known`, by k and the same on all processes, are
+    taken over; those of each round are given to `keep` on all processes when it ends.
     """
     recipe = Recipe(
         model,
@@ -86,14 +90,18 @@ def evaluate(
         execution=run.execution,
         dtype=run.dtype,
     )
-    own: dict[int, float] = {}
-    for numbers in distributed.shares(list(range(protocol.num_eval)), run.at_once):
+    accs = dict(known or {})
+    missing = [k for k in range(protocol.num_eval) if k not in accs]
+    for numbers in distributed.shares(missing, run.at_once):
+        own: dict[int, float] = {}
         if numbers:
             seen = torch.stack([images[k] for k in numbers]) if isinstance(images, list) else images
-            accs = _train_and_measure(recipe, numbers, seen, labels, test, lr, protocol, seed)
-            own |= dict(zip(numbers, accs, strict=True))
-    everyone = {k: acc for part in distributed.gather(own) for k, acc in part.items()}
-    return Accuracies(tuple(everyone[k] for k in range(protocol.num_eval)))
+            measured = _train_and_measure(recipe, numbers, seen, labels, test, lr, protocol, seed)
+            own = dict(zip(numbers, measured, strict=True))
+        trained = {k: acc for part in distributed.gather(own) for k, acc in part.items()}
+        keep(trained)
+        accs |= trained
+    return Accuracies(tuple(accs[k] for k in range(protocol.num_eval)))
 
 
 def _train_and_measure(

@@ -317,7 +317,7 @@ class ExpertBuffer:
         in_memory: bool = False,
         skip_bad: bool = False,
     ) -> None:
-        self._folder = folder
+        self.folder = folder
         self.skipped: list[str] = []
         self._experts: list[Expert] = []
         with closing(
@@ -361,7 +361,7 @@ class ExpertBuffer:
         theta_0, theta_star = self.params(expert, start), self.params(expert, start + epochs)
         if torch.equal(theta_0, theta_star):
             raise UserError(
-                f"expert {expert} in {self._folder} is the same after {start} and after "
+                f"expert {expert} in {self.folder} is the same after {start} and after "
                 f"{start + epochs} epochs: its snapshots are no trajectory, train it again"
             )
         return theta_0, theta_star

@@ -5,6 +5,7 @@ the target is always the same, and what a killed process left there is replaced 
 """
 
 import os
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,8 @@ from utils.errors import UserError
 
 CHUNK = 2**20  # bytes read at a time
 MARKED_AS_FOLDER = 0x10  # in a zip archive; torch's reader gives uninitialised memory for such
+# torch says so of some files before it refuses them, which an error tells in one line.
+warnings.filterwarnings("ignore", message="Detected pickle protocol")
 
 
 @contextmanager
@@ -130,8 +133,13 @@ def write_text(text: str, path: str | Path) -> None:
 
 def check_writable(folder: str | Path) -> None:
     """Raise UserError if `folder` cannot be made or written to; for checks before long work."""
-    existing = Path(folder).resolve()
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    existing = Path(folder)
+    try:
+        while not (existing.is_symlink() or existing.exists()):
+            existing = existing.parent
+        is_folder = existing.is_dir()
+    except (OSError, ValueError) as error:  # a name that is too long, or has a null in it
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write to {folder}: {reason}") from None
+    if not is_folder or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"cannot write to {folder}: {existing} is no folder that may be written to")

@@ -59,7 +59,7 @@ class Reporter:
             self.evaluated = checkpoint["evaluated"]
             if checkpoint["measured_by"] == self._measured_by():
                 self.best = dict(checkpoint["best"])
-        except (KeyError, TypeError, ValueError, RuntimeError):
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
             raise UserError(
                 f"{self.run.checkpoint} does not fit its settings: choose another --run_name"
             ) from None

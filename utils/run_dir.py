@@ -18,8 +18,17 @@ from utils import distributed
 from utils.errors import UserError
 from utils.files import torch_load, torch_save, write_text
 from utils.locks import locked
+from utils.wandb_log import WandbLog
 
-CHECKPOINT_KEYS = {"state", "config", "best", "evaluated", "measured_by", "num_experts", "how"}
+CHECKPOINT = {
+    "state": dict,
+    "config": dict,
+    "best": dict,
+    "evaluated": int,
+    "measured_by": dict,
+    "num_experts": int,
+    "how": dict,
+}
 
 
 class RunDir:
@@ -89,7 +98,7 @@ class RunDir:
         path = self.path / "config.yaml"
         earlier: list[Any] = []
         if path.exists():
-            with suppress(OSError, yaml.YAMLError, TypeError, KeyError):
+            with suppress(OSError, ValueError, yaml.YAMLError, TypeError, KeyError, RecursionError):
                 earlier = list(yaml.safe_load(path.read_text(encoding="utf-8"))["environment"])
         content = {**config, "environment": [*earlier, dict(environment)]}
         write_text(yaml.safe_dump(content, sort_keys=False), path)
@@ -106,7 +115,7 @@ class RunDir:
             state = torch_load(self.checkpoint)
         except UserError as error:
             raise UserError(f"{error}: {advice}") from None
-        if not isinstance(state, dict) or not state.keys() >= CHECKPOINT_KEYS:
+        if not _is_checkpoint(state):
             raise UserError(
                 f"{self.checkpoint} is no checkpoint of this version of distill_att.py: {advice}"
             )
@@ -115,6 +124,23 @@ class RunDir:
     def has_steps(self) -> bool:
         """Whether outer steps have been logged here."""
         return any(record["kind"] == "step" for record in read_records(self.metrics))
+
+
+def _is_checkpoint(content: Any) -> bool:
+    """Whether it is one of this version; its `state` is looked at when it is loaded."""
+    return (
+        isinstance(content, dict)
+        and all(isinstance(content.get(name), kind) for name, kind in CHECKPOINT.items())
+        and all(_is_plain(content[name]) for name in CHECKPOINT if name != "state")
+        and isinstance(content["state"].get("iteration"), int)
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is made of what YAML knows, so that it can be compared."""
+    if isinstance(value, dict | list | tuple):
+        return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str | int | float | None)
 
 
 def read_records(metrics: Path) -> list[dict[str, Any]]:
@@ -145,7 +171,11 @@ class MetricsLog:
 
     def __init__(self, run: RunDir, *, wandb_mode: str, config: Mapping[str, Any]) -> None:
         self._path = run.metrics
-        self._wandb = _start_wandb(run, wandb_mode, config)
+        self._wandb = None
+        if distributed.is_main():
+            self._wandb = WandbLog.start(
+                name=run.path.name, mode=wandb_mode, config=config, folder=run.path
+            )
 
     def keep_up_to(self, iteration: int, *, evaluated: int, rewinds: int) -> None:
         """Drop what was logged behind the checkpoint that a run goes on from: that of a state after
@@ -183,28 +213,13 @@ class MetricsLog:
         if self._wandb is not None:
             self._wandb.log(record)
 
+    def finish(self, status: int) -> None:
+        """Let Weights & Biases know how the run has ended; waits for it some seconds at most."""
+        if self._wandb is not None:
+            self._wandb.finish(status)
+
     @staticmethod
     def say(text: str) -> None:
         """Print a line without tearing the progress bar."""
         if distributed.is_main():
             tqdm.write(text)
-
-
-def _start_wandb(run: RunDir, mode: str, config: Mapping[str, Any]) -> Any:
-    """A Weights & Biases run, or None where it is not wanted or cannot be had."""
-    if mode == "disabled" or not distributed.is_main():
-        return None
-    import wandb  # slow to import, needed only here
-
-    try:
-        return wandb.init(
-            project="att",
-            name=run.path.name,
-            mode=mode,  # type: ignore[arg-type]
-            config=dict(config),
-            dir=str(run.path),
-        )
-    except Exception as error:  # no account or no network must not cost the run
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        tqdm.write(f"going on without wandb: {reason}")
-        return None

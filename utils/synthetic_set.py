@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.data import ImageDataset
+from networks import NETWORKS
+from utils.data import DATASETS, ImageDataset
 from utils.errors import UserError
 from utils.files import torch_load, torch_save
 from utils.normalisation import Normalisation
@@ -169,9 +170,9 @@ _FORM: _Form = {
     "images": (partial(_is_finite, dims=4), "a finite float tensor (N, C, H, W)"),
     "labels": (_are_labels, "an int64 tensor (N,)"),
     "syn_lr": (_is_positive, "a finite number above 0"),
-    "dataset": (_is_text, "text"),
+    "dataset": (lambda value: _is_text(value) and value in DATASETS, "a known data set"),
     "subset": (lambda value: value is None or _is_text(value), "text or None"),
-    "model": (_is_text, "text"),
+    "model": (lambda value: _is_text(value) and value in NETWORKS, "a known network"),
     "ipc": (_is_count, "a whole number above 0"),
     "iteration": (lambda value: type(value) is int and value >= 0, "a whole number from 0 on"),
     "set": (lambda value: _is_text(value) and value in ("raw", "ema"), "raw or ema"),

@@ -1,0 +1,153 @@
+"""Kills, full disks, signals and second processes: the jobs of scripts/faults.py, a few of each.
+
+Each test strikes, continues, and compares all files with those of the undisturbed job.
+"""
+
+import pytest
+import torch
+
+from scripts import fault_kinds, faults
+from scripts.bad_input import make_case, try_case
+from scripts.fault_calls import AtWrite
+from scripts.fault_jobs import LEAST, SECONDS, damaged, differences, lost, make_jobs
+
+BUFFER, DISTILL, EVAL = range(3)
+each_script = pytest.mark.parametrize("k", range(3), ids=["buffer", "distill_att", "eval"])
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    return make_jobs(tmp_path_factory.mktemp("jobs"), LEAST)
+
+
+@pytest.fixture(scope="module")
+def longer_jobs(tmp_path_factory):
+    return make_jobs(tmp_path_factory.mktemp("longer"), SECONDS)
+
+
+def check(tally, at_least=1):
+    assert tally.wrong == []
+    assert tally.injected >= at_least
+
+
+@pytest.mark.parametrize(("k", "number"), [(BUFFER, 2), (DISTILL, 2), (EVAL, 1)])
+def test_a_killed_job_is_continued(jobs, tmp_path, k, number):
+    check(fault_kinds.kills(jobs[k], number, 0, tmp_path), number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("k", "number"), [(BUFFER, 16), (DISTILL, 18), (EVAL, 16)])
+def test_jobs_of_seconds_are_killed_fifty_times(longer_jobs, tmp_path, k, number):
+    check(fault_kinds.kills(longer_jobs[k], number, 1, tmp_path), number)
+
+
+@pytest.mark.parametrize(("what", "fault"), [("rename", "kill"), ("open", "full")])
+@pytest.mark.parametrize(("k", "step"), [(BUFFER, 4), (DISTILL, 12), (EVAL, 7)])
+def test_a_fault_at_some_writes(jobs, tmp_path, what, fault, k, step):
+    check(fault_kinds.at_writes(jobs[k], what, fault, tmp_path, step=step))
+
+
+@pytest.mark.slow
+@each_script
+@pytest.mark.parametrize(
+    ("what", "fault"), [("open", "kill"), ("rename", "kill"), ("open", "full")]
+)
+def test_a_fault_at_every_write(jobs, tmp_path, what, fault, k):
+    check(fault_kinds.at_writes(jobs[k], what, fault, tmp_path), 4)
+
+
+@pytest.mark.parametrize(("k", "share"), [(BUFFER, 0.5), (DISTILL, 0.3), (EVAL, 0.1)])
+def test_a_file_system_without_room(jobs, tmp_path, k, share):
+    try:
+        check(fault_kinds.small_disk(jobs[k], tmp_path, full_at=[share]))
+    except PermissionError as error:
+        pytest.skip(str(error))
+
+
+@each_script
+def test_a_signal_names_the_command_that_continues(jobs, tmp_path, k):
+    check(fault_kinds.signals(jobs[k], 2, 0, tmp_path, fresh=0), 2)
+
+
+@pytest.mark.slow
+@each_script
+def test_signals_to_jobs_of_seconds(longer_jobs, tmp_path, k):
+    check(fault_kinds.signals(longer_jobs[k], 6, 0, tmp_path), 6)
+    check(fault_kinds.second_signals(longer_jobs[k], tmp_path), 0)
+
+
+@pytest.mark.parametrize("k", [BUFFER, DISTILL])
+def test_a_second_call_of_a_job_at_work_is_refused(jobs, tmp_path, k):
+    check(fault_kinds.second_refused(jobs[k], tmp_path))
+
+
+def test_two_ranges_of_experts_are_trained_side_by_side(jobs, tmp_path):
+    check(fault_kinds.two_ranges(jobs[BUFFER], tmp_path))
+
+
+def test_two_evaluations_record_side_by_side(jobs, tmp_path):
+    check(fault_kinds.two_at_work(jobs[EVAL], tmp_path))
+
+
+def test_bad_input_is_refused_in_one_line(jobs, tmp_path):
+    try_cases(jobs, tmp_path, range(20))
+
+
+@pytest.mark.slow
+def test_much_bad_input_is_refused_in_one_line(jobs, tmp_path):
+    try_cases(jobs, tmp_path, range(1000, 1300))
+
+
+def try_cases(jobs, tmp_path, numbers):
+    wrong = []
+    for number in numbers:
+        case = make_case(0, number, jobs)
+        verdict = try_case(case, jobs[-1].reference, tmp_path / str(number))
+        wrong += [f"case {number}: {case}: {verdict.ending}"] if verdict.is_wrong else []
+    assert wrong == []
+
+
+def test_the_harness_sees_what_it_looks_for(jobs, tmp_path):
+    """A harness that finds nothing wrong must be one that would find it."""
+    folder = jobs[DISTILL].begin(tmp_path / "job")
+    assert jobs[DISTILL].finish(folder) == []
+    run = folder / jobs[DISTILL].output
+    changed = torch.load(run / "distilled_best.pt", weights_only=True)
+    changed["images"][0, 0, 0, 0] += 1e-6
+    torch.save(changed, run / "distilled_best.pt")
+    (run / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes()[:-100])
+    (run / "images_best.png").unlink()
+    (run / ".left.tmp").touch()
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"kind"')
+    found = "\n".join(differences(folder, jobs[DISTILL].reference))
+    for part in ("best.pt['images']: another tensor", "images_best.png is missing"):
+        assert part in found
+    for part in ("checkpoint.pt is not whole", ".left.tmp is there too", "metrics.jsonl["):
+        assert part in found
+    (line,) = damaged(folder)
+    assert "checkpoint.pt is not whole" in line
+    assert lost({"a": 2, "b": 1}, {"a": 1, "b": 1}) == ["a holds 1 instead of 2"]
+
+
+def test_a_fault_strikes_where_it_is_told_to(jobs, tmp_path):
+    folder = jobs[BUFFER].begin(tmp_path / "job")
+    call = jobs[BUFFER].call(folder, fault=AtWrite("rename", 1, "kill"))
+    assert call.wait() == -9
+    assert len(list((folder / jobs[BUFFER].output).glob(".*.tmp"))) == 1
+    call = jobs[BUFFER].call(folder, fault=AtWrite("open", 2, "full"))
+    assert call.wait() == 2
+    assert "cannot write" in call.stderr
+
+
+def test_the_table(tmp_path):
+    docs = tmp_path / "docs.md"
+    docs.write_text("before\n<!-- faults -->\nold\n<!-- end -->\nafter\n")
+    counted = {"buffer.py": {"injected": 2, "wrong": []}, "eval.py": {"injected": 1, "wrong": [""]}}
+    record = {"kills": {"faults": {"SIGKILL at a random moment": counted}}}
+    faults.write_table(record, docs)
+    faults.write_table(record, docs)
+    text = docs.read_text()
+    assert text.startswith("before\n<!-- faults -->\n| fault |")
+    assert "| SIGKILL at a random moment | 3 (buffer 2, eval 1) |" in text
+    assert text.endswith("| 1 |\n<!-- end -->\nafter\n")
