@@ -26,17 +26,20 @@ from utils.cost import network_cost, training_flop
 from utils.data import ImageDataset, find_dataset, read_dataset
 from utils.device import default_device
 from utils.errors import UserError
+from utils.estimate import expected_experts_time, experts_demand
 from utils.execution import Execution
 from utils.expert_buffer import ExpertKind, Unfinished
 from utils.files import check_writable
 from utils.options import BufferOptions
 from utils.precision import compute_dtype, storage_dtype, use_precision
-from utils.progress import progress_bar
+from utils.progress import progress_bar, time_left
 from utils.rng import derive_seed, stream
+from utils.room import check_room
 from utils.sources import Source
 from utils.training import Cohort, Recipe, accuracy
 
 KEEP_SECONDS = 600  # between the states that are kept within an expert
+EPOCHS_TO_JUDGE = 5  # epochs of a call before it says how long the rest takes
 
 
 def find_yaml(given: Mapping[str, Any]) -> Path | None:
@@ -53,14 +56,13 @@ def make_experts(argv: Sequence[str]) -> int:
     options = resolved.options
     device = default_device()
     precision = use_precision(options.precision, device)
-    with distributed.main_first():  # it may download
-        found = find_dataset(
-            options.dataset,
-            data_path=options.data_path,
-            subset=options.subset,
-            res=options.res,
-            zca=options.zca,
-        )
+    found = find_dataset(
+        options.dataset,
+        data_path=options.data_path,
+        subset=options.subset,
+        res=options.res,
+        zca=options.zca,
+    )
     resolved.set("res", found.image_size, resolved.sources["res"])
     resolved.set("precision", precision, resolved.sources["precision"])
     options = resolved.options
@@ -70,27 +72,62 @@ def make_experts(argv: Sequence[str]) -> int:
     check_writable(folder)
     numbers, per_file = check_numbers(options), options.save_interval
     missing = expert_buffer.missing_experts(folder, numbers, experts_per_file=per_file)
+    print(f"buffer.py\n{resolved.table()}")
+    print(f"{len(numbers) - len(missing)} of {len(numbers)} experts are in {folder}")
     recipe, at_once = choose_recipe(options, found, device, len(missing))
+    say_what_it_takes(options, found, recipe, folder, missing, at_once, device)
     distributed.barrier()  # nothing is written before everyone has looked
+    if options.dry_run:
+        return 0
     with hold_files(options, folder, numbers) as missing:
-        print(f"buffer.py\n{resolved.table()}")
-        there = len(numbers) - len(missing)
-        print(f"{there} of {len(numbers)} experts are in {folder}")
         if not missing:
             return 0
-        with distributed.main_first():  # it fills the cache
-            data = read_dataset(found, zca=options.zca).to(device, storage_dtype(precision))
+        data = read_dataset(found, zca=options.zca).to(device, storage_dtype(precision))
         rounds = distributed.shares(missing, at_once)
+        seconds: list[float] = []
         with (
             interruption.deferred(),
             progress_bar(total=len(rounds) * options.train_epochs, unit="epoch") as progress,
         ):
             for own in rounds:
-                experts = train_experts(options, recipe, data, own, folder, progress) if own else {}
+                experts = {}
+                if own:
+                    experts = train_experts(options, recipe, data, own, folder, progress, seconds)
                 for number, expert in sorted(distributed.gather_on_main(experts).items()):
                     expert_buffer.save_expert(folder, number, expert, experts_per_file=per_file)
     print(f"{len(numbers)} experts of {options.train_epochs} epochs are in {folder}")
     return 0
+
+
+def say_what_it_takes(
+    options: BufferOptions,
+    source: Source,
+    recipe: Recipe,
+    folder: Path,
+    missing: Sequence[int],
+    at_once: int,
+    device: torch.device,
+) -> None:
+    """Print time, memory and disk, estimated; UserError where there is too little room."""
+    if not missing:
+        return
+    compiled = recipe.execution.compiled
+    print(
+        "estimated:",
+        expected_experts_time(
+            options, source, device, missing=len(missing), at_once=at_once, compiled=compiled
+        ),
+    )
+    demand = experts_demand(
+        options,
+        source,
+        device,
+        folder=folder,
+        missing=missing,
+        at_once=at_once,
+        compiled=compiled,
+    )
+    check_room(demand, device, force=options.force)
 
 
 def check_numbers(options: BufferOptions) -> range:
@@ -162,11 +199,13 @@ def train_experts(
     numbers: list[int],
     folder: Path,
     progress: tqdm,
+    seconds: list[float],
 ) -> dict[int, expert_buffer.Expert]:
     """For each of the experts `numbers` its snapshots: before the first epoch and after each.
 
     What a signal cuts off is kept as of the last epoch, and with several experts in step so often
-    that never more than the work of one is lost.
+    that never more than the work of one is lost. `seconds` are those of the epochs so far in this
+    call.
     """
     train = data.require_train()
     cohort = Cohort(
@@ -182,6 +221,7 @@ def train_experts(
     progress.update(first)
     for epoch in range(first, options.train_epochs):
         decayed = options.decay and options.train_epochs > 1 and epoch >= options.train_epochs // 2
+        began = time.monotonic()
         try:
             with interruption.deferred(False):
                 trained = cohort.train(
@@ -217,6 +257,10 @@ def train_experts(
             refresh=False,
         )
         progress.update()
+        seconds.append(time.monotonic() - began)
+        if len(seconds) == EPOCHS_TO_JUDGE and distributed.is_main():
+            left = int(progress.total - progress.n)
+            progress.write(time_left(seconds, left, unit="epoch"), file=sys.stdout)
     return {number: each.trajectory for number, each in zip(numbers, state, strict=True)}
 
 

@@ -33,6 +33,7 @@ from utils.data import ImageDataset, find_dataset, read_dataset
 from utils.device import default_device
 from utils.environment import describe_environment
 from utils.errors import UserError
+from utils.estimate import distillation_demand, expected_distillation_time
 from utils.evaluation import HowToRun, Protocol
 from utils.execution import Execution
 from utils.expert_buffer import ExpertBuffer, ExpertKind, find_experts
@@ -44,13 +45,15 @@ from utils.outer_state import Diverged, OuterState
 from utils.precision import compute_dtype, storage_dtype, use_precision
 from utils.progress import progress_bar
 from utils.reporter import Reporter
+from utils.room import check_room
 from utils.run_dir import MetricsLog, RunDir
-from utils.run_plan import RunPlan, plan_run
+from utils.run_plan import RunPlan, evaluations_left, plan_run
 from utils.sources import Source
 from utils.synthetic_set import check_ipc, class_labels, initial_images
 from utils.trajectory_length import DISTANCES, LENGTH_POLICIES
 
 MAX_REWINDS = 3
+STEPS_TO_JUDGE = 5  # outer steps of a call before it says how long the rest takes
 
 
 def main(argv: Sequence[str]) -> int:
@@ -62,14 +65,13 @@ def distil(argv: Sequence[str]) -> int:
     resolved = resolve(DistillOptions, argv, description=__doc__ or "", find_yaml=find_yaml)
     device = default_device()
     precision = use_precision(resolved.options.precision, device)
-    with distributed.main_first():  # it may download
-        source = find_dataset(
-            resolved.options.dataset,
-            data_path=resolved.options.data_path,
-            subset=resolved.options.subset,
-            res=resolved.options.res,
-            zca=resolved.options.zca,
-        )
+    source = find_dataset(
+        resolved.options.dataset,
+        data_path=resolved.options.data_path,
+        subset=resolved.options.subset,
+        res=resolved.options.res,
+        zca=resolved.options.zca,
+    )
     check_ipc(resolved.options.ipc, source.labels["train"], source.class_names)
     resolved.set("res", source.image_size, resolved.sources["res"])
     resolved.set("precision", precision, resolved.sources["precision"])
@@ -85,12 +87,16 @@ def distil(argv: Sequence[str]) -> int:
         device=device,
         recorded=checkpoint["how"] if checkpoint else {},
     )
-    distributed.barrier()  # nothing is written before everyone has looked
     print(f"distill_att.py -> {run.path}\n{resolved.table()}")
     print(f"{len(experts)} experts of {experts.epochs} epochs", *experts.skipped, sep="\n")
+    say_what_it_takes(options, source, how, experts, run, checkpoint, device)
+    distributed.barrier()  # nothing is written before everyone has looked
+    if options.dry_run:
+        return 0
     with run.alone(checkpoint):
-        with distributed.main_first():  # it fills the cache
-            data = read_dataset(source, zca=options.zca)
+        if options.load_all:
+            experts.read_all()
+        data = read_dataset(source, zca=options.zca)
         images = initial_images(data, options.ipc, options.pix_init, options.seed)
         data = data.without_train().to(device, storage_dtype(precision))
         labels = class_labels(data.num_classes, options.ipc, device)
@@ -154,7 +160,6 @@ def open_experts(
         [param.shape for param in network.parameters()],
         max_files=options.max_files,
         max_experts=options.max_experts,
-        in_memory=options.load_all,
         skip_bad=options.skip_bad_buffers,
     )
     last_epoch = options.max_start_epoch + options.expert_epochs
@@ -210,6 +215,30 @@ def look_at(run: RunDir, options: DistillOptions, experts: ExpertBuffer) -> dict
     return checkpoint
 
 
+def say_what_it_takes(
+    options: DistillOptions,
+    source: Source,
+    how: RunPlan,
+    experts: ExpertBuffer,
+    run: RunDir,
+    checkpoint: Mapping[str, Any] | None,
+    device: torch.device,
+) -> None:
+    """Print time, memory and disk, estimated; UserError where there is too little room."""
+    iteration = checkpoint["state"]["iteration"] if checkpoint else -1
+    evaluated = checkpoint["evaluated"] if checkpoint else -1
+    print(
+        "estimated:",
+        expected_distillation_time(
+            options, source, how, device, iteration=iteration, evaluated=evaluated
+        ),
+    )
+    demand = distillation_demand(
+        options, source, how, device, experts=experts, run=run, iteration=iteration
+    )
+    check_room(demand, device, force=options.force)
+
+
 def make_matcher(
     options: DistillOptions,
     how: RunPlan,
@@ -251,7 +280,7 @@ def make_reporter(
     labels: Tensor,
     num_experts: int,
 ) -> Reporter:
-    config = asdict(options)
+    config = asdict(options) | {"force": False}  # who uses it with --config decides anew
     run.save_config(config, describe_environment() | {"processes": str(distributed.world())})
     return Reporter(
         run=run,
@@ -317,6 +346,7 @@ def take_outer_steps(
     Raises Diverged where a step cannot be taken, Interrupted behind the step or in the evaluation
     in which a signal came; what was computed is kept.
     """
+    seconds: list[float] = []
     with (
         interruption.deferred(),
         progress_bar(total=options.Iteration, initial=state.iteration, unit="it") as progress,
@@ -332,7 +362,11 @@ def take_outer_steps(
                 reporter.save_checkpoint(state)
                 raise
             state.step(matching)
-            reporter.log_step(state, matching, start_epochs, time.monotonic() - began)
+            seconds.append(time.monotonic() - began)
+            reporter.log_step(state, matching, start_epochs, seconds[-1])
+            if len(seconds) == STEPS_TO_JUDGE:
+                left = options.Iteration - state.iteration
+                reporter.say_time_left(seconds, left, evaluations_left(options, reporter.evaluated))
             progress.set_postfix_str(
                 f"loss {matching.loss:.4f} length {max(matching.lengths)} "
                 f"syn_lr {state.syn_lr:.3g}",

@@ -10,7 +10,7 @@ not measured again.
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 
@@ -24,9 +24,10 @@ from utils.auto import choose_at_once, choose_compile
 from utils.cache import digest
 from utils.config import resolve, run_script
 from utils.cost import network_cost, training_flop
-from utils.data import ImageDataset, load_dataset
+from utils.data import ImageDataset, find_dataset, needed_splits, read_dataset
 from utils.device import default_device
 from utils.errors import UserError
+from utils.estimate import evaluation_demand
 from utils.eval_record import EvalRecord, Evaluation
 from utils.evaluation import Accuracies, HowToRun, Protocol, evaluate
 from utils.execution import Execution
@@ -34,6 +35,7 @@ from utils.files import check_writable
 from utils.options import EvalOptions
 from utils.precision import compute_dtype, storage_dtype, use_precision
 from utils.rng import derive_seed, stream
+from utils.room import check_room
 from utils.synthetic_set import SyntheticSet, class_labels, random_real_images
 
 
@@ -87,16 +89,24 @@ def measure(argv: Sequence[str]) -> int:
     )
     if distilled.normalisation.needs_fit:
         print("fitting ZCA on the training images: only the sets last and best bring theirs along")
-    with distributed.main_first():  # it may download, it fills the cache
-        data = load_dataset(
-            distilled.dataset,
-            data_path=options.data_path or distilled.config["data_path"],
-            subset=distilled.subset,
-            res=distilled.config["res"],
-            normalisation=distilled.normalisation,
-            test_only=not (options.random or options.full),
-        ).to(device, storage_dtype(precision))
-    check_classes(distilled, data)
+    test_only = not (options.random or options.full)
+    source = find_dataset(
+        distilled.dataset,
+        data_path=options.data_path or distilled.config["data_path"],
+        subset=distilled.subset,
+        res=distilled.config["res"],
+        splits=needed_splits(distilled.normalisation, test_only=test_only),
+    )
+    check_classes(distilled, source.class_names)
+    demand = evaluation_demand(
+        replace(options, precision=precision), source, distilled, models, device, folder=path.parent
+    )
+    check_room(demand, device, force=options.force)
+    if options.dry_run:
+        return 0
+    data = read_dataset(source, normalisation=distilled.normalisation, test_only=test_only).to(
+        device, storage_dtype(precision)
+    )
     tested_on = _digest(data.test.images, data.test.labels)
 
     print(f"{path}: {distilled.dataset}, ipc {distilled.ipc}, iteration {distilled.iteration}")
@@ -219,12 +229,12 @@ def how_to_run(
     )
 
 
-def check_classes(distilled: SyntheticSet, data: ImageDataset) -> None:
+def check_classes(distilled: SyntheticSet, theirs: tuple[str, ...]) -> None:
     """UserError where the test images are of other classes than the set.
 
     Names count only for the user's own folders; elsewhere they may come from optional files.
     """
-    ours, theirs = distilled.class_names, data.class_names
+    ours = distilled.class_names
     if len(ours) != len(theirs) or (distilled.dataset == "folder" and ours != theirs):
         raise UserError(
             f"the test images are of {len(theirs)} classes ({', '.join(theirs[:4])}, ...), the set "

@@ -6,23 +6,14 @@ since launching kernels bounds the small sets.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 
 from networks import CROSS_ARCHITECTURE
-from utils.auto import CUDA_RATE, WORKING_SET
-from utils.cost import (
-    FLOAT_BYTES,
-    NetworkCost,
-    adjoint_bytes,
-    expert_bytes,
-    network_cost,
-    outer_step_flop,
-    pieces_within,
-    training_flop,
-)
+from utils.auto import CUDA_RATE, WORKING_SET, micro_batch_within, networks_within
+from utils.cost import NetworkCost, expert_bytes, training_flop
+from utils.footprint import DataSize, cohort_bytes, distilling_bytes, gpu_bytes, run_bytes
 from utils.options import BufferOptions, DistillOptions, EvalOptions, EvaluationOptions
-from utils.training import images_per_test_batch
+from utils.run_plan import RunPlan, evaluations_left
 
 # From what is published for an A100 of 80 GB: ATT takes 0.8 s for an outer step of CIFAR10 at IPC
 # 1, 80 student steps on 10 images; a training step is a third of a student's, there and back.
@@ -35,11 +26,6 @@ ASSUMPTIONS = (
     "a training step, as published for eager code; every student takes all N_S steps"
 )
 
-CONTEXT_BYTES = 1e9  # CUDA context and the libraries' workspaces
-# In units of a forward pass's activations.
-TRAINING_COPIES, TEST_COPIES = 2, 0.5
-STEP_RECORD_BYTES = 160  # a line of metrics.jsonl
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -50,83 +36,82 @@ class Estimate:
     disk: float
 
 
-@dataclass(frozen=True)
-class DataSize:
-    """How many images of what kind a data set has; ImageNet's are those of a typical subset."""
-
-    channels: int
-    classes: int
-    train: int
-    test: int
-
-
+# At their own resolution; ImageNet's are those of a typical subset.
 DATA_SIZES = {
-    "digits": DataSize(1, 10, 1437, 360),
-    "CIFAR10": DataSize(3, 10, 50_000, 10_000),
-    "CIFAR100": DataSize(3, 100, 50_000, 10_000),
-    "Tiny": DataSize(3, 200, 100_000, 10_000),
-    "ImageNet": DataSize(3, 10, 13_000, 500),
+    "digits": DataSize(1, 10, 8, train=1437, test=360),
+    "CIFAR10": DataSize(3, 10, 32, train=50_000, test=10_000),
+    "CIFAR100": DataSize(3, 100, 32, train=50_000, test=10_000),
+    "Tiny": DataSize(3, 200, 64, train=100_000, test=10_000),
+    "ImageNet": DataSize(3, 10, 128, train=13_000, test=500),
 }
 
 
 def experts_estimate(options: BufferOptions, *, res: int) -> Estimate:
     """Of training and keeping all experts."""
-    data, cost = DATA_SIZES[options.dataset], _cost(options.dataset, options.model, res)
-    epochs, batch = options.train_epochs, min(options.batch_train, data.train)
+    size = replace(DATA_SIZES[options.dataset], image_size=res)
+    cost, epochs = size.network(options.model), options.train_epochs
+    batch = min(options.batch_train, size.train)
     seconds = options.num_experts * (
-        _training_seconds(cost, images=data.train, batch=batch, epochs=epochs)
-        + epochs * _test_seconds(cost, data.test)
+        _training_seconds(cost, images=size.train, batch=batch, epochs=epochs)
+        + epochs * _test_seconds(cost, size.test)
     )
+    at_once = _at_once(options.experts_at_once, cost, batch=batch, networks=options.num_experts)
     return Estimate(
         seconds / 3600,
-        _memory(
-            data,
-            data.train + data.test,
-            res,
-            _training_bytes(
-                cost, batch, networks=options.num_experts, at_once=options.experts_at_once, res=res
-            ),
-        ),
+        gpu_bytes(
+            size.float_bytes(size.train + size.test),
+            cohort_bytes(cost, size, batch=batch, at_once=at_once),
+        )
+        / 1e9,
         options.num_experts * expert_bytes(cost, epochs=epochs) / 1e9,
     )
 
 
 def row_estimate(distill: DistillOptions, evaluation: EvalOptions, *, res: int) -> Estimate:
     """Of distilling at the full length and evaluating the result beside random real images."""
-    data, cost = DATA_SIZES[distill.dataset], _cost(distill.dataset, distill.model, res)
-    images = data.classes * distill.ipc
-    batch = min(distill.batch_syn or images, images)
-    flop = outer_step_flop(cost, syn_steps=distill.syn_steps, batch=batch * distill.trajectories)
-    step = max(flop / CUDA_RATE, distill.syn_steps * STUDENT_STEP_SECONDS)
+    size = replace(DATA_SIZES[distill.dataset], image_size=res)
+    images, work = size.classes * distill.ipc, size.workload(distill)
+    batch = min(distill.batch_train, images)
+    step = max(work.step_flop / CUDA_RATE, distill.syn_steps * STUDENT_STEP_SECONDS)
     seconds = distill.Iteration * step
     for options, times in (
-        (distill, 2 * _evaluations(distill)),  # raw and EMA
+        (distill, 2 * evaluations_left(distill)),  # raw and EMA
         (evaluation, 2),  # distilled and random
     ):
-        models = _models(options, distill.model)
+        costs = [size.network(model) for model in _models(options, distill.model)]
         seconds += times * _evaluation_seconds(
-            distill.dataset, models, options, images=images, batch=distill.batch_train, res=res
+            costs, options, images=images, batch=batch, tested=size.test
         )
-    students = distill.trajectories
-    piece = distill.micro_batch or pieces_within(
-        batch, WORKING_SET["cuda"] // adjoint_bytes(cost, students)
+    largest = max(work.evaluation_costs, key=lambda cost: cost.activation_bytes)
+    how = RunPlan(
+        compiled=True,
+        unroll="autograd" if distill.unroll == "autograd" else "adjoint",
+        micro_batch=distill.micro_batch
+        or micro_batch_within(
+            WORKING_SET["cuda"], work.cost, batch=work.batch, students=work.students
+        ),
+        eval_compiled=True,
+        eval_at_once=_at_once(
+            distill.eval_at_once, largest, batch=batch, networks=distill.num_eval
+        ),
     )
-    student = adjoint_bytes(cost, students * min(piece, batch))
-    student += students * FLOAT_BYTES * cost.parameters * (distill.syn_steps + 1)
     evaluating = [
-        _training_bytes(
-            _cost(distill.dataset, model, res),
-            min(distill.batch_train, images),
-            networks=evaluation.num_eval,
-            at_once=evaluation.eval_at_once,
-            res=res,
+        cohort_bytes(
+            cost,
+            size,
+            batch=batch,
+            at_once=_at_once(
+                evaluation.eval_at_once, cost, batch=batch, networks=evaluation.num_eval
+            ),
         )
-        for model in _models(evaluation, distill.model)
+        for cost in costs
     ]
+    distilling = distilling_bytes(distill, size, work, how, vectorised=True)
+    written, _ = run_bytes(distill, size)
     return Estimate(
         seconds / 3600,
-        _memory(data, data.test, res, max(student, *evaluating)),
-        _run_bytes(distill, values=data.channels * res**2, images=images) / 1e9,
+        gpu_bytes(size.float_bytes(size.test), max(distilling, *evaluating)) / 1e9,
+        written / 1e9,
     )
 
 
@@ -134,39 +119,26 @@ def _models(options: EvaluationOptions, own: str) -> Sequence[str]:
     return CROSS_ARCHITECTURE if options.eval_mode == "M" else [own]
 
 
+def _at_once(asked: int | None, cost: NetworkCost, *, batch: int, networks: int) -> int:
+    """How many networks a GPU with room for the whole working set trains in step."""
+    return min(networks, asked or networks_within(WORKING_SET["cuda"], cost, batch=batch))
+
+
 def _evaluation_seconds(
-    dataset: str,
-    models: Sequence[str],
+    costs: Sequence[NetworkCost],
     options: EvaluationOptions,
     *,
     images: int,
     batch: int,
-    res: int,
+    tested: int,
 ) -> float:
-    """Of training `options.num_eval` of each of the models on one set and testing them."""
-    seconds = 0.0
-    for cost in (_cost(dataset, model, res) for model in models):
-        seconds += _training_seconds(
-            cost, images=images, batch=batch, epochs=options.epoch_eval_train
-        )
-        seconds += _test_seconds(cost, DATA_SIZES[dataset].test)
+    """Of training `options.num_eval` of each of the networks on one set and testing them."""
+    seconds = sum(
+        _training_seconds(cost, images=images, batch=batch, epochs=options.epoch_eval_train)
+        + _test_seconds(cost, tested)
+        for cost in costs
+    )
     return options.num_eval * seconds
-
-
-def _run_bytes(options: DistillOptions, *, values: int, images: int) -> float:
-    """Disk of a run directory for `images` images of `values` numbers: the sets (a picture has a
-    byte a number), the whitening in four of them, the checkpoint of about four sets, and the log.
-    """
-    save_it = options.eval_it if options.save_it is None else options.save_it
-    sets = (options.Iteration // save_it + 1 if save_it else 1) + 4
-    whitening = 4 * FLOAT_BYTES * values**2 if options.zca else 0
-    pixels = images * values * (sets * (FLOAT_BYTES + 1) + 4 * FLOAT_BYTES)
-    return pixels + whitening + options.Iteration * STEP_RECORD_BYTES
-
-
-def _evaluations(options: DistillOptions) -> int:
-    """At the start, every eval_it steps, at the end."""
-    return math.ceil(options.Iteration / options.eval_it) + 1 if options.eval_it else 0
 
 
 def _training_seconds(cost: NetworkCost, *, images: int, batch: int, epochs: int) -> float:
@@ -176,27 +148,3 @@ def _training_seconds(cost: NetworkCost, *, images: int, batch: int, epochs: int
 
 def _test_seconds(cost: NetworkCost, images: int) -> float:
     return images * cost.flop / CUDA_RATE
-
-
-def _training_bytes(
-    cost: NetworkCost, batch: int, *, networks: int, at_once: int | None, res: int
-) -> float:
-    """Of training `at_once` of the networks in step, by default as many as the working set holds,
-    each on `batch` images, and of testing them.
-    """
-    one = TRAINING_COPIES * batch * cost.activation_bytes
-    chosen = min(networks, at_once or max(1, WORKING_SET["cuda"] // one))
-    testing = TEST_COPIES * images_per_test_batch(res) * cost.activation_bytes
-    return max(chosen * one, testing)
-
-
-def _memory(data: DataSize, images: int, res: int, working: float) -> float:
-    """GB with `images` images of the data set on the GPU."""
-    held = images * data.channels * res**2 * FLOAT_BYTES
-    return (CONTEXT_BYTES + held + working) / 1e9
-
-
-@cache
-def _cost(dataset: str, model: str, res: int) -> NetworkCost:
-    data = DATA_SIZES[dataset]
-    return network_cost(model, channels=data.channels, num_classes=data.classes, image_size=res)

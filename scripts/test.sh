@@ -7,4 +7,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt requirements-d
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-.venv/bin/python -m pytest -m "not slow" "$@"
+# Two at a time: the tests are single processes, most of them on one thread.
+.venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow" "$@"

@@ -8,17 +8,21 @@ from utils import auto, execution, memory
 from utils.auto import choose_at_once, choose_compile, choose_micro_batch, choose_unroll
 from utils.cost import (
     ADJOINT_COPIES,
+    TRAINING_COPIES,
+    TRAINING_VECTORS,
     NetworkCost,
     adjoint_bytes,
     expert_bytes,
     full_graph_bytes,
+    inference_bytes,
     network_cost,
     outer_step_flop,
     pieces_within,
+    training_bytes,
     training_flop,
 )
 from utils.errors import UserError
-from utils.memory import free_bytes
+from utils.memory import disk_of, free_bytes, free_disk_bytes, held_bytes
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GB = 2**30
@@ -68,6 +72,12 @@ def test_only_the_full_graph_grows_with_syn_steps():
     assert adjoint_bytes(COST, 10) == ADJOINT_COPIES * 10 * 2**20
     few, many = (full_graph_bytes(COST, syn_steps=n, batch=10) for n in (10, 40))
     assert many == 4 * few > adjoint_bytes(COST, 10)
+
+
+def test_training_keeps_activations_twice_and_some_vectors():
+    assert training_bytes(COST, 0) == TRAINING_VECTORS * 4 * 1_000
+    assert training_bytes(COST, 10) - training_bytes(COST, 0) == TRAINING_COPIES * 10 * 2**20
+    assert inference_bytes(COST, 10) == 5 * 2**20
 
 
 @pytest.mark.parametrize(
@@ -250,12 +260,12 @@ def test_how_many_networks_train_at_once(monkeypatch):
     have(monkeypatch, 80 * GB)
     assert choose_at_once(None, COST, CPU, batch=1, networks=10) == 1
     assert choose_at_once(None, COST, CUDA, batch=1, networks=10) == 10
-    assert choose_at_once(None, COST, CUDA, batch=512, networks=10) == 3  # of 1 GB each
+    assert choose_at_once(None, COST, CUDA, batch=511, networks=10) == 3  # of 1 GB each
     assert choose_at_once(None, COST, CUDA, batch=10**6, networks=10) == 1
     assert choose_at_once(4, COST, CPU, batch=10**6, networks=10) == 4
     assert choose_at_once(40, COST, CUDA, batch=1, networks=10) == 10
     have(monkeypatch, 3 * GB)
-    assert choose_at_once(None, COST, CUDA, batch=512, networks=10) == 1
+    assert choose_at_once(None, COST, CUDA, batch=511, networks=10) == 1
 
 
 def set_limit(monkeypatch, tmp_path, **files):
@@ -294,8 +304,15 @@ def test_without_such_a_limit_it_is_what_the_host_has(monkeypatch, tmp_path, fil
     assert free_bytes(CPU) == 8 * GB
 
 
-def test_this_machine_has_memory():
+def test_this_machine_has_memory_of_which_this_process_holds_some():
     assert 0 < free_bytes(CPU) < 10**15
+    assert 10**8 < held_bytes() < 10**12  # torch is loaded
+
+
+def test_the_disk_of_a_folder_that_is_not_there_yet_is_its_parents(tmp_path):
+    folder = tmp_path / "not/there/yet"
+    assert free_disk_bytes(folder) == pytest.approx(free_disk_bytes(tmp_path), rel=0.1)
+    assert disk_of(folder) == disk_of(tmp_path) == tmp_path.stat().st_dev
 
 
 @pytest.mark.parametrize("error", [RuntimeError(), AssertionError("")])

@@ -28,6 +28,14 @@ examples = partial(
 )  # the same in every run
 
 
+def opened(*args, in_memory, **keywords):
+    """A buffer, its files mapped or read into memory."""
+    buffer = ExpertBuffer(*args, **keywords)
+    if in_memory:
+        buffer.read_all()
+    return buffer
+
+
 def same(one: Any, other: Any) -> bool:
     """Whether two contents of files are equal in structure, types and every bit."""
     if isinstance(one, torch.Tensor):
@@ -156,7 +164,7 @@ def test_a_damaged_buffer_is_refused_or_whole(whole, copy, data, in_memory):
     copy.write_bytes(data.draw(damage(whole.read_bytes())))
 
     def load() -> list[Expert]:
-        return ExpertBuffer(copy.parent, SHAPES, in_memory=in_memory)._experts
+        return opened(copy.parent, SHAPES, in_memory=in_memory)._experts
 
     assert_equal_or_refused(load, torch_load(whole))
 
@@ -219,7 +227,7 @@ def test_any_experts_come_back_bit_for_bit(tmp_path_factory, experts, per_file, 
     folder = tmp_path_factory.mktemp("buffers")
     for number, expert in enumerate(written):
         save_expert(folder, number, expert, experts_per_file=per_file)
-    buffer = ExpertBuffer(folder, shapes, in_memory=in_memory)
+    buffer = opened(folder, shapes, in_memory=in_memory)
     assert len(buffer) == len(written)
     for i, expert in enumerate(written):
         assert all(same(buffer.params(i, k), flatten(snap)) for k, snap in enumerate(expert))
@@ -344,9 +352,9 @@ WRONG: list[tuple[str, Any, str]] = [
     ("labels", torch.tensor([0, -1, 2]), "labels -1 to 2 are not of 3 classes"),
     *[("syn_lr", value, "syn_lr is not a finite") for value in (0.0, -1.0, NAN, INF, "1", True)],
     ("syn_lr", tensor(1), "syn_lr is not a finite number above 0"),
-    *[("dataset", value, "dataset is not text") for value in (None, ["digits"], 1)],
+    *[("dataset", value, "dataset is not a known data set") for value in (None, ["digits"], 1, "")],
     ("subset", 1, "subset is not text or None"),
-    ("model", None, "model is not text"),
+    ("model", None, "model is not a known network"),
     *[("ipc", value, "ipc is not a whole number above 0") for value in (0, 1.0, True, None)],
     *[("iteration", value, "iteration is not a whole number") for value in (-1, 0.5, None)],
     *[("set", value, "set is not raw or ema") for value in ("best", None, tensor(2))],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -127,7 +128,7 @@ def test_the_table_says_what_was_recorded_before(argv, trained, capsys):
     for _ in range(2):
         capsys.readouterr()
         script.main(argv)
-        ends += [line.partition("(n=4)")[2] for line in capsys.readouterr().out.splitlines()[2:3]]
+        ends += re.findall(r"\(n=4\)(.*)\n", capsys.readouterr().out)
     assert ends == ["  (3 of them recorded before)", "  (recorded before)"]
 
 
@@ -258,7 +259,7 @@ def whole_entry(**changes):
     ],
 )
 def test_a_damaged_record_is_one_line_before_any_work(argv, tmp_path, monkeypatch, content):
-    monkeypatch.setattr(script, "load_dataset", None)
+    monkeypatch.setattr(script, "find_dataset", None)
     (tmp_path / "eval.json").write_bytes(content)
     with pytest.raises(UserError, match=r"eval\.json cannot be read .*mend it, or move") as error:
         script.main(argv)

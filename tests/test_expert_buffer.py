@@ -39,6 +39,14 @@ KIND = ExpertKind(
 )
 
 
+def opened(*args, in_memory, **keywords):
+    """A buffer, its files mapped or read into memory."""
+    buffer = ExpertBuffer(*args, **keywords)
+    if in_memory:
+        buffer.read_all()
+    return buffer
+
+
 def make_expert(seed: int = 0, epochs: int = 2) -> Expert:
     generator = torch.Generator().manual_seed(seed)
     return [
@@ -105,7 +113,7 @@ def test_a_buffer_of_the_field_is_read(tmp_path, how, in_memory):
     timestamps = [[p.detach().cpu() for p in network.parameters()] for _ in range(3)]
     torch.save([timestamps, timestamps], tmp_path / "replay_buffer_0.pt", **how)
     shapes = [param.shape for param in network.parameters()]
-    buffer = ExpertBuffer(tmp_path, shapes, in_memory=in_memory)
+    buffer = opened(tmp_path, shapes, in_memory=in_memory)
     assert (len(buffer), buffer.epochs) == (2, 2)
     assert torch.equal(buffer.params(1, 2), flatten(network.parameters()))
 
@@ -194,10 +202,10 @@ def test_a_damaged_file_is_named_and_skipped_only_if_asked(tmp_path, damage, in_
     bad = folder / "replay_buffer_1.pt"
     bad.write_bytes(DAMAGES[damage](tmp_path))
     with pytest.raises(UserError, match=r"replay_buffer_1\.pt .*--skip_bad_buffers") as raised:
-        ExpertBuffer(folder, SHAPES, in_memory=in_memory)
+        opened(folder, SHAPES, in_memory=in_memory)
     assert "\n" not in str(raised.value)
 
-    buffer = ExpertBuffer(folder, SHAPES, in_memory=in_memory, skip_bad=True)
+    buffer = opened(folder, SHAPES, in_memory=in_memory, skip_bad=True)
     assert_holds(buffer, [make_expert(0), make_expert(2)])
     (skipped,) = buffer.skipped
     assert str(raised.value).startswith(skipped)
@@ -275,12 +283,12 @@ def test_files_are_read_ahead_but_kept_in_order(tmp_path, monkeypatch):
     write(tmp_path, experts, per_file=1)
     read, first_may_go = expert_buffer.read_file, threading.Event()
 
-    def wait_with_the_first(path: Path, *, mmap: bool) -> list[Expert]:
+    def wait_with_the_first(path: Path) -> list[Expert]:
         if path.name == "replay_buffer_0.pt":
             assert first_may_go.wait(timeout=60)
         if path.name == "replay_buffer_5.pt":
             first_may_go.set()
-        return read(path, mmap=mmap)
+        return read(path)
 
     monkeypatch.setattr(expert_buffer, "read_file", wait_with_the_first)
     assert_holds(ExpertBuffer(tmp_path, SHAPES), experts)
@@ -331,7 +339,7 @@ def test_max_files_and_max_experts_take_the_first(tmp_path):
     assert_holds(ExpertBuffer(tmp_path, SHAPES, max_files=2), experts[:4])
     assert_holds(ExpertBuffer(tmp_path, SHAPES, max_experts=3), experts[:3])
     assert_holds(ExpertBuffer(tmp_path, SHAPES, max_files=1, max_experts=5), experts[:2])
-    assert_holds(ExpertBuffer(tmp_path, SHAPES, max_experts=1, in_memory=True), experts[:1])
+    assert_holds(opened(tmp_path, SHAPES, max_experts=1, in_memory=True), experts[:1])
 
 
 def test_epochs_are_those_that_every_expert_has(tmp_path):
@@ -339,18 +347,18 @@ def test_epochs_are_those_that_every_expert_has(tmp_path):
     assert ExpertBuffer(tmp_path, SHAPES).epochs == 3
 
 
-@pytest.mark.parametrize("in_memory", [False, True])
-def test_files_are_memory_mapped_unless_in_memory(tmp_path, monkeypatch, in_memory):
-    mapped = []
-    load = torch.load
-    monkeypatch.setattr(
-        torch,
-        "load",
-        lambda *args, **kwargs: mapped.append(kwargs["mmap"]) or load(*args, **kwargs),
-    )
+def test_files_are_memory_mapped_until_all_is_read(tmp_path):
     torch.save([make_expert()], tmp_path / "replay_buffer_0.pt")
-    ExpertBuffer(tmp_path, SHAPES, in_memory=in_memory)
-    assert mapped == [not in_memory]
+    buffer = ExpertBuffer(tmp_path, SHAPES)
+
+    def are_mapped():  # a mapping has the size that it has
+        snaps = buffer._experts[0]
+        return {not param.untyped_storage().resizable() for snap in snaps for param in snap}
+
+    assert are_mapped() == {True}
+    buffer.read_all()
+    assert are_mapped() == {False}
+    assert_holds(buffer, [make_expert()])
 
 
 @pytest.mark.parametrize(

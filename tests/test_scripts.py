@@ -4,12 +4,24 @@ import itertools
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 import yaml
 from PIL import Image
-from short_runs import SHORT, distill, images, records, run, snapshots, train_experts, without_time
+from short_runs import (
+    ROOT,
+    SHORT,
+    distill,
+    images,
+    records,
+    run,
+    snapshots,
+    train_experts,
+    without_time,
+)
 
 import buffer
 import distill_att
@@ -393,3 +405,73 @@ def test_a_damaged_buffer_is_named_and_skipped_only_if_asked(experts, tmp_path, 
         distill(tmp_path / "b", tmp_path / "r")
     distill(tmp_path / "b", tmp_path / "r", "--skip_bad_buffers", "--eval_it", "0")
     assert "replay_buffer_1.pt is damaged" in capsys.readouterr().out
+
+
+def call_of(script, experts, finished, where):
+    """A command line that has work to do and writes into `where`."""
+    if script is evaluation:
+        shutil.copy(finished / "distilled_best.pt", where)
+        return ["--distilled", str(where / "distilled_best.pt"), "--num_eval", "1"]
+    if script is buffer:
+        return ["--dataset", "digits", "--buffer_path", str(where), "--num_experts", "1"]
+    return [*SHORT, "--buffer_path", str(experts), "--save_path", str(where), "--run_name", "x"]
+
+
+SCRIPTS = pytest.mark.parametrize("script", [buffer, distill_att, evaluation])
+
+
+@SCRIPTS
+def test_a_dry_run_says_what_it_would_take_and_does_nothing(
+    script, experts, finished, tmp_path, capsys
+):
+    argv = call_of(script, experts, finished, tmp_path)
+    before = list(tmp_path.rglob("*"))
+    assert script.main([*argv, "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"needs about .*B of memory .* free\), .*B of disk in .* free\)", said)
+    if script is not evaluation:
+        assert re.search(r"dataset +digits +flag\n", said)
+        assert re.search(r"model +ConvNetD2 +configs/digits/", said)
+        assert re.search(r"estimated: about .* left", said)
+    assert list(tmp_path.rglob("*")) == before
+
+
+@SCRIPTS
+def test_too_little_disk_is_said_before_the_work(
+    script, experts, finished, tmp_path, monkeypatch, caplog
+):
+    argv = call_of(script, experts, finished, tmp_path)
+    monkeypatch.setattr("utils.room.free_disk_bytes", lambda folder: 10)
+    before = list(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"too little disk: about .*, or pass --force"):
+        script.main(argv)
+    assert list(tmp_path.rglob("*")) == before
+    assert script.main([*argv, "--force", "--dry_run"]) == 0
+    assert "too little disk" in caplog.text
+
+
+def test_a_call_says_how_long_the_rest_takes(experts, tmp_path, capsys):
+    distill(experts, tmp_path, "--Iteration", "6", "--eval_it", "6")
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("about")]
+    assert re.fullmatch(r"about .* s an iteration, .* s left with 1 evaluation of about .* s", said)
+
+
+PEAK = (
+    "import resource, sys, {0}; assert {0}.main(sys.argv[1:]) == 0; "
+    "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+)
+
+
+@pytest.mark.parametrize("script", ["buffer", "distill_att"])
+def test_the_estimated_memory_is_near_the_peak(script, experts, tmp_path):
+    few = "--dataset digits --num_experts 1 --train_epochs 1".split()
+    argv = {
+        "buffer": [*few, "--buffer_path", tmp_path],
+        "distill_att": [*SHORT, "--buffer_path", experts, "--save_path", tmp_path],
+    }[script]
+    command = [sys.executable, "-c", PEAK.format(script), *map(str, argv), "--compile", "off"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    value, unit = re.search(r"needs about ([\d.]+) (GB|MB) of memory", done.stdout).groups()
+    peak = int(re.search(r"peak (\d+)", done.stdout)[1])
+    assert 0.8 < float(value) * {"GB": 1e9, "MB": 1e6}[unit] / peak < 1.6

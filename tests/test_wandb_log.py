@@ -182,8 +182,9 @@ def test_no_process_no_wandb(tmp_path, monkeypatch, capsys):
 
 
 RUN = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell's & has it ignored
 sys.path.insert(0, sys.argv[1])
 from utils import wandb_log
 wandb_log.WAIT_SECONDS = 60
@@ -211,7 +212,7 @@ def test_a_run_that_is_killed_leaves_a_failed_wandb_run_and_no_process(wandb, tm
     pid = int(process.stdout.readline())
     wait_for(lambda: (tmp_path / "notes").exists() and calls()[-1][0] == "log")
     os.killpg(process.pid, number)  # as a terminal does
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     wait_for(lambda: not psutil.pid_exists(pid))
     assert calls()[-1] == ["finish", 1]
 

@@ -7,10 +7,17 @@ tell seconds from hours. docs/performance.md has the measurements behind them.
 import torch
 
 from utils import distributed
-from utils.cost import NetworkCost, adjoint_bytes, full_graph_bytes, pieces_within
+from utils.cost import (
+    NetworkCost,
+    adjoint_bytes,
+    full_graph_bytes,
+    pieces_within,
+    training_bytes,
+)
 from utils.errors import UserError
 from utils.execution import check_compiles
 from utils.memory import free_bytes
+from utils.progress import duration
 
 # Sustained FLOP/s of uncompiled steps: of a CPU thread, of a CUDA device.
 CPU_THREAD_RATE, CUDA_RATE = 35e9, 10e12
@@ -39,17 +46,35 @@ def choose_compile(
         if asked in ("on", True):
             check_compiles(device)
         return asked in ("on", True)
-    rate = CUDA_RATE if device.type == "cuda" else CPU_THREAD_RATE * torch.get_num_threads()
-    seconds, price = flop / rate, FUNCTIONS[work] * layers * COMPILE_SECONDS
-    if seconds * SAVED_BY_COMPILING[device.type][work] <= price:
+    if not compiling_pays(flop, device, work=work, layers=layers):
         return False
     try:
         check_compiles(device)
     except UserError:
         print("compile auto: off, compiling fails here: is there a C++ compiler (g++)?")
         return False
-    print(f"compile auto: on, about {_duration(seconds)} of {work}, {_duration(price)} to compile")
+    seconds = duration(expected_seconds(flop, device, work=work, compiled=False))
+    price = duration(_compile_seconds(work, layers))
+    print(f"compile auto: on, about {seconds} of {work}, {price} to compile")
     return True
+
+
+def compiling_pays(flop: float, device: torch.device, *, work: str, layers: int) -> bool:
+    """Whether compiling saves more time than it takes."""
+    plain, compiled = (
+        expected_seconds(flop, device, work=work, compiled=compiled) for compiled in (False, True)
+    )
+    return plain - compiled > _compile_seconds(work, layers)
+
+
+def _compile_seconds(work: str, layers: int) -> float:
+    return FUNCTIONS[work] * layers * COMPILE_SECONDS
+
+
+def expected_seconds(flop: float, device: torch.device, *, work: str, compiled: bool) -> float:
+    """Seconds that `flop` of `work` take, roughly, and without what small steps cost to launch."""
+    rate = CUDA_RATE if device.type == "cuda" else CPU_THREAD_RATE * torch.get_num_threads()
+    return flop / rate * (1 - SAVED_BY_COMPILING[device.type][work] * compiled)
 
 
 def choose_unroll(
@@ -88,7 +113,14 @@ def choose_micro_batch(
     """Images of one piece of an inner batch of each of `students`."""
     if asked is not None:
         return min(asked, batch)
-    return pieces_within(batch, _budget(device) // max(1, adjoint_bytes(cost, students)))
+    return micro_batch_within(_budget(device), cost, batch=batch, students=students)
+
+
+def micro_batch_within(budget: int, cost: NetworkCost, *, batch: int, students: int) -> int:
+    """Images, at least one, of a piece of an inner batch of each of `students`, so that together
+    they hold no more than `budget` bytes.
+    """
+    return pieces_within(batch, budget // max(1, adjoint_bytes(cost, students)))
 
 
 def choose_at_once(
@@ -104,16 +136,14 @@ def choose_at_once(
         return min(asked, own)
     if device.type == "cpu":
         return 1
-    fit = _budget(device) // (2 * batch * cost.activation_bytes)
-    return distributed.least(max(1, min(own, fit)))
+    fit = networks_within(_budget(device), cost, batch=batch)
+    return distributed.least(min(own, fit))
+
+
+def networks_within(budget: int, cost: NetworkCost, *, batch: int) -> int:
+    """How many networks, at least one, train on batches of `batch` images within `budget` bytes."""
+    return max(1, budget // training_bytes(cost, batch))
 
 
 def _budget(device: torch.device) -> int:
     return min(WORKING_SET[device.type], free_bytes(device) // 2)
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"

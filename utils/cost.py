@@ -1,11 +1,12 @@
-"""What the work costs, counted before it is done: arithmetic, memory and disk.
+"""What the work of one network costs, counted before it is done: arithmetic, memory and disk.
 
-Counted on torch's meta device from the network itself; `ADJOINT_PASSES` and `ADJOINT_COPIES` are
-the counts of the reverse sweep (docs/performance.md compares them with what was measured).
+Counted on torch's meta device from the network itself; the constants below say how often its parts
+are computed and kept (docs/performance.md compares them with what was measured).
 """
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,15 @@ FLOAT_BYTES = 4
 # In units of one forward pass: a gradient is a forward and two backward products; the product of
 # the reverse sweep has the forward pass and the backward to inputs three times, to weights twice.
 GRADIENT_PASSES, ADJOINT_PASSES = 3, 8
-# In units of a forward pass's activations: what an adjoint step holds at the most.
-ADJOINT_COPIES = 4
+# In units of a forward pass's activations: what an adjoint step, a training step and the test of a
+# network hold at the most.
+ADJOINT_COPIES, TRAINING_COPIES, TEST_COPIES = 4, 2, 0.5
+# Parameter vectors that training a network keeps at the most: the module's, those of the template
+# of its step, weights, velocity and gradient, and the next ones.
+TRAINING_VECTORS = 8
+# Those that a step of the full graph keeps: theta, its parts, the gradient's and the gradient, and
+# their product with the rate.
+GRAPH_VECTORS = 5
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,7 @@ class NetworkCost:
     activation_bytes: int
 
 
+@cache
 def network_cost(model: str, *, channels: int, num_classes: int, image_size: int) -> NetworkCost:
     """Count `model` for images (channels, image_size, image_size), float32."""
     with torch.device("meta"):
@@ -75,7 +84,19 @@ def adjoint_bytes(cost: NetworkCost, batch: int) -> int:
 
 def full_graph_bytes(cost: NetworkCost, *, syn_steps: int, batch: int) -> int:
     """Bytes of the graph over all steps; each keeps its forward and its backward pass."""
-    return syn_steps * (2 * batch * cost.activation_bytes + 2 * FLOAT_BYTES * cost.parameters)
+    vectors = GRAPH_VECTORS * FLOAT_BYTES * cost.parameters
+    return syn_steps * (2 * batch * cost.activation_bytes + vectors)
+
+
+def training_bytes(cost: NetworkCost, batch: int) -> int:
+    """Bytes that a network takes which trains on batches of `batch` images."""
+    vectors = TRAINING_VECTORS * FLOAT_BYTES * cost.parameters
+    return TRAINING_COPIES * batch * cost.activation_bytes + vectors
+
+
+def inference_bytes(cost: NetworkCost, images: int) -> int:
+    """Bytes that a forward pass without gradients over `images` images holds."""
+    return int(TEST_COPIES * images * cost.activation_bytes)
 
 
 def pieces_within(batch: int, limit: int) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from utils import distributed
 from utils.cache import cached, digest
 from utils.errors import UserError
 from utils.normalisation import CHUNK, Normalisation, check_zca_size, fit_mean_std, fit_zca
@@ -96,6 +97,8 @@ def find_dataset(
 ) -> Source:
     """Find a data set of DATASETS without reading its pixels: classes, labels, image size; quick.
 
+    Of several processes the main one goes first, for it may download.
+
     Args:
         data_path: the folder that holds it; each `find_*` in `utils/sources.py` says how.
         subset: for ImageNet, one of IMAGENET_SUBSETS.
@@ -111,11 +114,27 @@ def find_dataset(
         raise UserError(f"--subset {subset} goes with --dataset ImageNet only, not with {name}")
     if res is not None and res < MIN_RES:
         raise UserError(f"--res {res} is too small: give {MIN_RES} or more")
-    root = Path(data_path).expanduser().resolve()
-    source = DATASETS[name](root, splits, subset=subset, res=res)
+    root = _root(data_path)
+    try:
+        with distributed.main_first():
+            source = DATASETS[name](root, splits, subset=subset, res=res)
+    except OSError as error:
+        raise UserError(f"cannot look into {root}: {error}") from error
     if zca:
         check_zca_size(source.channels, source.image_size, source.image_size)
     return replace(source, name=name, subset=subset)
+
+
+def _root(data_path: str | Path) -> Path:
+    """`data_path` in full; UserError where it cannot be, or where it is a file."""
+    try:
+        root = Path(data_path).expanduser().resolve()
+        is_else = root.exists() and not root.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, an unknown ~user
+        raise UserError(f"cannot look into --data_path {data_path}: {error}") from error
+    if is_else:
+        raise UserError(f"--data_path {root} is no folder: give the one that the data set lies in")
+    return root
 
 
 def read_dataset(
@@ -126,6 +145,8 @@ def read_dataset(
     test_only: bool = False,
 ) -> ImageDataset:
     """Read what `find_dataset` found into memory, on the CPU.
+
+    Of several processes the main one goes first, for it may fill caches.
 
     Args:
         zca: whiten instead of standardising; fitted on the training images and cached.
@@ -145,13 +166,13 @@ def read_dataset(
     elif not zca:
         normalisation = source.normalisation
 
-    pixels: dict[SplitName, Tensor] = {"test": source.read["test"]()}
-    if normalisation is None or normalisation.needs_fit or not test_only:
-        pixels["train"] = source.read["train"]()
-    if normalisation is None or normalisation.needs_fit:
-        normalisation = (
-            _fit_zca(pixels["train"], source.cache) if zca else fit_mean_std(pixels["train"])
-        )
+    with distributed.main_first():
+        pixels: dict[SplitName, Tensor] = {"test": source.read["test"]()}
+        if normalisation is None or normalisation.needs_fit or not test_only:
+            pixels["train"] = source.read["train"]()
+        if normalisation is None or normalisation.needs_fit:
+            train = pixels["train"]
+            normalisation = _fit_zca(train, source.zca_cache) if zca else fit_mean_std(train)
     return ImageDataset(
         name=source.name,
         subset=source.subset,
@@ -160,6 +181,12 @@ def read_dataset(
         class_names=source.class_names,
         normalisation=normalisation,
     )
+
+
+def needed_splits(normalisation: Normalisation | None, *, test_only: bool) -> tuple[SplitName, ...]:
+    """The splits that `read_dataset` will read."""
+    complete = normalisation is not None and not normalisation.needs_fit
+    return ("test",) if test_only and complete else ("train", "test")
 
 
 def load_dataset(
@@ -176,8 +203,7 @@ def load_dataset(
 
     With `test_only` the training images need not be there where `normalisation` is complete.
     """
-    complete = normalisation is not None and not normalisation.needs_fit
-    splits: tuple[SplitName, ...] = ("test",) if test_only and complete else ("train", "test")
+    splits = needed_splits(normalisation, test_only=test_only)
     source = find_dataset(name, data_path=data_path, subset=subset, res=res, zca=zca, splits=splits)
     return read_dataset(source, zca=zca, normalisation=normalisation, test_only=test_only)
 
@@ -205,10 +231,7 @@ def _fit_zca(pixels: Tensor, cache: Path | None) -> Normalisation:
         assert fitted.zca_mean is not None and fitted.zca_matrix is not None
         return {"zca_mean": fitted.zca_mean, "zca_matrix": fitted.zca_matrix}
 
-    if cache is None:
-        tensors = fit()
-    else:
-        tensors = cached(cache.with_name(f"{cache.name}_zca.pt"), digest({"": pixels}), fit)
+    tensors = fit() if cache is None else cached(cache, digest({"": pixels}), fit)
     return Normalisation.whitened(pixels.shape[1], **tensors)
 
 

@@ -298,9 +298,8 @@ def find_experts(
 class ExpertBuffer:
     """The experts of one folder, read from disk as they are needed.
 
-    `shapes` are the parameter shapes of the network they must fit. With `in_memory` everything is
-    read at once; otherwise the files are memory-mapped and cost no memory of their own. `max_files`
-    and `max_experts` take the first of them.
+    `shapes` are the parameter shapes of the network they must fit. The files are memory-mapped
+    and cost no memory of their own. `max_files` and `max_experts` take the first of them.
 
     Every file that is used is read once here, to find out whether it is whole, fits and is finite.
     UserError names the first that is not, or that is missing from the sequence; with `skip_bad`
@@ -314,15 +313,12 @@ class ExpertBuffer:
         *,
         max_files: int | None = None,
         max_experts: int | None = None,
-        in_memory: bool = False,
         skip_bad: bool = False,
     ) -> None:
         self.folder = folder
         self.skipped: list[str] = []
         self._experts: list[Expert] = []
-        with closing(
-            _read_in_order(buffer_files(folder)[:max_files], shapes, mmap=not in_memory)
-        ) as outcomes:
+        with closing(_read_in_order(buffer_files(folder)[:max_files], shapes)) as outcomes:
             for outcome in outcomes:
                 if not isinstance(outcome, _BadFile):
                     self._experts += outcome
@@ -340,6 +336,12 @@ class ExpertBuffer:
             if more := len(self.skipped) - len(reasons):
                 reasons.append(f"and {more} more")
             raise UserError("; ".join([f"no usable expert buffer in {folder}", *reasons]))
+
+    def read_all(self) -> None:
+        """Read everything into memory, and leave the files alone from now on."""
+        self._experts = [
+            [[param.clone() for param in snap] for snap in expert] for expert in self._experts
+        ]
 
     def __len__(self) -> int:
         return len(self._experts)
@@ -376,11 +378,11 @@ class _BadFile:
 
 
 def _read_in_order(
-    paths: Sequence[Path], shapes: Sequence[torch.Size], *, mmap: bool
+    paths: Sequence[Path], shapes: Sequence[torch.Size]
 ) -> Generator[list[Expert] | _BadFile, None, None]:
     """The experts of each file, in turn, read ahead in parallel; gaps between the files as well."""
     with ThreadPoolExecutor(READERS) as pool:
-        reading = [pool.submit(_read_checked, path, shapes, mmap=mmap) for path in paths]
+        reading = [pool.submit(_read_checked, path, shapes) for path in paths]
         progress = tqdm(
             reading, desc="checking experts", unit="file", leave=False, delay=2, disable=None
         )
@@ -406,11 +408,9 @@ def _missing(folder: Path, first: int, behind: int) -> _BadFile:
     )
 
 
-def _read_checked(
-    path: Path, shapes: Sequence[torch.Size], *, mmap: bool
-) -> list[Expert] | _BadFile:
+def _read_checked(path: Path, shapes: Sequence[torch.Size]) -> list[Expert] | _BadFile:
     try:
-        experts = read_file(path, mmap=mmap)
+        experts = read_file(path)
     except UserError as error:
         return _BadFile(str(error))
     for number, expert in enumerate(experts):

@@ -1,5 +1,6 @@
-"""How much memory there is, on the host and on the device."""
+"""How much room there is: memory on the host and on the device, and disk."""
 
+import shutil
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,26 @@ def free_bytes(device: torch.device) -> int:
         kept_by_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + kept_by_torch
     return min([psutil.virtual_memory().available, *_left_in_cgroup()])
+
+
+def held_bytes() -> int:
+    """Bytes of memory that this process holds: interpreter, libraries and what it has loaded."""
+    return psutil.Process().memory_info().rss
+
+
+def free_disk_bytes(folder: Path) -> int:
+    """Bytes that can be written in `folder`, which need not be there yet."""
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def disk_of(folder: Path) -> int:
+    """A number of the file system that `folder` lies on, or will lie on."""
+    return _existing(folder).stat().st_dev
+
+
+def _existing(folder: Path) -> Path:
+    folder = folder.resolve()
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _left_in_cgroup() -> list[int]:

@@ -31,6 +31,7 @@ class DataOptions:
         "image side in pixels, for ImageNet (128), folder (32) and digits (8); the others have one",
         group=_DATA,
         minimum=8,
+        maximum=4096,
     )
     zca: bool = option(False, "ZCA whitening instead of mean/std normalisation", group=_DATA)
     data_path: str = option("data", "folder of the data set", group=_DATA, may_change=True)
@@ -64,11 +65,23 @@ class ExecutionOptions:
 
 
 @dataclass(frozen=True)
-class BufferOptions(ExecutionOptions, DsaOptions, DataOptions):
+class RoomOptions:
+    dry_run: bool = option(
+        False, "print what would be done and needed, and end", group=_RUN, may_change=True
+    )
+    force: bool = option(
+        False, "go on although memory or disk seem too small", group=_RUN, may_change=True
+    )
+
+
+@dataclass(frozen=True)
+class BufferOptions(RoomOptions, ExecutionOptions, DsaOptions, DataOptions):
     model: str = option(
         "ConvNet", f"network of the experts: {_MODELS}", group=_EXPERTS, choices=NETWORKS
     )
-    num_experts: int = option(100, "experts in all", group=_EXPERTS, minimum=1, may_change=True)
+    num_experts: int = option(
+        100, "experts in all", group=_EXPERTS, minimum=1, maximum=100_000, may_change=True
+    )
     first_expert: int = option(
         0,
         "train the experts from this one to num_experts - 1; a multiple of save_interval",
@@ -94,9 +107,14 @@ class BufferOptions(ExecutionOptions, DsaOptions, DataOptions):
 
 
 @dataclass(frozen=True)
-class EvaluationOptions(ExecutionOptions):
+class EvaluationOptions(RoomOptions, ExecutionOptions):
     num_eval: int = option(
-        5, "networks trained per evaluation", group=_EVAL, minimum=1, may_change=True
+        5,
+        "networks trained per evaluation",
+        group=_EVAL,
+        minimum=1,
+        maximum=10_000,
+        may_change=True,
     )
     epoch_eval_train: int = option(
         1000, "epochs that train an evaluation network", group=_EVAL, minimum=1, may_change=True
@@ -129,7 +147,7 @@ class DistillOptions(EvaluationOptions, DsaOptions, DataOptions):
         0.999, "decay of the moving average of the images", group=_SET, minimum=0, maximum=1
     )
     syn_steps: int = option(
-        50, "N_S, the most steps that a student takes", group=_METHOD, minimum=1
+        50, "N_S, the most steps that a student takes", group=_METHOD, minimum=1, maximum=100_000
     )
     expert_epochs: int = option(
         2, "N_T, epochs between an expert's start and target", group=_METHOD, minimum=1
@@ -153,7 +171,11 @@ class DistillOptions(EvaluationOptions, DsaOptions, DataOptions):
         choices=("l2", "l1"),
     )
     trajectories: int = option(
-        1, "expert segments that one outer step averages over", group=_METHOD, minimum=1
+        1,
+        "expert segments that one outer step averages over",
+        group=_METHOD,
+        minimum=1,
+        maximum=10_000,
     )
     unroll: str = option(
         "auto",

@@ -108,7 +108,7 @@ class OuterState:
         self.images.copy_(state["images"])
         self.syn_lr.copy_(state["syn_lr"])
         self.ema_images.copy_(state["ema_images"])
-        self.rewinds = list(state["rewinds"])
+        self.rewinds = [dict(rewind) for rewind in state["rewinds"]]
         # Of the optimiser only the momenta count: the rates may have been halved since.
         groups = self._optimizer.state_dict()["param_groups"]
         for group, rate in zip(groups, self.rates.values(), strict=True):

@@ -13,6 +13,7 @@ from utils.errors import UserError
 from utils.evaluation import HowToRun, Protocol, evaluate
 from utils.outer_state import Diverged, OuterState
 from utils.pictures import save_grid
+from utils.progress import time_left
 from utils.rng import derive_seed
 from utils.run_dir import MetricsLog, RunDir
 from utils.synthetic_set import SyntheticSet
@@ -43,6 +44,7 @@ class Reporter:
     best: dict[str, float] = field(default_factory=lambda: {"raw": -1.0, "ema": -1.0})
     evaluated: int = -1
     _checkpoint_at: float = field(default_factory=time.monotonic)
+    _evaluation_seconds: float | None = None
 
     def begin(self) -> None:
         """Forget what a call has logged that ended before its first checkpoint."""
@@ -96,6 +98,13 @@ class Reporter:
             seconds=seconds,
         )
 
+    def say_time_left(self, seconds: Sequence[float], left: int, evaluations: int) -> None:
+        """Say how long `left` steps and so many evaluations will take, judging by `seconds`."""
+        line = time_left(
+            seconds, left, evaluations=evaluations, evaluation_seconds=self._evaluation_seconds
+        )
+        self.log.say(line)
+
     def save(self, state: OuterState, tag: str | None = None, *, set: str = "raw") -> None:
         """Write distilled_<tag>.pt and images_<tag>.png of the raw or the ema set; by default
         the tag is the iteration.
@@ -131,6 +140,7 @@ class Reporter:
 
     def evaluate(self, state: OuterState) -> None:
         """Train fresh networks on both sets, log their accuracies, keep the best of each set."""
+        began = time.monotonic()
         for set, images in (("raw", state.images), ("ema", state.ema_images)):
             for model in self.models:
                 accuracies = evaluate(
@@ -160,6 +170,7 @@ class Reporter:
                     line += "  best so far, chosen on the test set"
                 self.log.say(line)
         self.evaluated = state.iteration
+        self._evaluation_seconds = time.monotonic() - began
 
     def is_checkpoint_old(self) -> bool:
         return time.monotonic() - self._checkpoint_at > CHECKPOINT_SECONDS

@@ -1,4 +1,6 @@
-"""How a distillation will be computed: what its options leave to `auto`, decided beforehand."""
+"""How a distillation will be computed: how much work it is, and what its options leave to `auto`,
+decided beforehand.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ import torch
 
 from utils import distributed
 from utils.auto import choose_at_once, choose_compile, choose_micro_batch, choose_unroll
-from utils.cost import network_cost, outer_step_flop, training_flop
+from utils.cost import NetworkCost, network_cost, outer_step_flop, training_flop
 from utils.errors import UserError
 from utils.options import DistillOptions
 
@@ -25,6 +27,69 @@ class RunPlan:
     eval_at_once: int
 
 
+@dataclass(frozen=True)
+class Workload:
+    """What a distillation computes, by its options; of several processes, what this one does.
+
+    `students` take steps on batches of `batch` images each, `whole_batch` by all processes.
+    `step_flop` are those of an outer step; `evaluation_flop` those that train all networks of an
+    evaluation of one set, by all processes.
+    """
+
+    cost: NetworkCost
+    evaluation_costs: tuple[NetworkCost, ...]
+    divides_batches: bool
+    students: int
+    batch: int
+    whole_batch: int
+    step_flop: int
+    evaluation_flop: int
+
+    @classmethod
+    def of(
+        cls,
+        options: DistillOptions,
+        *,
+        channels: int,
+        num_classes: int,
+        image_size: int,
+        world: int = 1,
+    ) -> "Workload":
+        """That of one of `world` processes."""
+        count = partial(
+            network_cost, channels=channels, num_classes=num_classes, image_size=image_size
+        )
+        cost, costs = count(options.model), tuple(map(count, options.evaluation_models))
+        images = num_classes * options.ipc
+        batch = min(options.batch_syn or images, images)
+        divides_batches = world > 1 and options.trajectories == 1
+        students = options.trajectories if divides_batches else options.trajectories // world
+        flop = outer_step_flop(cost, syn_steps=options.syn_steps, batch=batch * students)
+        epochs = options.epoch_eval_train
+        training = sum(training_flop(each, images=images, epochs=epochs) for each in costs)
+        return cls(
+            cost=cost,
+            evaluation_costs=costs,
+            divides_batches=divides_batches,
+            students=students,
+            batch=-(-batch // world) if divides_batches else batch,
+            whole_batch=batch,
+            step_flop=flop // world if divides_batches else flop,
+            evaluation_flop=options.num_eval * training,
+        )
+
+
+def evaluations_left(options: DistillOptions, evaluated: int = -1) -> int:
+    """How many iterations are still evaluated when `evaluated` was the last one; -1: none was.
+
+    They are the multiples of eval_it, from 0 on, and the end.
+    """
+    every, end = options.eval_it, options.Iteration
+    if every == 0 or evaluated >= end:
+        return 0
+    return end // every - evaluated // every + (end % every > 0)
+
+
 def plan_run(
     options: DistillOptions,
     *,
@@ -38,64 +103,55 @@ def plan_run(
 
     UserError where the options, the processes and each other do not go together.
     """
-    num_images, world = num_classes * options.ipc, distributed.world()
-    batch = min(options.batch_syn or num_images, num_images)
-    _check_processes(options.trajectories, batch)
-    divides_batches = world > 1 and options.trajectories == 1
-    students = options.trajectories if divides_batches else options.trajectories // world
-    count = partial(network_cost, channels=channels, num_classes=num_classes, image_size=image_size)
-    cost = count(options.model)
-    eval_costs = [count(model) for model in options.evaluation_models]
+    world = distributed.world()
+    work = Workload.of(
+        options, channels=channels, num_classes=num_classes, image_size=image_size, world=world
+    )
+    _check_processes(options.trajectories, work.whole_batch)
 
     def was(name: str, asked: Any) -> Any:
         """What auto was taken for, or what is asked."""
         return recorded.get(name, asked) if asked in (None, "auto") else asked
 
-    outer_flop = outer_step_flop(cost, syn_steps=options.syn_steps, batch=batch * students)
-    evaluations = 2 * (options.Iteration // options.eval_it + 1) if options.eval_it else 0
-    eval_flop = sum(
-        training_flop(each, images=num_images, epochs=options.epoch_eval_train)
-        for each in eval_costs
-    )
     compiled = choose_compile(
         was("compiled", options.compile),
-        options.Iteration * outer_flop // (world if divides_batches else 1),
+        options.Iteration * work.step_flop,
         device,
         work="outer steps",
-        layers=cost.layers,
+        layers=work.cost.layers,
     )
     plan = RunPlan(
         compiled=compiled,
         unroll=choose_unroll(
-            options.unroll if divides_batches else was("unroll", options.unroll),
-            cost,
+            options.unroll if work.divides_batches else was("unroll", options.unroll),
+            work.cost,
             device,
             compiled=compiled,
-            divided=divides_batches or options.micro_batch is not None,
+            divided=work.divides_batches or options.micro_batch is not None,
             syn_steps=options.syn_steps,
-            images=batch * students,
+            images=work.whole_batch * work.students,
         ),
         micro_batch=distributed.least(
             choose_micro_batch(
                 was("micro_batch", options.micro_batch),
-                cost,
+                work.cost,
                 device,
-                batch=-(-batch // world) if divides_batches else batch,
-                students=students,
+                batch=work.batch,
+                students=work.students,
             )
         ),
         eval_compiled=choose_compile(
             was("eval_compiled", options.compile),
-            evaluations * options.num_eval * eval_flop // world,
+            2 * evaluations_left(options) * work.evaluation_flop // world,  # raw and EMA
             device,
             work="training",
-            layers=sum(each.layers for each in eval_costs),
+            layers=sum(each.layers for each in work.evaluation_costs),
         ),
         eval_at_once=choose_at_once(
             options.eval_at_once,
-            max(eval_costs, key=lambda each: each.activation_bytes),
+            max(work.evaluation_costs, key=lambda each: each.activation_bytes),
             device,
-            batch=min(options.batch_train, num_images),
+            batch=min(options.batch_train, num_classes * options.ipc),
             networks=options.num_eval,
         ),
     )

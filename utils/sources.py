@@ -7,7 +7,7 @@ called. Every function takes the data path, the splits that are needed, and the 
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -42,6 +42,7 @@ class Source:
         read: for each split asked for, a function that returns its pixels, uint8 (N, C, H, W).
         normalisation: the field's constants, or None: computed from the training images.
         cache: what is derived from the images is kept in `<cache>_<what>.pt`; None: nowhere.
+        decoded: for each split of picture files, where its pixels are kept once they are decoded.
         name, subset: what it was asked for as.
     """
 
@@ -52,8 +53,14 @@ class Source:
     read: dict[SplitName, Callable[[], Tensor]]
     normalisation: Normalisation | None = None
     cache: Path | None = None
+    decoded: dict[SplitName, Path] = field(default_factory=dict)
     name: str = ""
     subset: str | None = None
+
+    @property
+    def zca_cache(self) -> Path | None:
+        """Where a whitening fitted on the training images is kept."""
+        return self.cache and self.cache.with_name(f"{self.cache.name}_zca.pt")
 
 
 def find_digits(
@@ -285,6 +292,7 @@ def _tree_source(
     normalisation: Normalisation | None,
 ) -> Source:
     """A source that decodes image files to 3 x size x size, once."""
+    decoded = {split: cache.with_name(f"{cache.name}_{split}.pt") for split in files}
     return Source(
         class_names=class_names,
         channels=3,
@@ -293,16 +301,12 @@ def _tree_source(
             split: torch.tensor([label for _, label in items]) for split, items in files.items()
         },
         read={
-            split: partial(
-                _read_tree,
-                [file for file, _ in items],
-                size,
-                cache.with_name(f"{cache.name}_{split}.pt"),
-            )
+            split: partial(_read_tree, [file for file, _ in items], size, decoded[split])
             for split, items in files.items()
         },
         normalisation=normalisation,
         cache=cache,
+        decoded=decoded,
     )
 
 
