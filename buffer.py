@@ -28,17 +28,16 @@ from utils.device import default_device
 from utils.errors import UserError
 from utils.estimate import expected_experts_time, experts_demand
 from utils.execution import Execution
-from utils.expert_buffer import ExpertKind, Unfinished
+from utils.expert_buffer import ExpertKind
+from utils.expert_training import ExpertTraining
 from utils.files import check_writable
 from utils.options import BufferOptions
 from utils.precision import compute_dtype, storage_dtype, use_precision
 from utils.progress import progress_bar, time_left
-from utils.rng import derive_seed, stream
 from utils.room import check_room
 from utils.sources import Source
-from utils.training import Cohort, Recipe, accuracy
+from utils.training import Recipe, accuracy
 
-KEEP_SECONDS = 600  # between the states that are kept within an expert
 EPOCHS_TO_JUDGE = 5  # epochs of a call before it says how long the rest takes
 
 
@@ -208,33 +207,31 @@ def train_experts(
     call.
     """
     train = data.require_train()
-    cohort = Cohort(
+    training = ExpertTraining(
         recipe,
-        [derive_seed(options.seed, "expert", number, "init") for number in numbers],
+        numbers,
+        seed=options.seed,
+        folder=folder,
         device=train.images.device,
         dtype=train.images.dtype,
     )
-    generators = [stream(options.seed, "expert", number, "minibatch") for number in numbers]
-    state = resume(cohort, generators, folder, numbers)
-    first = len(state[0].trajectory) - 1
-    kept_at, kept_epoch = time.monotonic(), first
-    progress.update(first)
-    for epoch in range(first, options.train_epochs):
+    progress.update(training.epoch)
+    for epoch in range(training.epoch, options.train_epochs):
         decayed = options.decay and options.train_epochs > 1 and epoch >= options.train_epochs // 2
         began = time.monotonic()
         try:
             with interruption.deferred(False):
-                trained = cohort.train(
+                trained = training.cohort.train(
                     train.images,
                     train.labels,
                     epochs=1,
                     lr=options.lr_teacher * (0.1 if decayed else 1),
                     batch_size=options.batch_train,
                     dsa_groups=active_groups(dsa=options.dsa, strategy=options.dsa_strategy),
-                    generators=generators,
+                    generators=training.generators,
                 )
         except interruption.Interrupted:
-            keep(state, folder, numbers)
+            training.keep()
             raise
         for number, loss in zip(numbers, trained.losses.tolist(), strict=True):
             if not math.isfinite(loss):
@@ -242,16 +239,14 @@ def train_experts(
                     f"expert {number} diverged in epoch {epoch + 1}: lower --lr_teacher, which is "
                     f"{options.lr_teacher}, --mom or --l2; the experts before it are kept"
                 )
-        state = state_after(cohort, generators, [each.trajectory for each in state])
-        is_last = epoch + 1 == options.train_epochs
-        work = (epoch + 1 - kept_epoch) * len(numbers)  # in epochs, not kept yet
-        is_much = work >= options.train_epochs or time.monotonic() - kept_at > KEEP_SECONDS
-        # The last is not kept here but as an expert, once no other process can be cut off before.
-        if distributed.world() > 1 if is_last else is_much:
-            keep(state, folder, numbers)
-            kept_at, kept_epoch = time.monotonic(), epoch + 1
-        tested = [accuracy(net, data.test.images, data.test.labels) for net in cohort.networks]
-        progress.set_description(f"expert {_span(numbers)}", refresh=False)
+        training.end_epoch()
+        is_last = training.epoch == options.train_epochs
+        # The last is kept as an expert, but with several processes another may be cut off before.
+        if distributed.world() > 1 if is_last else training.is_much_unkept(options.train_epochs):
+            training.keep()
+        networks = training.cohort.networks
+        tested = [accuracy(net, data.test.images, data.test.labels) for net in networks]
+        progress.set_description(f"expert {training}", refresh=False)
         progress.set_postfix_str(
             f"train {trained.accuracies.mean():.1%} test {statistics.fmean(tested):.1%}",
             refresh=False,
@@ -261,52 +256,7 @@ def train_experts(
         if len(seconds) == EPOCHS_TO_JUDGE and distributed.is_main():
             left = int(progress.total - progress.n)
             progress.write(time_left(seconds, left, unit="epoch"), file=sys.stdout)
-    return {number: each.trajectory for number, each in zip(numbers, state, strict=True)}
-
-
-def resume(
-    cohort: Cohort, generators: Sequence[torch.Generator], folder: Path, numbers: Sequence[int]
-) -> list[Unfinished]:
-    """Bring the cohort to where its training was cut off, if all of it was; its state."""
-    fresh = state_after(cohort, generators, [[] for _ in numbers])
-    found = [
-        Unfinished.load(folder, number, like=each)
-        for number, each in zip(numbers, fresh, strict=True)
-    ]
-    left = [each for each in found if each is not None]
-    if len(left) < len(numbers) or len({len(each.trajectory) for each in left}) > 1:
-        return fresh
-    cohort.load_state_dicts([each.training for each in left])
-    for generator, each in zip(generators, left, strict=True):
-        generator.set_state(each.training["generator"])
-    print(f"going on with expert {_span(numbers)} after {len(left[0].trajectory) - 1} epochs")
-    return left
-
-
-def state_after(
-    cohort: Cohort,
-    generators: Sequence[torch.Generator],
-    trajectories: Sequence[expert_buffer.Expert],
-) -> list[Unfinished]:
-    """The state of the cohort now, for each expert, with a snapshot more than in its trajectory."""
-    return [
-        Unfinished(
-            [*trajectory, expert_buffer.snapshot(network)],
-            training | {"generator": generator.get_state()},
-        )
-        for network, training, generator, trajectory in zip(
-            cohort.networks, cohort.state_dicts(), generators, trajectories, strict=True
-        )
-    ]
-
-
-def keep(state: Sequence[Unfinished], folder: Path, numbers: Sequence[int]) -> None:
-    for number, each in zip(numbers, state, strict=True):
-        each.save(folder, number)
-
-
-def _span(numbers: Sequence[int]) -> str:
-    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
+    return training.trajectories
 
 
 if __name__ == "__main__":

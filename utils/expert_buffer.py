@@ -6,7 +6,6 @@ snapshots (before the first epoch, then after each), a snapshot the list of para
 """
 
 import json
-import logging
 import math
 import re
 import shlex
@@ -235,40 +234,8 @@ def _file_of(folder: Path, number: int, experts_per_file: int) -> Path:
     return folder / f"replay_buffer_{number // experts_per_file}.pt"
 
 
-@dataclass(frozen=True)
-class Unfinished:
-    """An expert in training: its snapshots so far, and tensors that its training goes on from."""
-
-    trajectory: Expert
-    training: dict[str, Tensor]
-
-    def save(self, folder: Path, number: int) -> None:
-        torch_save(vars(self), unfinished_file(folder, number))
-
-    @classmethod
-    def load(cls, folder: Path, number: int, *, like: "Unfinished") -> "Unfinished | None":
-        """Expert `number` where it was left. None where it was not begun and where the file is of
-        no use, damaged or unlike `like`: that only costs the time to train it anew.
-        """
-        path = unfinished_file(folder, number)
-        if not path.exists():
-            return None
-        try:
-            found = cls(**torch_load(path))
-            if found._form() == like._form():
-                return found
-        except (UserError, TypeError, AttributeError):
-            pass
-        logging.getLogger(__name__).warning("%s is of no use: training it anew", path)
-        return None
-
-    def _form(self) -> Any:
-        """What two states of the same training have in common."""
-        tensors = [*self.trajectory[0], *self.training.values()]
-        return [*self.training], [(tensor.shape, tensor.dtype) for tensor in tensors]
-
-
 def unfinished_file(folder: Path, number: int) -> Path:
+    """Where an expert is kept whose training was cut off (`utils/expert_training.py`)."""
     return folder / UNFINISHED.format(number)
 
 
