@@ -57,8 +57,9 @@ class EvalRecord:
         self._unfinished = folder / "eval_unfinished.json"
         self._lock = folder / ".eval.lock"
         self._read_whole()
-        if distributed.is_main():
-            self._move_aside_what_is_damaged()
+        if distributed.is_main() and self._is_unfinished_damaged():
+            with locked(self._lock):
+                self._move_aside_what_is_damaged()
 
     def networks(self, evaluation: Evaluation) -> dict[int, float]:
         """Accuracies of the networks of `evaluation` that have been trained, by number.
@@ -133,13 +134,15 @@ class EvalRecord:
         else:
             self._unfinished.unlink(missing_ok=True)
 
+    def _is_unfinished_damaged(self) -> bool:
+        entries = _read(self._unfinished)
+        return entries is None or not all(_is_network(entry) for entry in entries)
+
     def _move_aside_what_is_damaged(self) -> None:
-        with locked(self._lock):
-            entries = _read(self._unfinished)
-            if entries is None or not all(_is_network(entry) for entry in entries):
-                aside = self._unfinished.with_name(f"{self._unfinished.name}.damaged")
-                os.replace(self._unfinished, aside)
-                print(f"{self._unfinished} is damaged and now {aside.name}: going on without it")
+        if self._is_unfinished_damaged():  # another call may have been first
+            aside = self._unfinished.with_name(f"{self._unfinished.name}.damaged")
+            os.replace(self._unfinished, aside)
+            print(f"{self._unfinished} is damaged and now {aside.name}: going on without it")
 
 
 def _is(description: Mapping[str, Any], entry: Entry) -> bool:

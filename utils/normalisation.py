@@ -133,8 +133,8 @@ def fit_zca(images01: Tensor) -> Normalisation:
     """The whitening of the training images (N, C, H, W), floats in [0, 1].
 
     Kornia's ZCA with eps 0.1: with U S U^T the covariance of the flattened images, the matrix
-    is U (S + eps)^-1/2 U^T. Memory: a centred copy of the images and three (D, D) matrices,
-    D = C*H*W.
+    is U (S + eps)^-1/2 U^T. Memory: a centred copy of the images and sixteen (D, D)
+    matrices, D = C*H*W, nearly all of them those of the decomposition (measured for D = 3,072).
 
     Raises:
         UserError: D is too large (see `check_zca_size`), or there are fewer than two images.
