@@ -70,7 +70,11 @@ def make_experts(argv: Sequence[str]) -> int:
     ).folder(options.buffer_path)
     check_writable(folder)
     numbers, per_file = check_numbers(options), options.save_interval
-    missing = expert_buffer.missing_experts(folder, numbers, experts_per_file=per_file)
+    missing = distributed.from_main(
+        expert_buffer.missing_experts(folder, numbers, experts_per_file=per_file)
+        if distributed.is_main()
+        else []
+    )
     print(f"buffer.py\n{resolved.table()}")
     print(f"{len(numbers) - len(missing)} of {len(numbers)} experts are in {folder}")
     recipe, at_once = choose_recipe(options, found, device, len(missing))

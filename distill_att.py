@@ -196,7 +196,7 @@ def name_run(resolved: Resolved[DistillOptions]) -> RunDir:
 def look_at(run: RunDir, options: DistillOptions, experts: ExpertBuffer) -> dict[str, Any] | None:
     """The checkpoint of a run that was begun before; UserError where it cannot be continued so."""
     check_writable(run.path)
-    checkpoint = run.load_checkpoint()
+    checkpoint = run.agreed_checkpoint()
     if checkpoint is None and run.has_steps():
         raise UserError(
             f"{run.path} holds a run without a checkpoint, which cannot be continued: "
@@ -358,7 +358,7 @@ def take_outer_steps(
             began = time.monotonic()
             try:
                 matching, start_epochs = matcher.match(state.iteration, state.images, state.syn_lr)
-            except (UserError, torch.OutOfMemoryError):
+            except Exception:  # an expert of no use, no memory; what was learned so far is kept
                 reporter.save_checkpoint(state)
                 raise
             state.step(matching)
@@ -375,6 +375,7 @@ def take_outer_steps(
             progress.update()
             if interruption.asked_anyone():
                 reporter.save_checkpoint(state)
+                distributed.barrier()  # torchrun ends everyone once one has left
                 raise interruption.Interrupted
 
 

@@ -1,5 +1,6 @@
 """One process at a time."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +46,7 @@ def test_where_nothing_can_be_written_work_goes_on(tmp_path):
 
 def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
     def acquire(*args, **kwargs):
-        raise NotImplementedError
+        raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr("utils.locks.FileLock.acquire", acquire)
     with locked(tmp_path / ".lock", refusal="no"):

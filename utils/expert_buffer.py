@@ -100,7 +100,10 @@ def buffer_files(folder: Path) -> list[Path]:
     """The files replay_buffer_<n>.pt of `folder`, by n."""
     names = re.compile(r"replay_buffer_(0|[1-9][0-9]*)\.pt")
     files = (path for path in folder.glob("replay_buffer_*.pt") if names.fullmatch(path.name))
-    return sorted(files, key=_number)
+    try:
+        return sorted(files, key=_number)
+    except OSError as error:
+        raise UserError(f"cannot look into {folder}: {error.strerror}") from None
 
 
 def _number(file: Path) -> int:
@@ -165,7 +168,7 @@ def adding(
             is_alone = not any(is_held(lock) for lock in set(folder.glob(LOCKS)) - taken)
             begin(folder, settings, adding=bool(missing), alone=is_alone)
         for number in set(numbers).difference(missing):
-            unfinished_file(folder, number).unlink(missing_ok=True)  # saved, then killed
+            _forget_unfinished(folder, str(number))  # saved, then killed
         yield missing
 
 
@@ -190,8 +193,7 @@ def begin(
     except (OSError, ValueError, RecursionError):
         recorded = None
     if alone and recorded != settings and not buffer_files(folder):
-        for file in folder.glob(UNFINISHED.format("*")):
-            file.unlink()
+        _forget_unfinished(folder, "*")
         write_text(json.dumps(settings, indent=1) + "\n", path)
     elif not isinstance(recorded, dict):
         raise UserError(f"{path} holds no settings as JSON; move {folder} away or mend it")
@@ -226,7 +228,7 @@ def save_expert(folder: Path, number: int, expert: Expert, *, experts_per_file: 
     if len(experts) != number % experts_per_file:
         raise ValueError(f"{path} holds {len(experts)} experts, so {number} is not the next")
     torch_save([*experts, expert], path)
-    unfinished_file(folder, number).unlink(missing_ok=True)
+    _forget_unfinished(folder, str(number))
     return path
 
 
@@ -237,6 +239,12 @@ def _file_of(folder: Path, number: int, experts_per_file: int) -> Path:
 def unfinished_file(folder: Path, number: int) -> Path:
     """Where an expert is kept whose training was cut off (`utils/expert_training.py`)."""
     return folder / UNFINISHED.format(number)
+
+
+def _forget_unfinished(folder: Path, number: str) -> None:
+    """Remove the files of an unfinished expert, or of all: `number` may be a pattern."""
+    for file in folder.glob(f"{UNFINISHED.format(number)}*"):
+        file.unlink(missing_ok=True)
 
 
 def find_experts(

@@ -1,6 +1,7 @@
 """Experts in training, kept in files from time to time: another call can go on with them."""
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,9 +27,6 @@ class Unfinished:
     trajectory: Expert
     training: dict[str, Tensor]
 
-    def save(self, folder: Path, number: int) -> None:
-        torch_save(vars(self), unfinished_file(folder, number))
-
     @classmethod
     def load(cls, folder: Path, number: int, *, like: "Unfinished") -> "Unfinished | None":
         """Expert `number` where it was left. None where it was not begun and where the file is of
@@ -41,7 +39,7 @@ class Unfinished:
             found = cls(**torch_load(path))
             if found._form() == like._form():
                 return found
-        except (UserError, TypeError, AttributeError):
+        except (UserError, TypeError, AttributeError, LookupError):
             pass
         logging.getLogger(__name__).warning("%s is of no use: training it anew", path)
         return None
@@ -101,9 +99,16 @@ class ExpertTraining:
         return work >= train_epochs or time.monotonic() - self._kept_at > KEEP_SECONDS
 
     def keep(self) -> None:
-        """Write the files; UserError where they cannot be written."""
-        for number, state in zip(self.numbers, self._state, strict=True):
-            state.save(self._folder, number)
+        """Write the files; UserError where they cannot be written.
+
+        All are written before the first replaces that of an earlier epoch: experts at different
+        epochs do not train in step.
+        """
+        files = [unfinished_file(self._folder, number) for number in self.numbers]
+        for file, state in zip(files, self._state, strict=True):
+            torch_save(vars(state), file.with_name(f"{file.name}.next"))
+        for file in files:
+            os.replace(file.with_name(f"{file.name}.next"), file)
         self._kept_epoch, self._kept_at = self.epoch, time.monotonic()
 
     def _as_it_is(self, trajectories: Sequence[Expert]) -> list[Unfinished]:

@@ -42,7 +42,8 @@ def _receive(number: int, frame: FrameType | None) -> None:
         _first = number, time.monotonic()
         if not _is_deferred:
             raise Interrupted
-    elif time.monotonic() - _first[1] > ECHO_SECONDS:
+    # torchrun sends one more to everyone once a process has left, and means to wait for the others.
+    elif time.monotonic() - _first[1] > ECHO_SECONDS and not distributed.under_torchrun():
         os._exit(status())
 
 

@@ -19,8 +19,13 @@ def free_bytes(device: torch.device) -> int:
 
 
 def held_bytes() -> int:
-    """Bytes of memory that this process holds: interpreter, libraries and what it has loaded."""
-    return psutil.Process().memory_info().rss
+    """Bytes of memory that this process holds: interpreter, libraries and what it has loaded; but
+    not expert buffers that are mapped, which the system can let go of.
+    """
+    process = psutil.Process()
+    maps = process.memory_maps() if hasattr(process, "memory_maps") else []
+    buffers = sum(each.rss for each in maps if each.path.endswith(".pt"))
+    return process.memory_info().rss - buffers
 
 
 def free_disk_bytes(folder: Path) -> int:
@@ -47,5 +52,6 @@ def _left_in_cgroup() -> list[int]:
     except (OSError, ValueError):
         return []
     # Pages of files that were read and can be let go of, such as of mapped buffers, are no burden.
-    cached = int(stat[stat.index("inactive_file") + 1]) if "inactive_file" in stat else 0
+    kinds = [kind for kind in ("active_file", "inactive_file") if kind in stat]
+    cached = sum(int(stat[stat.index(kind) + 1]) for kind in kinds)
     return [int(limit) - used + cached] if limit.isdecimal() else []

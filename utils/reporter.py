@@ -70,8 +70,7 @@ class Reporter:
 
     def rewind(self, state: OuterState, reason: Diverged) -> None:
         """Go back to the last checkpoint with half the rate that `reason` names, and record it."""
-        checkpoint = self.run.load_checkpoint()
-        distributed.barrier()  # it is not replaced before everyone has read it
+        checkpoint = self.run.agreed_checkpoint()
         assert checkpoint is not None
         entry = state.rewind(checkpoint["state"], reason)
         self.resume(state, checkpoint | {"state": state.state_dict()})

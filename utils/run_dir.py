@@ -121,6 +121,10 @@ class RunDir:
             )
         return state
 
+    def agreed_checkpoint(self) -> dict[str, Any] | None:
+        """The checkpoint as the main process reads it, on all processes."""
+        return distributed.from_main(self.load_checkpoint() if distributed.is_main() else None)
+
     def has_steps(self) -> bool:
         """Whether outer steps have been logged here."""
         return any(record["kind"] == "step" for record in read_records(self.metrics))

@@ -120,14 +120,15 @@ def plan_run(
         work="outer steps",
         layers=work.cost.layers,
     )
+    divided = work.divides_batches or options.micro_batch is not None
     plan = RunPlan(
         compiled=compiled,
         unroll=choose_unroll(
-            options.unroll if work.divides_batches else was("unroll", options.unroll),
+            options.unroll if divided else was("unroll", options.unroll),
             work.cost,
             device,
             compiled=compiled,
-            divided=work.divides_batches or options.micro_batch is not None,
+            divided=divided,
             syn_steps=options.syn_steps,
             images=work.whole_batch * work.students,
         ),
