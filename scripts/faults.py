@@ -48,7 +48,7 @@ EXPECTED = {
     "second call of one job": "refused in one line, status 2; the first untouched",
     "two calls side by side": "both end; together the same files bit for bit",
     "bad flag": "one line that names it, or a valid call",
-    "bad YAML": "one line that names it, or a valid call",
+    "bad yaml": "one line that names it, or a valid call",
     "bad file": "one line that names it, or not needed",
     "bad name": "one line that names it, or a valid call",
 }
