@@ -8,4 +8,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt requirements-d
 .venv/bin/ruff format --check .
 .venv/bin/mypy
 # Two at a time: the tests are single processes, most of them on one thread.
-.venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow" "$@"
+.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" "$@"

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -456,12 +457,14 @@ def test_a_call_says_how_long_the_rest_takes(experts, tmp_path, capsys):
     assert re.fullmatch(r"about .* s an iteration, .* s left with 1 evaluation of about .* s", said)
 
 
+# Not the peak that getrusage knows, which begins with that of the process that started this one.
 PEAK = (
-    "import resource, sys, {0}; assert {0}.main(sys.argv[1:]) == 0; "
-    "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    "import sys, {0}; from pathlib import Path; assert {0}.main(sys.argv[1:]) == 0; "
+    "print(Path('/proc/self/status').read_text())"
 )
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from /proc")
 @pytest.mark.parametrize("script", ["buffer", "distill_att"])
 def test_the_estimated_memory_is_near_the_peak(script, experts, tmp_path):
     few = "--dataset digits --num_experts 1 --train_epochs 1".split()
@@ -473,5 +476,5 @@ def test_the_estimated_memory_is_near_the_peak(script, experts, tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     value, unit = re.search(r"needs about ([\d.]+) (GB|MB) of memory", done.stdout).groups()
-    peak = int(re.search(r"peak (\d+)", done.stdout)[1])
+    peak = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", done.stdout)[1])
     assert 0.8 < float(value) * {"GB": 1e9, "MB": 1e6}[unit] / peak < 1.6
