@@ -386,7 +386,7 @@ def leave_behind(options: DistillOptions, state: OuterState, reporter: Reporter)
     def due(every: int | None) -> bool:
         return every not in (None, 0) and at % every == 0
 
-    saves = at == 0 or due(options.eval_it if options.save_it is None else options.save_it)
+    saves = at == 0 or due(options.sets_it)
     evaluates = (
         due(options.eval_it) or (is_end and options.eval_it > 0)
     ) and reporter.evaluated < at

@@ -33,7 +33,6 @@ from utils.footprint import (
     picture_bytes,
     reading_bytes,
     run_bytes,
-    save_it,
     wideness,
 )
 from utils.memory import held_bytes
@@ -292,7 +291,7 @@ def _caches(source: Source, read: Sequence[SplitName], *, fits: bool) -> list[Di
 
 def _rarer(options: DistillOptions) -> list[int]:
     """Values of save_it that leave fewer sets."""
-    every = save_it(options)
+    every = options.sets_it
     if every == 0:
         return []
     return [every * factor for factor in (2, 5, 10) if every * factor < options.Iteration] + [0]

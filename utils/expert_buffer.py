@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -214,11 +215,25 @@ def missing_experts(folder: Path, numbers: Sequence[int], *, experts_per_file: i
     for first in sorted({number - number % experts_per_file for number in numbers}):
         path = _file_of(folder, first, experts_per_file)
         try:
-            count = len(read_file(path)) if path.exists() else 0
+            count = _count_experts(path, _version(path)) if path.exists() else 0
         except UserError as error:
             raise UserError(f"{error}; delete it, and its experts are trained again") from None
         there.update(range(first, first + count))
     return [number for number in numbers if number not in there]
+
+
+@cache
+def _count_experts(path: Path, version: tuple[int, ...]) -> int:
+    """How many a file holds; in one call a file is read and checked once as long as it is the same,
+    for those of a hundred experts take seconds.
+    """
+    return len(read_file(path))
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """What changes when the file is replaced."""
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_ino, stat.st_size
 
 
 def save_expert(folder: Path, number: int, expert: Expert, *, experts_per_file: int) -> Path:

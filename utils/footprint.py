@@ -182,14 +182,10 @@ def run_bytes(
 
 def _sets_left(options: DistillOptions, iteration: int) -> int:
     """The first one, and those of the multiples of save_it behind `iteration`."""
-    every = save_it(options)
+    every = options.sets_it
     if every == 0:
         return int(iteration < 0)
     return max(0, options.Iteration // every - iteration // every)
-
-
-def save_it(options: DistillOptions) -> int:
-    return options.eval_it if options.save_it is None else options.save_it
 
 
 def reading_bytes(

@@ -269,6 +269,11 @@ class DistillOptions(EvaluationOptions, DsaOptions, DataOptions):
     def evaluation_models(self) -> tuple[str, ...]:
         return CROSS_ARCHITECTURE if self.eval_mode == "M" else (self.model,)
 
+    @property
+    def sets_it(self) -> int:
+        """Outer steps between saved sets; 0 = never."""
+        return self.eval_it if self.save_it is None else self.save_it
+
 
 @dataclass(frozen=True)
 class EvalOptions(EvaluationOptions):
