@@ -21,7 +21,7 @@ from typing import NoReturn
 
 import torch
 
-from scripts.cells import RUN_NAME, Cell, Settings, make_cells, select
+from scripts.cells import RUN_NAME, Cell, Settings, choose
 from scripts.estimate import ASSUMPTIONS
 from utils.errors import UserError
 from utils.options import DistillOptions
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
         distill_flags=tuple(args.distill_flags),
         smoke=args.smoke,
     )
-    experts, rows = select(*make_cells(settings), args.only)
+    experts, rows = choose(settings, args.only, rivals=args.rivals)
     if args.list is not None:
         print(*(cell.name for cell in (experts if args.list == "experts" else rows)), sep="\n")
         return 0
@@ -104,7 +104,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line; UserError for what it should not hold."""
     parser = _Parser(
         prog="run_all.sh",
-        description="Every row of the table: experts, distillation, evaluation. The same call "
+        description="Every row of ATT's table: experts, distillation, evaluation. The same call "
         "again goes on where the last one stopped.",
         epilog="Flags behind -- go to distill_att.py, as in: run_all.sh --only CIFAR10 "
         "--run_name fixed -- --length fixed",
@@ -115,8 +115,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="NAME",
         action="append",
         default=[],
-        help="cells with this name or these parts of it (CIFAR10/ipc1, Tiny, ipc1, imagenette), "
-        "rows with the experts that they need; may be given several times",
+        help="cells with this name or these parts of it (CIFAR10/ipc1, Tiny, ipc1, imagenette; a "
+        "rival's: FTD, CIFAR10/ipc10/MTT), rows with the experts that they need; may be given "
+        "several times",
+    )
+    parser.add_argument(
+        "--rivals", action="store_true", help="the rows of MTT, FTD, DATM and TESLA as well"
     )
     parser.add_argument(
         "--dry-run", "--dry_run", action="store_true", help="print the plan and its estimated cost"
