@@ -131,6 +131,12 @@ def table_rows(*, one_subset: bool = False, rivals: bool = False) -> list[Row]:
     return rows
 
 
+def row_options(row: Row) -> DistillOptions:
+    """The published settings of a row, as distill_att.py takes them."""
+    flags = ["--dataset", row.dataset, *(["--subset", row.subset] if row.subset else [])]
+    return resolve(DistillOptions, flags, description="", find_yaml=lambda given: row.yaml).options
+
+
 def distillation(row: Row, settings: Settings) -> tuple[str, DistillOptions]:
     """The row's distill_att.py command and the options that it amounts to."""
     flags = ["--dataset", row.dataset, "--ipc", str(row.ipc)]
@@ -141,7 +147,8 @@ def distillation(row: Row, settings: Settings) -> tuple[str, DistillOptions]:
         flags = ["--config", str(row.yaml), "--dataset", "digits"]
         flags += ["--res", str(SMOKE_RES[row.dataset]), "--ipc", str(min(row.ipc, SMOKE_IPC))]
         flags += ["--model", SMOKE_MODEL, *SMOKE_DISTILLATION.split()]
-        flags += (SMOKE_START_EPOCHS if row.method == "datm" else SMOKE_STARTS).split()
+        of_two = row_options(row).start_epochs is not None
+        flags += (SMOKE_START_EPOCHS if of_two else SMOKE_STARTS).split()
         run_name = f"{settings.run_name}_{row.name.replace('/', '_')}"
     flags += ["--run_name", run_name, "--save_path", settings.save_path]
     flags += ["--buffer_path", settings.buffer_path, "--data_path", settings.data_path]

@@ -7,6 +7,7 @@ Nothing is run here. With --queue the plan is written where run_all.sh reads it:
     slots/<device>/<n>    an empty file for each slot; a cell holds some slots of one device
     experts.tsv rows.tsv  a line for each cell: name, slots, needed cell, run directory, command
     logs                  one line: the folder of logs
+    report                with --report only, two lines: the folder of runs, and that of the report
 """
 
 import argparse
@@ -97,6 +98,8 @@ def main(argv: Sequence[str]) -> int:
     print(table([*experts, *rows]), devices, sep="\n")
     if args.queue is not None and not args.dry_run:
         write_queue(Path(args.queue), Path(args.save_path, "run_all"), experts, rows, devices)
+        if args.report:
+            Path(args.queue, "report").write_text(f"{args.save_path}\n{args.report}\n")
     return 0
 
 
@@ -133,6 +136,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--save_path", help="folder of results and logs (default: results)")
     parser.add_argument(
         "--run_name", default=RUN_NAME, help="name of the run directories (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--report",
+        nargs="?",
+        const="docs",
+        metavar="FOLDER",
+        help="then write results.md and results.csv there (default: docs), from all runs",
     )
     parser.add_argument(
         "--list",

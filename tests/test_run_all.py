@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from scripts import plan
-from scripts.cells import RUN_NAME, Settings, make_cells, select
+from scripts.cells import RUN_NAME, Settings, choose, make_cells
 from scripts.plan import Devices, Gpu
 from utils.errors import UserError
 from utils.expert_buffer import read_file
@@ -80,12 +80,12 @@ def test_experts_are_long_enough_for_all_their_rows():
     ],
 )
 def test_only_selects_rows_with_their_experts(only, rows, experts):
-    chosen_experts, chosen_rows = select(*make_cells(REAL), [only])
+    chosen_experts, chosen_rows = choose(REAL, [only])
     assert (names(chosen_rows), names(chosen_experts)) == (rows, experts)
 
 
 def test_parts_of_names_select_too():
-    experts, rows = select(*make_cells(REAL), ["ipc1", "CIFAR10/ipc10"])
+    experts, rows = choose(REAL, ["ipc1", "CIFAR10/ipc10"])
     assert len(rows) == 3 + 6 + 1
     assert all(name.endswith("/ipc1") or name == "CIFAR10/ipc10" for name in names(rows))
     assert len(experts) == 3 + 6  # no rows without ZCA among them
@@ -112,8 +112,8 @@ def test_a_dry_run_prints_commands_and_costs_and_does_nothing(tmp_path, capsys):
 
 def test_runs_of_another_name_are_other_cells_with_the_same_experts():
     flags = ("--length", "fixed")
-    experts, rows = make_cells(replace(REAL, run_name="fixed", distill_flags=flags))
-    row = select(experts, rows, ["CIFAR10/ipc1"])[1][0]
+    settings = replace(REAL, run_name="fixed", distill_flags=flags)
+    _, (row,) = choose(settings, ["CIFAR10/ipc1"])
     assert row.name == "CIFAR10/ipc1/fixed"
     assert row.needs == "experts/CIFAR10/ConvNetD3"
     assert row.run_dir == Path("results/CIFAR10/ConvNetD3/ipc1/fixed")
@@ -358,7 +358,7 @@ def test_a_second_call_goes_on_and_failures_stay_alone(smoke):
     log = (folder / "run_all/CIFAR10/ipc1.log").read_text()
     again = log[log.rindex(" -> ") :]
     assert "continuing at iteration 2" in again
-    assert again.count("recorded before") == 2
+    assert again.count("recorded before") == 3  # distilled, random real, and EMA
     assert (run_dir(folder, "CIFAR10_ipc1") / "metrics.jsonl").read_text() == before
     zca = (folder / "run_all/experts/digits_ZCA/ConvNetD1.log").read_text()
     assert "2 of 2 experts are in" in zca
