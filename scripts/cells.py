@@ -172,6 +172,8 @@ def expert_kind(options: DistillOptions) -> ExpertKind:
         options.zca,
         options.model,
         options.data_path,
+        options.flat,
+        options.val_fraction,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from networks import CROSS_ARCHITECTURE, canonical_name
 from scripts.cells import RUN_NAME, Row, Settings, make_cells, row_options, table_rows
-from scripts.runs import DISTILLED, Measured, Run, row_settings
+from scripts.runs import DISTILLED, EXPERT_SETTINGS, Measured, Run, row_settings
 from utils.options import BufferOptions, DistillOptions, EvaluationOptions
 
 PUBLISHED = Path(__file__).parent / "published.csv"
@@ -25,8 +25,6 @@ TABLES = {
     3: "ImageNet subsets",
 }
 TABLE_1_IPC = (10, 50)
-# Settings of experts that have one published value; the rest follows from the row.
-EXPERT_SETTINGS = ("batch_train", "lr_teacher", "mom", "l2", "decay", "dsa", "dsa_strategy")
 # Settings that columns of the list of all runs show, or the method's name does.
 IN_COLUMNS = {
     *("dataset", "subset", "res", "ipc", "model", "syn_steps", "expert_epochs", "Iteration"),

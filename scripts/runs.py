@@ -25,6 +25,8 @@ Record = Mapping[str, Any]
 FILES = ("config.yaml", "metrics.jsonl")
 SMOKE = "smoke"  # run_all.sh --smoke leaves its runs in a folder of this name: they show nothing
 NEEDED = ("dataset", "model", "ipc", "syn_steps", "expert_epochs", "length", "Iteration", "seed")
+# How experts are trained, as far as the settings of the run that uses them do not say it.
+EXPERT_SETTINGS = tuple("batch_train lr_teacher mom l2 decay dsa dsa_strategy rho alpha".split())
 DISTILLED = {"raw": "distilled raw", "ema": "distilled ema"}
 
 
@@ -69,8 +71,9 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """All that alters the result but seeds, in one spelling."""
-        experts = {k: v for k, v in (self.experts or {}).items() if k != "seed"}
-        return row_settings(self.options) | {f"experts' {k}": v for k, v in experts.items()}
+        known, names = self.experts or {}, ("number", "epochs", *EXPERT_SETTINGS)
+        experts = {f"experts' {name}": known[name] for name in names if name in known}
+        return row_settings(self.options) | experts
 
 
 def row_settings(options: DistillOptions) -> dict[str, Any]:

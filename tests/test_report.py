@@ -237,8 +237,10 @@ def test_methods_are_named_after_their_settings(changes, name):
 
 
 def test_a_run_of_the_row_stands_in_all_its_places(row_run):
-    for n, network in enumerate(("ConvNetD3", "ResNet18", "VGG11", "AlexNet")):
-        (line,) = lines_of(row_run, 1, network=network, ipc=10, method="ATT")
+    networks = ("ConvNetD3", "ResNet18", "VGG11", "AlexNet")
+    lines = lines_of(row_run, 1, ipc=10, method="ATT")
+    for n, (line, network) in enumerate(zip(lines, networks, strict=True)):
+        assert line.place.network == network
         assert line.differences == ()
         score = Score.over(line.measured("raw"))
         assert (score.n, score.of) == (5, "networks")
