@@ -13,6 +13,7 @@ Exit status: 0 the report is written, 2 bad input.
 import argparse
 import csv
 import io
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -58,8 +59,9 @@ trained on one distilled set or, of several runs, the seeds, over whose means it
 the distilled images, *EMA* their moving average; the difference is in percentage points above the
 paper. The field picks the iteration that is reported on the test set, which favours every method
 alike; that is the default here too, so that figures compare. *Chosen by* says what was used: test,
-val (held-out training images) or last. A run that is not the published row to the letter has a †,
-and what differs is listed below the table.
+val (held-out training images) or last. What eval.py has not measured is distill_att.py's own
+evaluation at that iteration, the best of many. A run that is not the published row to the letter
+has a †, and what differs is listed below the table.
 """
 NOT_RUN = (
     "*not run*: experts are shared by the rows that need the same ones, and one run serves all "
@@ -85,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
     listed = run_lines(groups)
     for problem in problems:
         print(f"report: left out: {problem}", file=sys.stderr)
-    command = " ".join(["python -m scripts.report", *argv])
+    command = shlex.join(["python", "-m", "scripts.report", *argv])
     sections = [
         HEAD.format(command=command),
         *(table_section(table, lines[table], published) for table in TABLES),
