@@ -5,11 +5,13 @@ refused before any work, and estimates are of what will be run.
 """
 
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from networks import CROSS_ARCHITECTURE, canonical_name
 from scripts.estimate import Estimate, experts_estimate, row_estimate
 from utils.config import CONFIGS, DEFAULT, Resolved, packaged_yaml, resolve
 from utils.errors import UserError
@@ -20,6 +22,7 @@ from utils.run_dir import RunDir
 
 RUN_NAME = "run_all"  # of the run directories, unless another is given
 TABLE = ("CIFAR10", "CIFAR100", "Tiny", "ImageNet")
+ROW_FILE = re.compile(r"ipc(\d+)(?:_(\w+))?")  # ipc10 is ATT's row, ipc10_ftd a rival's
 # A run is evaluated every 1 % of its steps, but not more often than eval_it says: a million steps,
 # evaluated and saved every hundred, would take days and 80 GB for that alone.
 EVALUATIONS = 100
@@ -32,8 +35,10 @@ SMOKE_EXPERTS = "--num_experts 2 --train_epochs 2"
 SMOKE_EVALUATION = "--num_eval 1 --epoch_eval_train 1"
 SMOKE_DISTILLATION = (
     f"{SMOKE_EVALUATION} --Iteration 2 --eval_it 2 --syn_steps 2 --expert_epochs 1 "
-    "--max_start_epoch 1 --lr_img 1 --lr_lr 1e-7 --lr_teacher 0.01"
+    "--lr_img 1 --lr_lr 1e-7 --lr_teacher 0.01"
 )
+SMOKE_STARTS = "--max_start_epoch 1"
+SMOKE_START_EPOCHS = "--start_epochs 0 1 --current_max_start_epoch 1 --expansion_end_epoch 1"
 
 
 @dataclass(frozen=True)
@@ -50,19 +55,22 @@ class Settings:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table; ImageNet's come once a subset."""
+    """A row of the table, ATT's or with a `method` a rival's; ImageNet's come once a subset."""
 
     dataset: str
     subset: str | None
     ipc: int
+    method: str | None = None
 
     @property
     def name(self) -> str:
-        return "/".join(part for part in (self.dataset, self.subset, f"ipc{self.ipc}") if part)
+        parts = (self.dataset, self.subset, f"ipc{self.ipc}", self.method)
+        return "/".join(part for part in parts if part)
 
     @property
     def yaml(self) -> Path:
-        return Path(os.path.relpath(CONFIGS / self.dataset / f"ipc{self.ipc}.yaml"))
+        stem = f"ipc{self.ipc}" + (f"_{self.method}" if self.method else "")
+        return Path(os.path.relpath(CONFIGS / self.dataset / f"{stem}.yaml"))
 
 
 @dataclass(frozen=True)
@@ -81,45 +89,66 @@ class Cell:
         return self.run_dir is None
 
     def matches(self, selector: str) -> bool:
-        """Whether the name has all parts of `selector`: CIFAR10, ipc1, ImageNet/imagenette."""
-        parts = {part for part in selector.split("/") if part}
-        return bool(parts) and parts <= set(self.name.split("/"))
+        """Whether the name has all parts of `selector`: CIFAR10, ipc1, ImageNet/imagenette, FTD."""
+        parts = {part for part in selector.lower().split("/") if part}
+        return bool(parts) and parts <= set(self.name.lower().split("/"))
 
 
-def make_cells(settings: Settings) -> tuple[list[Cell], list[Cell]]:
-    """The cells of experts, one for each kind that some row needs, and the cells of the rows."""
+Cells = tuple[list[Cell], list[Cell]]  # of experts, of rows
+
+
+def make_cells(settings: Settings, *, rivals: bool = False) -> Cells:
+    """The cells of experts, one for each kind that some row needs, and the cells of the rows, in
+    the order of `table_rows`.
+    """
     rows: list[Cell] = []
     epochs: dict[ExpertKind, int] = {}
-    for row in table_rows(one_subset=settings.smoke):
+    for row in table_rows(one_subset=settings.smoke, rivals=rivals):
         command, options = distillation(row, settings)
         kind = expert_kind(options)
-        last_epoch = options.max_start_epoch + options.expert_epochs
+        last_epoch = options.starts.end + options.expert_epochs
         epochs[kind] = max(last_epoch, epochs.get(kind, 0))
         rows.append(row_cell(row, command, options, kind, settings))
     experts = [experts_cell(kind, number, settings) for kind, number in epochs.items()]
     return experts, rows
 
 
-def table_rows(*, one_subset: bool) -> list[Row]:
-    """A row for every configs/<dataset>/ipc<k>.yaml of the table."""
+def table_rows(*, one_subset: bool = False, rivals: bool = False) -> list[Row]:
+    """A row for every configs/<dataset>/ipc<k>.yaml of the table and, with `rivals`, for every
+    ipc<k>_<method>.yaml.
+    """
     rows = []
     for dataset in TABLE:
-        ipcs = sorted(int(path.stem[3:]) for path in (CONFIGS / dataset).glob("ipc*.yaml"))
+        found = (ROW_FILE.fullmatch(path.stem) for path in (CONFIGS / dataset).glob("*.yaml"))
+        files = sorted((int(name[1]), name[2] or "") for name in found if name)
         subsets: list[str | None] = list(IMAGENET_SUBSETS) if dataset == "ImageNet" else [None]
         for subset in subsets[:1] if one_subset else subsets:
-            rows += [Row(dataset, subset, ipc) for ipc in ipcs]
+            rows += [
+                Row(dataset, subset, ipc, method or None)
+                for ipc, method in files
+                if rivals or not method
+            ]
     return rows
+
+
+def row_options(row: Row) -> DistillOptions:
+    """The published settings of a row, as distill_att.py takes them."""
+    flags = ["--dataset", row.dataset, *(["--subset", row.subset] if row.subset else [])]
+    return resolve(DistillOptions, flags, description="", find_yaml=lambda given: row.yaml).options
 
 
 def distillation(row: Row, settings: Settings) -> tuple[str, DistillOptions]:
     """The row's distill_att.py command and the options that it amounts to."""
     flags = ["--dataset", row.dataset, "--ipc", str(row.ipc)]
     flags += ["--subset", row.subset] if row.subset else []
-    run_name = settings.run_name
+    flags += ["--config", str(row.yaml)] if row.method else []
+    run_name = f"{settings.run_name}_{row.method}" if row.method else settings.run_name
     if settings.smoke:
         flags = ["--config", str(row.yaml), "--dataset", "digits"]
         flags += ["--res", str(SMOKE_RES[row.dataset]), "--ipc", str(min(row.ipc, SMOKE_IPC))]
         flags += ["--model", SMOKE_MODEL, *SMOKE_DISTILLATION.split()]
+        of_two = row_options(row).start_epochs is not None
+        flags += (SMOKE_START_EPOCHS if of_two else SMOKE_STARTS).split()
         run_name = f"{settings.run_name}_{row.name.replace('/', '_')}"
     flags += ["--run_name", run_name, "--save_path", settings.save_path]
     flags += ["--buffer_path", settings.buffer_path, "--data_path", settings.data_path]
@@ -143,6 +172,8 @@ def expert_kind(options: DistillOptions) -> ExpertKind:
         options.zca,
         options.model,
         options.data_path,
+        options.flat,
+        options.val_fraction,
     )
 
 
@@ -188,35 +219,79 @@ def row_cell(
         run_name=options.run_name or "",
     )
     tag = "best" if options.eval_it > 0 else "last"
-    flags = ["--distilled", str(run.distilled(tag)), "--data_path", settings.data_path]
-    flags += SMOKE_EVALUATION.split() if settings.smoke else ["--eval_mode", "M"]
-    flags.append("--random")
-    evaluation = resolve(EvalOptions, flags, description="").options
+    flags = ["--data_path", settings.data_path]
+    flags += SMOKE_EVALUATION.split() if settings.smoke else evaluation_flags(options.model)
+    raw = ["--distilled", str(run.distilled(tag)), *flags, "--random"]
+    ema = ["--distilled", str(run.distilled(f"ema_{tag}")), *flags]
+    evaluation = resolve(EvalOptions, raw, description="").options
     # Runs of another name are cells of their own, with logs of their own.
     name = row.name if settings.run_name == RUN_NAME else f"{row.name}/{settings.run_name}"
     return Cell(
         name,
         f"{options.Iteration:,} steps, N_S {options.syn_steps}, eval_it {options.eval_it}",
-        (command, shlex.join(["eval.py", *flags])),
+        (command, *(shlex.join(["eval.py", *flags]) for flags in (raw, ema))),
         row_estimate(options, evaluation, res=kind.res),
         needs=experts_name(kind),
         run_dir=run.path,
     )
 
 
-def select(
-    experts: list[Cell], rows: list[Cell], only: Sequence[str]
-) -> tuple[list[Cell], list[Cell]]:
+def evaluation_flags(model: str) -> list[str]:
+    """The row's own network and the others of the paper's Table 1."""
+    own, *others = CROSS_ARCHITECTURE
+    if canonical_name(model) == canonical_name(own):
+        return ["--eval_mode", "M"]
+    return ["--model", model, *others]
+
+
+def choose(settings: Settings, only: Sequence[str], *, rivals: bool = False) -> Cells:
+    """The cells to run: ATT's, with `rivals` all, or those that the selectors `only` name, rows
+    with their experts. What a selector names is ATT's where ATT has such a cell, else a rival's.
+    """
+    cells = make_cells(settings, rivals=rivals)
+    foreign = [selector for selector in only if not _any_matches(cells, selector)]
+    if not foreign:
+        return select(cells, only)
+    everything = make_cells(settings, rivals=True)
+    for selector in foreign:
+        if not _any_matches(everything, selector):
+            raise UserError(_no_cell(selector, cells))
+    chosen = select(everything, foreign)
+    if own := [selector for selector in only if selector not in foreign]:
+        chosen = _union(everything, chosen, select(cells, own))
+    return chosen
+
+
+def select(cells: Cells, only: Sequence[str]) -> Cells:
     """The cells that some selector matches, and the experts of such rows; without one, all."""
     if not only:
-        return experts, rows
-    for selector in only:
-        if not any(cell.matches(selector) for cell in [*experts, *rows]):
-            names = ", ".join(cell.name for cell in [*rows, *experts])
-            raise UserError(
-                f"--only {selector!r} is no cell; choices: {names}, or parts of these names such "
-                "as CIFAR10, ipc1, experts"
-            )
+        return cells
+    experts, rows = cells
     chosen = [row for row in rows if any(map(row.matches, only))]
     needed = {row.needs for row in chosen}
     return [e for e in experts if e.name in needed or any(map(e.matches, only))], chosen
+
+
+def _union(everything: Cells, *parts: Cells) -> Cells:
+    """The cells of all parts, as they are in `everything`."""
+    names = {cell.name for part in parts for cell in _all(part)}
+    experts, rows = ([cell for cell in cells if cell.name in names] for cells in everything)
+    return experts, rows
+
+
+def _all(cells: Cells) -> list[Cell]:
+    experts, rows = cells
+    return [*rows, *experts]
+
+
+def _any_matches(cells: Cells, selector: str) -> bool:
+    return any(cell.matches(selector) for cell in _all(cells))
+
+
+def _no_cell(selector: str, cells: Cells) -> str:
+    methods = sorted({row.method.upper() for row in table_rows(rivals=True) if row.method})
+    return (
+        f"--only {selector!r} is no cell; choices: {', '.join(cell.name for cell in _all(cells))}, "
+        "or parts of these names such as CIFAR10, ipc1, experts; rivals by their names: "
+        f"{', '.join(methods)}"
+    )

@@ -68,17 +68,20 @@ def experts_estimate(options: BufferOptions, *, res: int) -> Estimate:
 
 
 def row_estimate(distill: DistillOptions, evaluation: EvalOptions, *, res: int) -> Estimate:
-    """Of distilling at the full length and evaluating the result beside random real images."""
+    """Of distilling at the full length and evaluating the result, raw and EMA, beside random real
+    images.
+    """
     size = replace(DATA_SIZES[distill.dataset], image_size=res)
     images, work = size.classes * distill.ipc, size.workload(distill)
     batch = min(distill.batch_train, images)
     step = max(work.step_flop / CUDA_RATE, distill.syn_steps * STUDENT_STEP_SECONDS)
     seconds = distill.Iteration * step
-    for options, times in (
-        (distill, 2 * evaluations_left(distill)),  # raw and EMA
-        (evaluation, 2),  # distilled and random
+    own = CROSS_ARCHITECTURE if evaluation.eval_mode == "M" else [distill.model]
+    for options, models, times in (
+        (distill, distill.evaluation_models, 2 * evaluations_left(distill)),  # raw and EMA
+        (evaluation, evaluation.model or own, 3),  # raw, EMA and random
     ):
-        costs = [size.network(model) for model in _models(options, distill.model)]
+        costs = [size.network(model) for model in models]
         seconds += times * _evaluation_seconds(
             costs, options, images=images, batch=batch, tested=size.test
         )
@@ -113,10 +116,6 @@ def row_estimate(distill: DistillOptions, evaluation: EvalOptions, *, res: int) 
         gpu_bytes(size.float_bytes(size.test), max(distilling, *evaluating)) / 1e9,
         written / 1e9,
     )
-
-
-def _models(options: EvaluationOptions, own: str) -> Sequence[str]:
-    return CROSS_ARCHITECTURE if options.eval_mode == "M" else [own]
 
 
 def _at_once(asked: int | None, cost: NetworkCost, *, batch: int, networks: int) -> int:

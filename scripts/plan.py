@@ -7,6 +7,7 @@ Nothing is run here. With --queue the plan is written where run_all.sh reads it:
     slots/<device>/<n>    an empty file for each slot; a cell holds some slots of one device
     experts.tsv rows.tsv  a line for each cell: name, slots, needed cell, run directory, command
     logs                  one line: the folder of logs
+    report                with --report only, two lines: the folder of runs, and that of the report
 """
 
 import argparse
@@ -21,7 +22,7 @@ from typing import NoReturn
 
 import torch
 
-from scripts.cells import RUN_NAME, Cell, Settings, make_cells, select
+from scripts.cells import RUN_NAME, Cell, Settings, choose
 from scripts.estimate import ASSUMPTIONS
 from utils.errors import UserError
 from utils.options import DistillOptions
@@ -86,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
         distill_flags=tuple(args.distill_flags),
         smoke=args.smoke,
     )
-    experts, rows = select(*make_cells(settings), args.only)
+    experts, rows = choose(settings, args.only, rivals=args.rivals)
     if args.list is not None:
         print(*(cell.name for cell in (experts if args.list == "experts" else rows)), sep="\n")
         return 0
@@ -97,6 +98,8 @@ def main(argv: Sequence[str]) -> int:
     print(table([*experts, *rows]), devices, sep="\n")
     if args.queue is not None and not args.dry_run:
         write_queue(Path(args.queue), Path(args.save_path, "run_all"), experts, rows, devices)
+        if args.report:
+            Path(args.queue, "report").write_text(f"{args.save_path}\n{args.report}\n")
     return 0
 
 
@@ -104,7 +107,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line; UserError for what it should not hold."""
     parser = _Parser(
         prog="run_all.sh",
-        description="Every row of the table: experts, distillation, evaluation. The same call "
+        description="Every row of ATT's table: experts, distillation, evaluation. The same call "
         "again goes on where the last one stopped.",
         epilog="Flags behind -- go to distill_att.py, as in: run_all.sh --only CIFAR10 "
         "--run_name fixed -- --length fixed",
@@ -115,8 +118,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="NAME",
         action="append",
         default=[],
-        help="cells with this name or these parts of it (CIFAR10/ipc1, Tiny, ipc1, imagenette), "
-        "rows with the experts that they need; may be given several times",
+        help="cells with this name or these parts of it (CIFAR10/ipc1, Tiny, ipc1, imagenette; a "
+        "rival's: FTD, CIFAR10/ipc10/MTT), rows with the experts that they need; may be given "
+        "several times",
+    )
+    parser.add_argument(
+        "--rivals", action="store_true", help="the rows of MTT, FTD, DATM and TESLA as well"
     )
     parser.add_argument(
         "--dry-run", "--dry_run", action="store_true", help="print the plan and its estimated cost"
@@ -129,6 +136,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--save_path", help="folder of results and logs (default: results)")
     parser.add_argument(
         "--run_name", default=RUN_NAME, help="name of the run directories (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--report",
+        nargs="?",
+        const="docs",
+        metavar="FOLDER",
+        help="then write results.md and results.csv there (default: docs), from all runs",
     )
     parser.add_argument(
         "--list",

@@ -27,4 +27,10 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}"
 for cells in experts rows; do
     xargs -r -d '\n' -n 1 -P "$workers" bash scripts/run_cell.sh "$queue" <"$queue/$cells.tsv"
 done
-.venv/bin/python -m scripts.summary "$queue"
+status=0
+.venv/bin/python -m scripts.summary "$queue" || status=$?
+if [ -e "$queue/report" ]; then
+    mapfile -t report <"$queue/report"
+    .venv/bin/python -m scripts.report "${report[0]}" --out "${report[1]}"
+fi
+exit "$status"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from scripts import plan
-from scripts.cells import RUN_NAME, Settings, make_cells, select
+from scripts.cells import RUN_NAME, Settings, choose, make_cells, table_rows
 from scripts.plan import Devices, Gpu
 from utils.errors import UserError
 from utils.expert_buffer import read_file
@@ -80,15 +80,118 @@ def test_experts_are_long_enough_for_all_their_rows():
     ],
 )
 def test_only_selects_rows_with_their_experts(only, rows, experts):
-    chosen_experts, chosen_rows = select(*make_cells(REAL), [only])
+    chosen_experts, chosen_rows = choose(REAL, [only])
     assert (names(chosen_rows), names(chosen_experts)) == (rows, experts)
 
 
 def test_parts_of_names_select_too():
-    experts, rows = select(*make_cells(REAL), ["ipc1", "CIFAR10/ipc10"])
+    experts, rows = choose(REAL, ["ipc1", "CIFAR10/ipc10"])
     assert len(rows) == 3 + 6 + 1
     assert all(name.endswith("/ipc1") or name == "CIFAR10/ipc10" for name in names(rows))
     assert len(experts) == 3 + 6  # no rows without ZCA among them
+
+
+def test_rivals_have_rows_when_they_are_asked_for():
+    assert not any(row.method for row in table_rows())
+    experts, rows = choose(REAL, [], rivals=True)
+    assert len(rows) == len(table_rows(rivals=True)) > 40
+    assert {"CIFAR10/ipc10", "CIFAR10/ipc10/ftd", "CIFAR10/ipc10/mtt"} <= set(names(rows))
+    assert {row.needs for row in rows} == set(names(experts))
+    assert {e.name for e in choose(REAL, [])[0]} < {e.name for e in experts}
+
+
+@pytest.mark.parametrize("only", ["FTD", "CIFAR10/ipc10/ftd"])
+def test_a_selector_that_names_a_rival_selects_its_rows(only):
+    experts, rows = choose(REAL, [only])
+    both = "CIFAR10" not in only
+    assert names(rows) == ["CIFAR10/ipc10/ftd", "CIFAR100/ipc10/ftd"][: 1 + both]
+    flat = ["experts/CIFAR10_FLAT/ConvNetD3", "experts/CIFAR100_FLAT/ConvNetD3"]
+    assert names(experts) == flat[: 1 + both]
+    assert all("--flat" in cell.commands[0] for cell in experts)
+    command, best, ema = rows[0].commands
+    assert "--config configs/CIFAR10/ipc10_ftd.yaml" in command
+    assert rows[0].run_dir == Path("results/CIFAR10/ConvNetD3/ipc10/run_all_ftd")
+    assert str(rows[0].run_dir / "distilled_best.pt") in best and "--random" in best
+    assert str(rows[0].run_dir / "distilled_ema_best.pt") in ema
+
+
+def test_a_selector_means_the_rows_of_att_where_there_are_such():
+    assert names(choose(REAL, ["CIFAR10/ipc10"])[1]) == ["CIFAR10/ipc10"]
+    experts, rows = choose(REAL, ["CIFAR10/ipc1", "MTT", "experts/Tiny"])
+    assert names(rows)[:2] == ["CIFAR10/ipc1", "CIFAR10/ipc1/mtt"]
+    assert [row for row in names(rows) if not row.endswith("/mtt")] == ["CIFAR10/ipc1"]
+    assert "experts/Tiny/ConvNetD4" in names(experts)
+    assert not any("FLAT" in name for name in names(experts))
+    assert names(choose(REAL, ["Tiny/ipc50"])[1]) == ["Tiny/ipc50/datm", "Tiny/ipc50/mtt"]
+    with_rivals = choose(REAL, ["CIFAR10/ipc10"], rivals=True)[1]
+    assert names(with_rivals) == [f"CIFAR10/ipc10{m}" for m in ("", "/datm", "/ftd", "/mtt")]
+
+
+def test_rivals_share_the_experts_of_att_without_making_them_longer():
+    own = {cell.name: cell.commands for cell in make_cells(REAL)[0]}
+    both = {cell.name: cell.commands for cell in make_cells(REAL, rivals=True)[0]}
+    assert own.items() <= both.items()
+    assert "--train_epochs 72" in both["experts/CIFAR100_FLAT/ConvNetD3"][0]  # DATM's late ones
+
+
+def test_flags_that_do_not_suit_a_rival_do_not_hinder_att():
+    early = replace(REAL, distill_flags=("--start_epochs", "0", "5"))
+    assert len(choose(early, [])[1]) == 20
+    with pytest.raises(UserError, match="--current_max_start_epoch 10"):
+        choose(early, ["DATM"])
+
+
+def test_rivals_run_in_miniature_too(tmp_path):
+    where = {"save_path": str(tmp_path), "buffer_path": str(tmp_path / "b")}
+    experts, rows = choose(replace(REAL, smoke=True, **where), ["CIFAR10/ipc10/datm"])
+    (row,), (expert,) = rows, experts
+    assert "--start_epochs 0 1" in row.commands[0]
+    assert "--max_start_epoch" not in row.commands[0]
+    assert expert.name == "experts/digits_ZCA_FLAT/ConvNetD1"
+
+
+def test_rows_are_evaluated_on_their_own_network_and_the_others_of_table_1():
+    commands = {row.name: row.commands for row in make_cells(REAL)[1]}
+    for command in commands["CIFAR10/ipc1"][1:]:
+        assert "--eval_mode M" in command
+    for command in commands["Tiny/ipc1"][1:]:
+        assert "--model ConvNetD4 ResNet18 VGG11 AlexNet" in command
+
+
+@pytest.mark.parametrize(
+    ("flags", "folders"),
+    [
+        (["--report"], ["s", "docs"]),
+        (["--report", "d"], ["s", "d"]),
+        (["--report", "--dry-run"], None),
+    ],
+)
+def test_a_report_follows_where_it_is_asked_for(flags, folders, tmp_path):
+    given = [*flags, "--queue", str(tmp_path), "--save_path", "s", "--only", "experts/Tiny"]
+    assert plan.main(given) == 0
+    report = tmp_path / "report"
+    assert (report.read_text().split() if report.exists() else None) == folders
+
+
+@pytest.mark.parametrize(
+    ("table", "rows", "rivals"),
+    [
+        (1, {f"CIFAR10/ipc{k}" for k in (10, 50)}, 5),
+        (2, {f"{d}/ipc{k}" for d in ("CIFAR10", "CIFAR100", "Tiny") for k in (1, 10, 50)}, 22),
+        (
+            3,
+            {f"ImageNet/image{s}/ipc{k}" for s in "nette woof fruit meow".split() for k in (1, 10)},
+            8,
+        ),
+    ],
+)
+def test_a_script_of_a_table_runs_its_rows(table, rows, rivals):
+    rows -= {"Tiny/ipc50"}
+    script = (ROOT / f"scripts/run_table{table}.sh").read_text()
+    only = re.findall(r"--only (\S+)", script)
+    assert "--report" in script and script.rstrip().endswith('"$@"')
+    assert set(names(choose(REAL, only)[1])) == rows
+    assert len(choose(REAL, only, rivals=True)[1]) == len(rows) + rivals
 
 
 def test_a_dry_run_prints_commands_and_costs_and_does_nothing(tmp_path, capsys):
@@ -112,8 +215,8 @@ def test_a_dry_run_prints_commands_and_costs_and_does_nothing(tmp_path, capsys):
 
 def test_runs_of_another_name_are_other_cells_with_the_same_experts():
     flags = ("--length", "fixed")
-    experts, rows = make_cells(replace(REAL, run_name="fixed", distill_flags=flags))
-    row = select(experts, rows, ["CIFAR10/ipc1"])[1][0]
+    settings = replace(REAL, run_name="fixed", distill_flags=flags)
+    _, (row,) = choose(settings, ["CIFAR10/ipc1"])
     assert row.name == "CIFAR10/ipc1/fixed"
     assert row.needs == "experts/CIFAR10/ConvNetD3"
     assert row.run_dir == Path("results/CIFAR10/ConvNetD3/ipc1/fixed")
@@ -170,7 +273,11 @@ def test_the_command_for_several_gpus_trains_the_experts(tmp_path):
         (["--only", "CIFAR11"], ["'CIFAR11'", "CIFAR10/ipc1", "ImageNet/imagewoof/ipc10"]),
         (["--only", "CIFAR10/ipc2"], ["'CIFAR10/ipc2'", "CIFAR10/ipc10", "experts/Tiny"]),
         (["--only", ""], ["''", "CIFAR10/ipc1"]),
-        (["--onyl", "Tiny"], ["--onyl", "flags: -h, --only, --dry-run, --smoke, --data_path"]),
+        (["--only", "CIFAR10/ipc1/FTD"], ["'CIFAR10/ipc1/FTD'", "DATM, FTD, MTT, TESLA"]),
+        (
+            ["--onyl", "Tiny"],
+            ["--onyl", "flags: -h, --only, --rivals, --dry-run, --smoke, --data_path"],
+        ),
         (["Tiny"], ["Tiny", "--only"]),
         (["--list", "cells"], ["cells", "rows", "experts"]),
         (["--run_name", "a/b"], ["--run_name", "a/b"]),
@@ -293,7 +400,15 @@ def test_two_calls_do_not_work_on_one_cell_at_a_time(queue):
 def smoke(tmp_path_factory):
     """The whole plan in miniature: its folder and the finished call."""
     folder = tmp_path_factory.mktemp("smoke")
-    return folder, bash("scripts/run_all.sh", "--smoke", "--save_path", folder)
+    return folder, bash("scripts/run_all.sh", "--smoke", "--save_path", folder, "--report", folder)
+
+
+def test_the_smoke_run_reports_what_it_ran(smoke):
+    folder, done = smoke
+    assert f"10 runs in {folder}/results.md" in done.stdout
+    text = (folder / "results.md").read_text()
+    assert "| digits 8x8 | 1 | ATT | ConvNetD1 | 2 | 1 | 2 | 2 of 2 epochs |" in text
+    assert "Left out" not in text
 
 
 def run_dir(folder, row):
@@ -358,7 +473,7 @@ def test_a_second_call_goes_on_and_failures_stay_alone(smoke):
     log = (folder / "run_all/CIFAR10/ipc1.log").read_text()
     again = log[log.rindex(" -> ") :]
     assert "continuing at iteration 2" in again
-    assert again.count("recorded before") == 2
+    assert again.count("recorded before") == 3  # distilled, random real, and EMA
     assert (run_dir(folder, "CIFAR10_ipc1") / "metrics.jsonl").read_text() == before
     zca = (folder / "run_all/experts/digits_ZCA/ConvNetD1.log").read_text()
     assert "2 of 2 experts are in" in zca
