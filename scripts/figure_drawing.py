@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -13,8 +14,9 @@ from matplotlib.image import imread
 from scripts.figure_data import POLICIES, RATES, Accuracy, Curve, Mismatch, Successes
 from scripts.figure_runs import Array
 
+MARKERS = 12  # the most on a line, about
 COLUMN = 3.4  # inches, of a page with two columns
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
     "font.size": 8,
     "axes.titlesize": 8,
@@ -24,6 +26,7 @@ STYLE = {
     "lines.markersize": 4,
     "hatch.linewidth": 0.6,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.alpha": 0.3,
     "savefig.dpi": 250,
     "pdf.fonttype": 42,  # text that can be searched
@@ -52,6 +55,9 @@ LOOKS = (
     Look("#e69f00", (0, (5, 1, 1, 1, 1, 1)), "v", "\\\\\\\\"),
     Look("#56b4e9", (0, (8, 2)), "P", "++++"),
     Look("#000000", (0, (1, 3)), "X", "oooo"),
+    Look("#7f7f7f", (0, (3, 1)), "<", "----"),
+    Look("#6a3d9a", (0, (8, 2, 1, 2)), ">", "||||"),
+    Look("#b15928", (0, (2, 2)), "*", "**"),
 )
 
 
@@ -116,16 +122,17 @@ def draw_mismatches(found: Sequence[Mismatch], *, gamma: float, interval: int) -
     cases, mean = _panels(figure, 2, 1, sharey=False)
     for number, (label, series) in enumerate(_labelled(found).items()):
         own = look(number)
-        line = {"color": own.color, "linestyle": own.line, "marker": own.marker, "label": label}
+        line: dict[str, Any] = {"color": own.color, "linestyle": own.line, "marker": own.marker}
+        line["markevery"] = max(1, len(series.cases) // MARKERS)
         at = interval * (np.arange(len(series.cases)) + 0.5)
         for axes, values in ((cases, series.cases), (mean, series.mean)):
-            axes.plot(at, values, **line)
+            axes.plot(at, values, label=label, **line)
     cases.set_ylabel(f"cases with $|n-N_{{opt}}| > {gamma:g}$\nper {interval} iterations")
     mean.set_ylabel("mean $|n-N_{opt}|$, steps")
     mean.set_xlabel(f"{ITERATION} (middle of {interval})")
     for axes in (cases, mean):
-        axes.set_ylim(bottom=0)
-        axes.margins(y=0.1)
+        axes.axhline(0, color="0.6", linewidth=0.6, zorder=0)
+        axes.margins(y=0.08)
     _legend_below(figure, cases)
     return figure
 
@@ -151,13 +158,13 @@ def draw_lengths(found: Mapping[int, Array]) -> Figure:
             axes.plot(iterations, seed, ".", color="0.7", markersize=2, rasterized=True)
         window = max(1, len(iterations) // 40)
         for policy, values, text in (
-            ("fixed", np.full(len(iterations), syn_steps), "fixed: $N_S$"),
             ("att", running_median(lengths, window), f"ATT: n, median of {window} iterations"),
+            ("fixed", np.full(len(iterations), syn_steps), "fixed: $N_S$"),
         ):
             own = look_of(policy)
             axes.plot(iterations, values, color=own.color, linestyle=own.line, label=text)
         axes.set_ylabel(f"length, steps\n($N_S$ = {syn_steps})")
-        axes.set_ylim(bottom=0)
+    figure.axes[-1].set_ylim(0, 1.1 * max(found))
     figure.axes[-1].set_xlabel(ITERATION)
     _legend_below(figure, figure.axes[0])
     return figure
@@ -220,6 +227,7 @@ def draw_accuracies(found: Sequence[Accuracy]) -> Figure:
                 color=own.color,
                 linestyle=own.line,
                 marker=own.marker,
+                markevery=max(1, len(at) // MARKERS),
                 linewidth=1.2 if is_raw else 0.7,
                 markerfacecolor=own.color if is_raw else "white",
                 label=f"{name_of(each.policy)}, {'raw' if is_raw else 'EMA'}",

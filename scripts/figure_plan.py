@@ -17,13 +17,13 @@ from pathlib import Path
 
 from scripts.cells import Cell, Settings, expert_kind, experts_cell, experts_name
 from scripts.estimate import Estimate, row_estimate
+from scripts.figure_data import RATES
 from scripts.plan import PYTHON, find_devices, table, write_queue
 from utils.config import packaged_yaml, resolve
 from utils.errors import UserError
 from utils.options import DistillOptions, EvalOptions
 from utils.run_dir import RunDir
 
-RATES = ("lr_img", "lr_lr")
 POLICIES = ("att", "fixed")
 
 
