@@ -156,13 +156,14 @@ def draw_lengths(found: Mapping[int, Array]) -> Figure:
         iterations = np.arange(lengths.shape[1])
         for seed in lengths:
             axes.plot(iterations, seed, ".", color="0.7", markersize=2, rasterized=True)
-        window = max(1, len(iterations) // 40)
-        for policy, values, text in (
-            ("att", running_median(lengths, window), f"ATT: n, median of {window} iterations"),
+        reach = len(iterations) // 80
+        text = f"ATT: n, median of {2 * reach + 1} iterations"
+        for policy, values, label in (
+            ("att", running_median(lengths, reach), text),
             ("fixed", np.full(len(iterations), syn_steps), "fixed: $N_S$"),
         ):
             own = look_of(policy)
-            axes.plot(iterations, values, color=own.color, linestyle=own.line, label=text)
+            axes.plot(iterations, values, color=own.color, linestyle=own.line, label=label)
         axes.set_ylabel(f"length, steps\n($N_S$ = {syn_steps})")
     figure.axes[-1].set_ylim(0, 1.1 * max(found))
     figure.axes[-1].set_xlabel(ITERATION)
@@ -170,11 +171,10 @@ def draw_lengths(found: Mapping[int, Array]) -> Figure:
     return figure
 
 
-def running_median(lengths: Array, window: int) -> Array:
-    """(seeds, iterations) -> (iterations,), the window being shorter at the ends."""
-    count = lengths.shape[1]
-    starts = [max(0, at - window // 2) for at in range(count)]
-    return np.array([np.nanmedian(lengths[:, start : start + window]) for start in starts])
+def running_median(lengths: Array, reach: int) -> Array:
+    """(seeds, iterations) -> (iterations,): over seeds and `reach` iterations to either side."""
+    windows = [lengths[:, max(0, at - reach) : at + reach + 1] for at in range(lengths.shape[1])]
+    return np.array([np.nanmedian(window) for window in windows])
 
 
 def draw_successes(found: Sequence[Successes]) -> Figure:

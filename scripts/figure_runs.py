@@ -14,13 +14,26 @@ from utils.config import fixed_values
 from utils.errors import UserError
 from utils.options import DistillOptions
 from utils.run_dir import RunDir, read_records
+from utils.trajectory_length import LENGTH_POLICIES
 
 Array = NDArray[np.float64]
 
-NEEDED = ("dataset", "ipc", "length", "syn_steps", "seed", "Iteration", "lr_img", "lr_lr")
-# What may change within a run and yet has to agree where runs are compared.
-ALSO_COMPARED = ("Iteration", "num_eval", "epoch_eval_train", "experts")
+FILES = ("config.yaml", "metrics.jsonl")
+NEEDED: dict[str, Any] = {
+    "dataset": str,
+    "length": str,
+    "syn_steps": int,
+    "seed": int,
+    "Iteration": int,
+    "lr_img": float | int,
+    "lr_lr": float | int,
+}
 DEFAULTS = dataclasses.asdict(DistillOptions())
+# What may change within a run has to agree as well where runs are compared.
+COMPARED = (
+    *fixed_values(DistillOptions()),
+    *("Iteration", "num_eval", "epoch_eval_train", "experts"),
+)
 
 
 @dataclass(frozen=True)
@@ -66,8 +79,7 @@ class Run:
         """All that alters a result but `varied`. What the run does not know yet had no other value
         than the default.
         """
-        names = [*fixed_values(DistillOptions()), *ALSO_COMPARED]
-        values = {name: self.config.get(name, DEFAULTS.get(name)) for name in names}
+        values = {name: self.config.get(name, DEFAULTS.get(name)) for name in COMPARED}
         return tuple((name, str(value)) for name, value in values.items() if name not in varied)
 
 
@@ -89,9 +101,6 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
             if twin.path.resolve() != run.path.resolve():
                 complaints.append(f"left out: {run.path} has the settings and seed of {twin.path}")
     return list(runs.values()), complaints
-
-
-FILES = ("config.yaml", "metrics.jsonl")
 
 
 def read_run(path: Path) -> Run:
@@ -132,12 +141,14 @@ def _read_config(path: Path) -> Mapping[str, Any]:
         raise UserError(f"{path}: cannot read {file.name}: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"{path}: {file.name} is not valid YAML") from None
-    missing = (
-        [name for name in NEEDED if name not in config] if isinstance(config, dict) else NEEDED
-    )
-    if missing:
-        raise UserError(f"{path} is no run of distill_att.py: {file.name} lacks {missing[0]}")
-    return config
+    known = config if isinstance(config, dict) else {}
+    for name, kind in NEEDED.items():
+        if not isinstance(known.get(name), kind):
+            raise UserError(f"{path} is no run of distill_att.py: {file.name} has no valid {name}")
+    if known["length"] not in LENGTH_POLICIES:
+        choices = ", ".join(LENGTH_POLICIES)
+        raise UserError(f"{path} has --length {known['length']!r}; known: {choices}")
+    return known
 
 
 def _numbers(steps: Sequence[Mapping[str, Any]], name: str) -> Array:

@@ -103,8 +103,8 @@ def test_lengths_of_att_by_bound_and_seed(tmp_path):
 
 def test_the_running_median_is_over_seeds_and_iterations():
     lengths = np.array([[1.0, 2, 9, 4], [1, 2, 3, np.nan]])
-    assert drawing.running_median(lengths, 1).tolist() == [1, 2, 6, 4]
-    assert drawing.running_median(lengths, 3).tolist() == [2, 2, 3, 4]
+    assert drawing.running_median(lengths, 0).tolist() == [1, 2, 6, 4]
+    assert drawing.running_median(lengths, 1).tolist() == [1.5, 2, 3, 4]
 
 
 def repeats(path, *, policy, lr_img, lr_lr, failing):
@@ -220,22 +220,26 @@ def test_directories_of_no_use_are_named_in_one_line_each(tmp_path):
             {"n_opt": change} if change else {}
         )
         (path / "metrics.jsonl").write_text(json.dumps(record))
+    write_run(tmp_path / "unknown", steps([1], [1]), length="longest")
+    write_run(tmp_path / "words", steps([1], [1]), syn_steps="many")
     broken = att(tmp_path / "broken", [1], syn_steps=4)
     (broken / "config.yaml").write_text("a: [")
     runs, complaints = find_runs([tmp_path, tmp_path / "nowhere"])
     assert [run.path.name for run in runs] == ["good"]
     for pattern in (
         r"broken: config\.yaml is not valid YAML",
-        r"foreign is no run of distill_att\.py: config\.yaml lacks dataset",
+        r"foreign is no run of distill_att\.py: config\.yaml has no valid dataset",
         r"good_again has the settings and seed of \S+good",
         r"no_yaml: cannot read config\.yaml: No such file",
         r"old is of another version: its steps lack 'n_opt'",
         r"short is unfinished: 1 of 2 steps",
         r"text is damaged: its steps hold no numbers",
+        r"words is no run of distill_att\.py: config\.yaml has no valid syn_steps",
+        r"unknown has --length 'longest'; known: att, fixed",
         r"nowhere: there is no run directory",
     ):
         assert sum(bool(re.search(pattern, line)) for line in complaints) == 1, pattern
-    assert len(complaints) == 8
+    assert len(complaints) == 10
 
 
 @pytest.fixture
