@@ -18,6 +18,7 @@ from pathlib import Path
 from scripts.cells import Cell, Settings, expert_kind, experts_cell, experts_name
 from scripts.estimate import Estimate, row_estimate
 from scripts.figure_data import RATES
+from scripts.flags import Parser
 from scripts.plan import PYTHON, find_devices, table, write_queue
 from utils.config import packaged_yaml, resolve
 from utils.errors import UserError
@@ -93,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="paper_figures.sh",
         description="The runs behind the paper's figures, and the figures.",
         epilog="Flags behind -- go to all distillations.",
@@ -110,7 +111,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", default="docs/figures", help="folder of the figures")
     parser.add_argument("--queue", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("distill_flags", nargs="*", help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.repeats < 1:
+        raise UserError(f"--repeats must be at least 1, not {args.repeats}")
+    return args
 
 
 def distillations(dataset: str, study: Study, settings: Settings) -> Iterator[Cell]:
@@ -187,7 +191,7 @@ def resolved(dataset: str, flags: str, settings: Settings) -> DistillOptions:
 
 def experts_of(dataset: str, settings: Settings) -> Cell:
     options = resolved(dataset, "", settings)
-    epochs = options.max_start_epoch + options.expert_epochs
+    epochs = options.starts.end + options.expert_epochs
     return experts_cell(expert_kind(options), epochs, settings)
 
 

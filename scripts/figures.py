@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 from scripts import figure_data as data
 from scripts import figure_drawing as drawing
 from scripts.figure_runs import Run, find_runs
+from scripts.flags import Parser
 from utils.errors import UserError
 
 
@@ -81,7 +82,7 @@ def draw(spec: Spec, runs: Sequence[Run], path: Path) -> bool:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="figures.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
