@@ -95,6 +95,7 @@ def measure(argv: Sequence[str]) -> int:
         data_path=options.data_path or distilled.config["data_path"],
         subset=distilled.subset,
         res=distilled.config["res"],
+        val_fraction=distilled.config.get("val_fraction", 0.0),
         splits=needed_splits(distilled.normalisation, test_only=test_only),
     )
     check_classes(distilled, source.class_names)

@@ -44,8 +44,15 @@ def test_the_arithmetic_of_a_convnet_is_that_by_hand():
 
 @pytest.mark.parametrize("model", NETWORKS)
 def test_every_network_can_be_counted(model):
-    cost = network_cost(model, channels=1, num_classes=10, image_size=8)
+    cost = network_cost(model, channels=1, num_classes=10, image_size=256)  # fits all of them
     assert min(cost.parameters, cost.flop, cost.activation_bytes) > 0
+
+
+def test_a_network_that_does_not_fit_is_refused_with_what_would():
+    with pytest.raises(
+        UserError, match=r"^VGG11 at 16x16 pixels: .* single values .*--res 32 or m"
+    ):
+        network_cost("VGG11", channels=1, num_classes=10, image_size=16)
 
 
 def test_counting_takes_no_memory_and_no_random_numbers():
@@ -63,6 +70,7 @@ def test_a_hundred_experts_take_what_the_field_reports():
 
 def test_work_is_proportional_to_images_and_steps():
     assert training_flop(COST, images=7, epochs=5) == 3 * 10_000 * 7 * 5
+    assert training_flop(COST, images=7, epochs=5, flat=True) == 2 * 3 * 10_000 * 7 * 5
     step = outer_step_flop(COST, syn_steps=1, batch=1)
     assert step > training_flop(COST, images=1, epochs=2)  # forward and reverse sweep
     assert outer_step_flop(COST, syn_steps=20, batch=30) == 600 * step
