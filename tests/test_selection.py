@@ -187,10 +187,14 @@ def digits():
     return replace(data, train=Split(train.images[few], train.labels[few]))
 
 
-def test_random_images_are_those_that_they_were(digits):
-    """Network k draws from a stream of its own, with experts at hand or without."""
+def test_random_images_are_drawn_class_by_class_from_a_stream_for_each_network(digits):
+    train = digits.require_train()
     drawn = select("random", digits, 2, networks=3, seed=5, observer=None)
     for k, images in enumerate(drawn):
+        generator = stream(5, "random", k)
+        for label, pair in enumerate(images.split(2)):
+            of_class = train.images[train.labels == label]
+            assert torch.equal(pair, of_class[torch.randperm(9, generator=generator)[:2]])
         assert torch.equal(images, random_real_images(digits, 2, stream(5, "random", k)))
 
 
