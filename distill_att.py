@@ -44,6 +44,7 @@ from utils.options import DistillOptions
 from utils.outer_state import Diverged, OuterState
 from utils.precision import compute_dtype, storage_dtype, use_precision
 from utils.progress import progress_bar
+from utils.pruning import prune_dissimilar
 from utils.reporter import Reporter
 from utils.room import check_room
 from utils.run_dir import MetricsLog, RunDir
@@ -51,6 +52,7 @@ from utils.run_plan import RunPlan, evaluations_left, plan_run
 from utils.sources import Source
 from utils.synthetic_set import check_ipc, class_labels, initial_images
 from utils.trajectory_length import DISTANCES, LENGTH_POLICIES
+from utils.unroll import NOTHING, Objective
 
 MAX_REWINDS = 3
 STEPS_TO_JUDGE = 5  # outer steps of a call before it says how long the rest takes
@@ -108,7 +110,7 @@ def distil(argv: Sequence[str]) -> int:
             ema_decay=options.ema_decay,
         )
         matcher = make_matcher(options, how, network, experts, labels)
-        reporter = make_reporter(options, how, run, data, labels, len(experts))
+        reporter = make_reporter(options, how, run, data, labels, experts)
         status = go_on(options, checkpoint, state, matcher, reporter)
         reporter.log.finish(status)
     return status
@@ -130,6 +132,9 @@ def open_experts(
 ) -> tuple[nn.Module, ExpertBuffer]:
     """Find and check the experts; a model or zca not given by hand follows what is there."""
     options = resolved.options
+    starts = options.starts
+    if options.start_epochs is not None and resolved.given_by_hand("max_start_epoch"):
+        raise UserError("--start_epochs and --max_start_epoch bound the same: give one of them")
     asked = ExpertKind.of(source, zca=options.zca, model=options.model, data_path=options.data_path)
     found = find_experts(
         options.buffer_path,
@@ -162,12 +167,13 @@ def open_experts(
         max_experts=options.max_experts,
         skip_bad=options.skip_bad_buffers,
     )
-    last_epoch = options.max_start_epoch + options.expert_epochs
+    last_epoch = starts.end + options.expert_epochs
     if last_epoch > experts.epochs:
+        bound = "max_start_epoch" if options.start_epochs is None else "start_epochs to"
         raise UserError(
-            f"--max_start_epoch {options.max_start_epoch} + --expert_epochs "
-            f"{options.expert_epochs} = {last_epoch} is beyond the {experts.epochs} epochs of the "
-            f"experts in {folder}; lower one of them or train longer experts"
+            f"--{bound} {starts.end} + --expert_epochs {options.expert_epochs} = {last_epoch} is "
+            f"beyond the {experts.epochs} epochs of the experts in {folder}; lower one of them or "
+            "train longer experts"
         )
     return network, experts
 
@@ -256,15 +262,21 @@ def make_matcher(
         Sampling(
             syn_steps=options.syn_steps,
             expert_epochs=options.expert_epochs,
-            max_start_epoch=options.max_start_epoch,
+            start_epochs=options.starts,
             batch_syn=options.batch_syn,
             dsa_groups=active_groups(
                 dsa=options.dsa and not options.no_aug, strategy=options.dsa_strategy
             ),
             seed=options.seed,
         ),
-        distance=DISTANCES[options.distance],
-        policy=LENGTH_POLICIES[options.length],
+        Objective(
+            distance=DISTANCES[options.distance],
+            policy=LENGTH_POLICIES[options.length],
+            weights=None
+            if options.prune_threshold is None
+            else prune_dissimilar(options.prune_threshold),
+            exact=options.gradient == "exact",
+        ),
         unroll=how.unroll,
         trajectories=options.trajectories,
         micro_batch=how.micro_batch,
@@ -278,17 +290,21 @@ def make_reporter(
     run: RunDir,
     data: ImageDataset,
     labels: Tensor,
-    num_experts: int,
+    experts: ExpertBuffer,
 ) -> Reporter:
     config = asdict(options) | {"force": False}  # who uses it with --config decides anew
-    run.save_config(config, describe_environment() | {"processes": str(distributed.world())})
+    run.save_config(
+        config,
+        experts={**experts.settings, "number": len(experts), "epochs": experts.epochs},
+        environment=describe_environment() | {"processes": str(distributed.world())},
+    )
     return Reporter(
         run=run,
         log=MetricsLog(run, wandb_mode=options.wandb, config=config),
         config=config,
         data=data,
         labels=labels,
-        num_experts=num_experts,
+        num_experts=len(experts),
         how=asdict(how),
         models=options.evaluation_models,
         evaluation=HowToRun(
@@ -325,6 +341,7 @@ def go_on(
             if options.on_divergence == "rewind" and len(state.rewinds) < MAX_REWINDS:
                 reporter.rewind(state, reason)
                 continue
+            reporter.log_divergence(state, reason)
             reporter.save_last(state)
             after = f" after {len(state.rewinds)} rewinds" if state.rewinds else ""
             print(
@@ -357,7 +374,12 @@ def take_outer_steps(
                 return
             began = time.monotonic()
             try:
-                matching, start_epochs = matcher.match(state.iteration, state.images, state.syn_lr)
+                matching, start_epochs = matcher.match(
+                    state.iteration,
+                    state.images,
+                    state.syn_lr,
+                    watched=DISTANCES if due(state.iteration, options.log_distances) else NOTHING,
+                )
             except Exception:  # an expert of no use, no memory; what was learned so far is kept
                 reporter.save_checkpoint(state)
                 raise
@@ -382,13 +404,9 @@ def take_outer_steps(
 def leave_behind(options: DistillOptions, state: OuterState, reporter: Reporter) -> None:
     """Save, evaluate and keep a checkpoint, as they are due after `state.iteration` steps."""
     at, is_end = state.iteration, state.iteration == options.Iteration
-
-    def due(every: int | None) -> bool:
-        return every not in (None, 0) and at % every == 0
-
-    saves = at == 0 or due(options.sets_it)
+    saves = at == 0 or due(at, options.sets_it)
     evaluates = (
-        due(options.eval_it) or (is_end and options.eval_it > 0)
+        due(at, options.eval_it) or (is_end and options.eval_it > 0)
     ) and reporter.evaluated < at
     if saves:
         reporter.save(state)
@@ -396,8 +414,14 @@ def leave_behind(options: DistillOptions, state: OuterState, reporter: Reporter)
         reporter.save_checkpoint(state)  # to come back to if the evaluation is cut off
         with interruption.deferred(False):
             reporter.evaluate(state)
-    if evaluates or saves or is_end or due(options.checkpoint_it) or reporter.is_checkpoint_old():
+    checkpoints = due(at, options.checkpoint_it) or reporter.is_checkpoint_old()
+    if evaluates or saves or is_end or checkpoints:
         reporter.save_checkpoint(state)
+
+
+def due(at: int, every: int | None) -> bool:
+    """Whether what happens every so many iterations, never at 0 or None, does at this one."""
+    return every not in (None, 0) and at % every == 0
 
 
 if __name__ == "__main__":

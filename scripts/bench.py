@@ -49,6 +49,7 @@ from utils.training import Cohort, Recipe
 from utils.trajectory_length import DISTANCES, fixed
 
 DSA = parse_strategy(DSA_STRATEGY)
+FIXED = unroll.Objective(DISTANCES["l2"], fixed)
 
 
 @dataclass
@@ -158,11 +159,7 @@ class OuterStep:
     def twin(self) -> Variant:
         """As the field does it: the whole graph, uncompiled."""
         loss = self._loss(PLAIN)
-        return Variant(
-            lambda: unroll.autograd(
-                self.problem, self.images, self.syn_lr, loss, DISTANCES["l2"], fixed
-            )
-        )
+        return Variant(lambda: unroll.autograd(self.problem, self.images, self.syn_lr, loss, FIXED))
 
     def adjoint(self, execution: Execution, micro_batch: int | None) -> Variant:
         size = choose_micro_batch(micro_batch, self.cost, self.device, batch=self.batch, students=1)
@@ -173,8 +170,7 @@ class OuterStep:
                 self.images,
                 self.syn_lr,
                 steps,
-                DISTANCES["l2"],
-                fixed,
+                FIXED,
                 micro_batch=size,
                 sum_over_ranks=distributed.sum_over_ranks,
             )
@@ -189,8 +185,7 @@ class OuterStep:
             self.images.to(dtype),
             self.syn_lr.to(dtype),
             unroll.Steps.of(self._loss(PLAIN), PLAIN),
-            DISTANCES["l2"],
-            fixed,
+            FIXED,
         )
 
     def variants(self, names: Sequence[str]) -> dict[str, Variant]:

@@ -23,10 +23,14 @@ few = settings(max_examples=25, deadline=None, derandomize=True)
 
 def values(field):
     """Valid values of an option."""
+    one = single_values(field)
+    return st.lists(one, min_size=1, max_size=3) if "list" in str(field.type) else one
+
+
+def single_values(field):
     meta = field.metadata
     if meta["choices"] is not None:
-        one = st.sampled_from(meta["choices"])
-        return st.lists(one, min_size=1, max_size=3) if "list" in str(field.type) else one
+        return st.sampled_from(meta["choices"])
     if "bool" in str(field.type):
         return st.booleans()
     low, above, high = meta["minimum"], meta["above"], meta["maximum"]
@@ -63,7 +67,7 @@ def read(kind, argv=(), text=None):
 def as_flags(given):
     for name, value in given.items():
         if isinstance(value, list):
-            yield from (f"--{name}", *value)
+            yield from (f"--{name}", *map(str, value))
         else:
             yield f"--{name}={value}"
 

@@ -11,9 +11,11 @@ from utils.flat_params import FlatNetwork
 from utils.matching import Matcher, Sampling
 from utils.outer_state import OuterState
 from utils.rng import stream
+from utils.start_epochs import StartEpochs
 from utils.synthetic_set import class_labels, initial_images
 from utils.training import Cohort, Recipe
 from utils.trajectory_length import DISTANCES, att
+from utils.unroll import Objective
 
 GROUPS = parse_strategy(DSA_STRATEGY)
 
@@ -57,13 +59,12 @@ def test_outer_steps_lower_the_matching_loss(cifar10, tmp_path):
         Sampling(
             syn_steps=10,
             expert_epochs=1,
-            max_start_epoch=2,
+            start_epochs=StartEpochs(2),
             batch_syn=None,
             dsa_groups=GROUPS,
             seed=0,
         ),
-        distance=DISTANCES["l2"],
-        policy=att,
+        Objective(DISTANCES["l2"], att),
     )
     state = OuterState(
         initial_images(cifar10, 1, "real", seed=0),

@@ -15,7 +15,9 @@ from utils.execution import Execution
 from utils.expert_buffer import ExpertBuffer, save_expert, snapshot
 from utils.flat_params import FlatNetwork
 from utils.matching import Matcher, Sampling, draw_problem
+from utils.start_epochs import StartEpochs
 from utils.trajectory_length import DISTANCES, LENGTH_POLICIES
+from utils.unroll import Objective
 
 SHAPE = {"channels": 1, "num_classes": 2, "image_size": 8}
 LABELS = torch.tensor([0, 0, 1, 1])
@@ -57,13 +59,12 @@ def make_matcher(path, *, length="att", batch_syn=3, dsa_groups=DSA, **keywords)
         Sampling(
             syn_steps=3,
             expert_epochs=1,
-            max_start_epoch=2,
+            start_epochs=StartEpochs(2),
             batch_syn=batch_syn,
             dsa_groups=dsa_groups,
             seed=0,
         ),
-        distance=DISTANCES["l2"],
-        policy=LENGTH_POLICIES[length],
+        Objective(DISTANCES["l2"], LENGTH_POLICIES[length]),
         **keywords,
     )
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -110,10 +111,10 @@ def test_the_files_of_a_run(finished):
 
 def test_the_log_of_a_run(finished):
     steps, evals = records(finished, "step"), records(finished, "eval")
-    keys = ["kind", "iteration", "loss", "length", "start_epoch", "syn_lr", "seconds"]
+    keys = ["kind", "iteration", "loss", "length", "n_opt", "start_epoch", "syn_lr", "seconds"]
     assert all(list(record) == keys for record in steps)
     assert [record["iteration"] for record in steps] == [0, 1, 2, 3]
-    assert all(1 <= record["length"] <= 4 for record in steps)
+    assert all(1 <= record["length"] == record["n_opt"] <= 4 for record in steps)
     keys = ["kind", "iteration", "set", "model", "acc_mean", "acc_std", "accs"]
     assert all(list(record) == keys for record in evals)
     order = [(record["iteration"], record["set"]) for record in evals]
@@ -244,12 +245,62 @@ def test_auto_is_what_it_was_when_a_run_is_continued(experts, tmp_path, capsys):
 def test_several_trajectories_are_logged_as_lists(experts, tmp_path):
     run_dir = distill(experts, tmp_path, "--trajectories", "2", "--eval_it", "0")
     for record in records(run_dir, "step"):
-        assert len(record["length"]) == len(record["start_epoch"]) == 2
+        assert len(record["length"]) == len(record["n_opt"]) == len(record["start_epoch"]) == 2
 
 
-def test_fixed_length(experts, tmp_path):
+def test_late_start_epochs(tmp_path):
+    train_experts(tmp_path, 1, "--train_epochs", "4")
+    where = SHORT.index("--max_start_epoch")
+    argv = [*SHORT[:where], *SHORT[where + 2 :], "--start_epochs", "1", "3"]
+    argv += ["--current_max_start_epoch", "2", "--expansion_end_epoch", "2", "--eval_it", "0"]
+    argv += ["--buffer_path", str(tmp_path), "--save_path", str(tmp_path), "--run_name", "run"]
+    assert distill_att.main([*argv, "--Iteration", "8", "--syn_steps", "1"]) == 0
+    starts = [r["start_epoch"] for r in records(tmp_path / "digits/ConvNetD2/ipc1/run", "step")]
+    assert starts[:2] == [1, 1]
+    assert set(starts) == {1, 2}
+
+
+@pytest.mark.parametrize("trajectories", [1, 2])
+def test_distance_curves_are_logged_on_demand(experts, tmp_path, trajectories):
+    flags = ["--trajectories", trajectories, "--length", "fixed", "--eval_it", 0]
+    run_dir = distill(experts, tmp_path, *map(str, flags), "--log_distances", "3")
+    steps, curves = records(run_dir, "step"), records(run_dir, "distances")
+    assert [record["iteration"] for record in curves] == [0, 3]
+    for record in curves:
+        step = steps[record["iteration"]]
+        assert all(record[name] == step[name] for name in ("length", "n_opt", "start_epoch"))
+        l1, l2 = (np.atleast_2d(record[name]) for name in ("l1", "l2"))
+        assert l1.shape == l2.shape == (trajectories, 4)
+        assert (l2.argmin(1) + 1).tolist() == np.atleast_1d(record["n_opt"]).tolist()
+        assert (l1**2 > l2).all()  # of any vector with more than one entry
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--gradient", "tesla", "--length", "fixed"],
+        ["--prune_threshold", "0.5"],
+    ],
+    ids=["TESLA", "PP"],
+)
+def test_the_rivals_run_and_go_on(finished, experts, tmp_path, flags):
+    """They differ from ATT, and cut off at the half as little from themselves."""
+    flags = [*flags, "--eval_it", "0"]
+    whole = distill(experts, tmp_path / "whole", *flags)
+    half = distill(experts, tmp_path / "half", *flags, "--Iteration", "2")
+    distill(experts, tmp_path / "half", *flags)
+    assert without_time(half) == without_time(whole)
+    assert torch.equal(images(half / "distilled_last.pt"), images(whole / "distilled_last.pt"))
+    assert not torch.equal(
+        images(whole / "distilled_last.pt"), images(finished / "distilled_last.pt")
+    )
+
+
+def test_fixed_length(finished, experts, tmp_path):
     fixed = distill(experts, tmp_path, "--length", "fixed", "--eval_it", "0")
-    assert [record["length"] for record in records(fixed, "step")] == [4] * 4
+    steps = records(fixed, "step")
+    assert [record["length"] for record in steps] == [4] * 4
+    assert steps[0]["n_opt"] == records(finished, "step")[0]["n_opt"]
     assert records(fixed, "eval") == []
     assert (fixed / "distilled_last.pt").exists()
 
@@ -279,7 +330,11 @@ def test_a_diverging_run_stops_with_the_last_good_set(experts, tmp_path, capsys)
     assert distill_att.main(argv) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert re.search(r"stopped at iteration \d+: syn_lr became .*lower --lr_lr", line)
-    saved = torch.load(tmp_path / "digits/ConvNetD2/ipc1/run/distilled_last.pt", weights_only=True)
+    run_dir = tmp_path / "digits/ConvNetD2/ipc1/run"
+    (record,) = records(run_dir, "diverged")
+    assert record["rate"] == "lr_lr" and record["reason"] in line
+    assert record["iteration"] == len(records(run_dir, "step"))
+    saved = torch.load(run_dir / "distilled_last.pt", weights_only=True)
     assert saved["syn_lr"] > 0
     assert saved["images"].isfinite().all()
 
@@ -368,6 +423,21 @@ def test_a_recorded_evaluation_is_one_on_the_same_test_images(tmp_path, capsys):
         (distill_att, ["--dataset", "digits", "--run_name", "a/b"], ["--run_name", "a/b"]),
         (distill_att, ["--dataset", "digits", "--ipc", "999"], ["--ipc 999", "class 0"]),
         (distill_att, ["--dataset", "digits", "--max_start_epoch", "9"], ["9", "2 epochs"]),
+        (distill_att, ["--dataset", "digits", "--start_epochs", "1"], ["FROM and TO", "not 1"]),
+        (distill_att, ["--dataset", "digits", "--start_epochs", "2", "2"], ["2 2", "FROM"]),
+        (distill_att, ["--dataset", "digits", "--start_epochs", "0", "9"], ["give one of them"]),
+        (
+            distill_att,
+            ["--dataset", "digits", "--current_max_start_epoch", "1"],
+            ["--current_max_start_epoch 1", "--expansion_end_epoch 0"],
+        ),
+        (
+            distill_att,
+            "--dataset digits --current_max_start_epoch 2 --expansion_end_epoch 9".split(),
+            ["--current_max_start_epoch 2", "above 0 and at most 1"],
+        ),
+        (distill_att, ["--dataset", "digits", "--gradient", "x"], ["--gradient", "exact, tesla"]),
+        (distill_att, ["--dataset", "digits", "--prune_threshold", "2"], ["at most 1", "2.0"]),
         (distill_att, ["--dataset", "digits", "--res", "16"], ["no expert buffers", "buffer.py"]),
         (distill_att, ["--dataset", "digits", "--model", "MLP"], ["no expert buffers", "MLP"]),
         (buffer, ["--dataset", "digits", "--res", "200", "--zca"], ["ZCA", "200x200"]),

@@ -10,11 +10,13 @@ from torch.nn import functional as F
 from networks.convnet import ConvNet
 from utils import batches, unroll
 from utils.augment import parse_strategy
+from utils.errors import UserError
 from utils.execution import PLAIN, Execution
 from utils.flat_params import FlatNetwork, flatten
 from utils.matching import draw_problem
+from utils.pruning import prune_dissimilar
 from utils.trajectory_length import DISTANCES, att, fixed
-from utils.unroll import Loss, Problem, Steps
+from utils.unroll import Loss, Objective, Problem, Steps
 
 CLASSES, IPC, SIZE = 3, 2, 8
 GROUPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
@@ -30,12 +32,16 @@ class Case:
     images: torch.Tensor
     syn_lr: torch.Tensor
 
-    def adjoint(self, policy, *, execution=PLAIN, **keywords):
+    def adjoint(self, objective, *, execution=PLAIN, **keywords):
         steps = Steps.of(self.loss, execution, rows=len(self.problem.theta_0))
-        return unroll.adjoint(self.problem, self.images, self.syn_lr, steps, L2, policy, **keywords)
+        return unroll.adjoint(
+            self.problem, self.images, self.syn_lr, steps, as_objective(objective), **keywords
+        )
 
-    def autograd(self, policy):
-        return unroll.autograd(self.problem, self.images, self.syn_lr, self.loss, L2, policy)
+    def autograd(self, objective, **keywords):
+        return unroll.autograd(
+            self.problem, self.images, self.syn_lr, self.loss, as_objective(objective), **keywords
+        )
 
     def thetas(self, step):
         """theta_step (K, P), by hand."""
@@ -45,6 +51,11 @@ class Case:
             gs = [torch.func.grad(self.loss)(*row) for row in zip(thetas, x, y, strict=True)]
             thetas = thetas - self.syn_lr * torch.stack(gs)
         return thetas
+
+
+def as_objective(objective):
+    """A policy alone stands for the exact matching of all parameters."""
+    return objective if isinstance(objective, Objective) else Objective(L2, objective)
 
 
 def make_case(
@@ -89,8 +100,8 @@ def assert_same(fast, slow):
         assert not getattr(fast, name).requires_grad
 
 
-def assert_equal(case, policy, **keywords):
-    assert_same(case.adjoint(policy, **keywords), case.autograd(policy))
+def assert_equal(case, objective, **keywords):
+    assert_same(case.adjoint(objective, **keywords), case.autograd(objective))
 
 
 @pytest.mark.parametrize("syn_steps", [1, 2, 5, 9])
@@ -214,7 +225,7 @@ def test_gradients_equal_finite_differences(strategy):
     """gradcheck of J through unroll, augmentation and gather; a sigmoid network has no kinks."""
     case = make_case(syn_steps=3, batch_syn=4, strategy=strategy, activation="sigmoid")
 
-    class Objective(torch.autograd.Function):
+    class J(torch.autograd.Function):
         @staticmethod
         def forward(ctx, images, syn_lr):
             matching = replace(case, images=images, syn_lr=syn_lr).adjoint(fixed)
@@ -226,9 +237,7 @@ def test_gradients_equal_finite_differences(strategy):
             return tuple(grad_loss * grad for grad in ctx.saved_tensors)
 
     inputs = case.images.requires_grad_(), case.syn_lr.requires_grad_()
-    assert torch.autograd.gradcheck(
-        Objective.apply, inputs, eps=1e-6, atol=1e-8, rtol=1e-5, fast_mode=True
-    )
+    assert torch.autograd.gradcheck(J.apply, inputs, eps=1e-6, atol=1e-8, rtol=1e-5, fast_mode=True)
 
 
 def quadratic_case(steps):
@@ -266,20 +275,100 @@ def test_quadratic_has_its_closed_form(engine, n):
     torch.testing.assert_close(matching.grad_syn_lr, by_eta)
 
 
-def test_dropping_the_hessian_is_noticed(monkeypatch):
-    """Without H lambda (TESLA's approximation) the gradient differs far beyond the tolerance."""
-    case = make_case(syn_steps=5)
+def tesla_by_its_formula(case):
+    """d/dx_i of 2 (eta (theta* - theta_0) + eta^2 sum_j g_j) . g_i / ||theta* - theta_0||^2, all
+    else than that g_i held; and the same for eta. One student.
+    """
+    p, eta = case.problem, case.syn_lr
+    theta_0, theta_star = p.theta_0[0], p.theta_star[0]
+    images = case.images.clone().requires_grad_()
+    xs = p.batches(images, range(p.syn_steps))
+    gs, thetas = [], [theta_0]
+    for x, y in zip(xs, p.labels, strict=True):
+        at = thetas[-1].detach().requires_grad_()
+        gs += torch.autograd.grad(case.loss(at, x[0], y[0]), at, create_graph=True)
+        thetas.append(thetas[-1] - eta * gs[-1].detach())
+    total = sum(g.detach() for g in gs)
+    scale = (theta_star - theta_0).square().sum()
+    held = 2 * (eta * (theta_star - theta_0) + eta**2 * total) / scale
+    (by_images,) = torch.autograd.grad(sum(held @ g for g in gs), images)
+    by_eta = 2 * total @ (theta_star - theta_0 + eta * total) / scale
+    return by_images, by_eta
+
+
+@pytest.mark.parametrize("engine", ["adjoint", "autograd"])
+def test_tesla_has_its_formula(engine):
+    """It differs from the exact gradient far beyond the tolerance that these are compared with."""
+    case = make_case(syn_steps=5, batch_syn=4, strategy="_".join(GROUPS))
+    tesla = getattr(case, engine)(Objective(L2, fixed, exact=False))
+    by_images, by_eta = tesla_by_its_formula(case)
+    assert relative_error(tesla.grad_images, by_images) < 1e-9
+    assert relative_error(tesla.grad_syn_lr, by_eta) < 1e-9
     exact = case.autograd(fixed)
-    with_hessian = unroll._adjoint_step
+    assert torch.equal(tesla.distances, getattr(case, engine)(fixed).distances)
+    assert relative_error(tesla.grad_images, exact.grad_images) > 1e-3
 
-    def without_hessian(*arguments):
-        g_lam, hessian_lam, mixed = with_hessian(*arguments)
-        return g_lam, torch.zeros_like(hessian_lam), mixed
 
-    monkeypatch.setattr(unroll, "_adjoint_step", without_hessian)
-    assert relative_error(case.adjoint(fixed).grad_images, exact.grad_images) > 1e-3
-    with pytest.raises(AssertionError, match="grad_images"):
-        assert_equal(case, fixed)
+def test_tesla_of_one_step_is_exact():
+    case = make_case(syn_steps=1)
+    assert_same(case.adjoint(Objective(L2, fixed, exact=False)), case.autograd(fixed))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_tesla_in_pieces_and_rows(rows):
+    case = make_case(syn_steps=4, rows=rows)
+    assert_equal(case, Objective(L2, att, exact=False), micro_batch=2)
+
+
+@pytest.mark.parametrize("engine", ["adjoint", "autograd"])
+def test_pruned_parameters_do_not_count(engine):
+    """J and its gradients are those of the kept parameters alone, by finite differences too."""
+    case = make_case(syn_steps=4, rows=2, activation="sigmoid")
+    theta_star, ends = case.problem.theta_star, case.thetas(4)
+    similar = ends * theta_star / torch.maximum(ends**2, theta_star**2) >= 0.9
+    assert 0 < similar.sum() < similar.numel()
+    pruned = Objective(L2, fixed, weights=prune_dissimilar(0.9))
+
+    def j(ends):
+        misses = (similar * (ends - theta_star) ** 2).sum(1)
+        return (misses / (similar * (case.problem.theta_0 - theta_star) ** 2).sum(1)).mean()
+
+    matching = getattr(case, engine)(pruned)
+    torch.testing.assert_close(matching.loss, j(ends))
+    direction = torch.randn_like(case.images)
+    step = 1e-6 * direction
+    moved = [replace(case, images=case.images + s * step).thetas(4) for s in (1, -1)]
+    slope = (j(moved[0]) - j(moved[1])) / 2e-6
+    torch.testing.assert_close((matching.grad_images * direction).sum(), slope)
+
+
+def test_a_threshold_that_prunes_everything_is_named():
+    with pytest.raises(UserError, match=r"--prune_threshold 1 .*lower"):
+        make_case(syn_steps=1).adjoint(Objective(L2, fixed, weights=prune_dissimilar(1)))
+
+
+def test_similarity():
+    theta_n, theta_star = torch.tensor([[1.0, 2, -2, 4, 0, 0], [3.0, 1, 9, 4, 0, 1]]).split(1)
+    kept = [prune_dissimilar(t)(theta_n, theta_star)[0].tolist() for t in (-1, 0, 0.4, 1)]
+    assert kept == [
+        [1, 1, 1, 1, 1, 1],
+        [1, 1, 0, 1, 1, 1],
+        [0, 1, 0, 1, 1, 0],
+        [0, 0, 0, 1, 1, 0],
+    ]
+
+
+@pytest.mark.parametrize("engine", ["adjoint", "autograd"])
+def test_watched_distances_and_the_nearest_step(engine):
+    """They do not depend on what is matched: the fixed length here."""
+    case = on_the_way(make_case(syn_steps=6, rows=2), 4)
+    matching = getattr(case, engine)(fixed, watched=DISTANCES)
+    assert matching.lengths == [6, 6] and matching.nearest == [4, 4]
+    thetas = torch.stack([case.thetas(t) for t in range(1, 7)], 1)
+    misses = thetas - case.problem.theta_star[:, None]
+    torch.testing.assert_close(matching.curves["l1"], misses.abs().sum(2))
+    torch.testing.assert_close(matching.curves["l2"], misses.square().sum(2))
+    assert torch.equal(matching.curves["l2"], matching.distances)
 
 
 class SavedBytes:

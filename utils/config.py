@@ -31,7 +31,9 @@ T = TypeVar("T")
 FLAG, DEFAULT = "flag", "default"
 SECONDS_FOR_MAIN = 5
 INT_LIMIT, FLOAT_LIMIT = 2**31, torch.finfo(torch.float32).max
+METAVARS = {int: "N", float: "X", str: "NAME"}
 SHOWN = 80  # characters of a bad value
+RECORDS = ("experts", "environment")  # in a run's own config.yaml, beside its options
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -247,9 +249,9 @@ def _add_argument(group: Any, field: dataclasses.Field, hint: Any, flags: list[s
     if kind is bool:
         keywords |= {"nargs": "?", "const": True, "metavar": "BOOL"}
     elif is_list:
-        keywords |= {"nargs": "+", "metavar": "NAME"}
+        keywords |= {"nargs": "+", "metavar": METAVARS[kind]}
     else:
-        keywords["metavar"] = {int: "N", float: "X", str: "NAME"}[kind]
+        keywords["metavar"] = METAVARS[kind]
     group.add_argument(*flags, help=_help(field), **keywords)
     if kind is bool and not field.name.startswith("no_"):
         group.add_argument(
@@ -381,7 +383,8 @@ def _read_yaml(
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold `name: value` lines, not a {type(content).__name__}")
     values = {}
-    content.pop("environment", None)  # the record in a run's own config.yaml
+    for record in RECORDS:
+        content.pop(record, None)
     aliases = {field.metadata["alias"]: name for name, field in fields.items()}
     for written, value in content.items():
         key = str(aliases.get(written, written))

@@ -186,17 +186,11 @@ def begin(
     `alone`. Experts from elsewhere have no settings beside them: good as they are, but not for
     `adding`.
     """
-    path = folder / SETTINGS
-    try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        recorded = {}
-    except (OSError, ValueError, RecursionError):
-        recorded = None
+    path, recorded = folder / SETTINGS, read_settings(folder)
     if alone and recorded != settings and not buffer_files(folder):
         _forget_unfinished(folder, "*")
         write_text(json.dumps(settings, indent=1) + "\n", path)
-    elif not isinstance(recorded, dict):
+    elif recorded is None:
         raise UserError(f"{path} holds no settings as JSON; move {folder} away or mend it")
     elif recorded:
         check_unchanged(recorded, settings, where=folder, instead="--buffer_path")
@@ -205,6 +199,19 @@ def begin(
             f"the experts in {folder} are not from this buffer.py (no {SETTINGS} beside them): "
             "they can be used, but not added to; pass another --buffer_path"
         )
+
+
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """How the experts of `folder` were trained: {} where nothing says so, None where the record
+    cannot be read.
+    """
+    try:
+        recorded = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError):
+        return None
+    return recorded if isinstance(recorded, dict) else None
 
 
 def missing_experts(folder: Path, numbers: Sequence[int], *, experts_per_file: int) -> list[int]:
@@ -335,6 +342,11 @@ class ExpertBuffer:
 
     def __len__(self) -> int:
         return len(self._experts)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How they were trained, as far as it is on record."""
+        return read_settings(self.folder) or {}
 
     @property
     def epochs(self) -> int:

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -17,8 +17,9 @@ from utils.execution import PLAIN, Execution
 from utils.expert_buffer import ExpertBuffer
 from utils.flat_params import FlatNetwork
 from utils.rng import stream
-from utils.trajectory_length import LengthPolicy
-from utils.unroll import Distance, Matching, Problem, Steps, adjoint, autograd, blocks
+from utils.start_epochs import StartEpochs
+from utils.trajectory_length import Distance, LengthPolicy
+from utils.unroll import NOTHING, Matching, Objective, Problem, Steps, adjoint, autograd, blocks
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Sampling:
 
     syn_steps: int
     expert_epochs: int
-    max_start_epoch: int
+    start_epochs: StartEpochs
     batch_syn: int | None
     dsa_groups: tuple[str, ...] | None
     seed: int
@@ -53,9 +54,8 @@ class Matcher:
         experts: ExpertBuffer,
         labels: Tensor,
         sampling: Sampling,
+        objective: Objective,
         *,
-        distance: Distance,
-        policy: LengthPolicy,
         unroll: str = "adjoint",
         trajectories: int = 1,
         micro_batch: int | None = None,
@@ -65,12 +65,15 @@ class Matcher:
         self.micro_batch = micro_batch
         self._labels = labels
         self._sampling = sampling
-        self._distance = distance
-        self._policy = policy
         self._unroll = unroll
         self._trajectories = trajectories
         self._execution = execution
         self._shares_batches = distributed.world() > 1 and trajectories == 1
+        self._objective = (
+            replace(objective, policy=_agreed(objective.policy))
+            if self._shares_batches
+            else objective
+        )
 
         def loss(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
             return F.cross_entropy(network(theta, x), y)
@@ -82,15 +85,23 @@ class Matcher:
         )
         self._ahead: tuple[int, Future[tuple[Problem, list[int]]]] | None = None
 
-    def match(self, iteration: int, images: Tensor, syn_lr: Tensor) -> tuple[Matching, list[int]]:
+    def match(
+        self,
+        iteration: int,
+        images: Tensor,
+        syn_lr: Tensor,
+        *,
+        watched: Mapping[str, Distance] = NOTHING,
+    ) -> tuple[Matching, list[int]]:
         """Match expert segments from images (N, C, H, W) and syn_lr; also their start epochs.
 
-        Every draw depends on the seed and `iteration` alone, so any iteration can be repeated.
+        The distances `watched` are returned as curves beside the one that is matched by. Every draw
+        depends on the seed and `iteration` alone, so any iteration can be repeated.
         """
         problem, starts = self._drawn_ahead(iteration) or self._draw(iteration, images)
         later = self._background.submit(self._draw, iteration + 1, images)
         self._ahead = (iteration + 1, later)
-        return self._over_ranks(self._match(problem, images, syn_lr), starts)
+        return self._over_ranks(self._match(problem, images, syn_lr, watched), starts)
 
     def _drawn_ahead(self, iteration: int) -> tuple[Problem, list[int]] | None:
         if self._ahead is None or self._ahead[0] != iteration:
@@ -101,32 +112,32 @@ class Matcher:
             torch.cuda.empty_cache()
             return None
 
-    def _match(self, problem: Problem, images: Tensor, syn_lr: Tensor) -> Matching:
+    def _match(
+        self, problem: Problem, images: Tensor, syn_lr: Tensor, watched: Mapping[str, Distance]
+    ) -> Matching:
         """Match; where the device's memory runs out, again with half the micro-batch."""
         while True:
             try:
-                return self._run_engine(problem, images, syn_lr)
+                return self._run_engine(problem, images, syn_lr, watched)
             except torch.OutOfMemoryError:
                 pass  # handled outside, where nothing of the failed sweep is held any more
             self._halve_micro_batch(max(problem.batch_sizes))
 
-    def _run_engine(self, problem: Problem, images: Tensor, syn_lr: Tensor) -> Matching:
+    def _run_engine(
+        self, problem: Problem, images: Tensor, syn_lr: Tensor, watched: Mapping[str, Distance]
+    ) -> Matching:
         if self._unroll == "autograd":
-            return autograd(problem, images, syn_lr, self._loss, self._distance, self._policy)
+            return autograd(problem, images, syn_lr, self._loss, self._objective, watched=watched)
         return adjoint(
             problem,
             images,
             syn_lr,
             self._steps,
-            self._distance,
-            self._agreed_policy if self._shares_batches else self._policy,
+            self._objective,
+            watched=watched,
             micro_batch=self.micro_batch,
             sum_over_ranks=distributed.sum_over_ranks if self._shares_batches else _identity,
         )
-
-    def _agreed_policy(self, distances: Tensor) -> int:
-        """The main process's choice: on unequal devices another might differ by a rounding."""
-        return distributed.from_main(self._policy(distances))
 
     def _halve_micro_batch(self, batch: int) -> None:
         size = min(self.micro_batch or batch, batch)
@@ -164,13 +175,15 @@ class Matcher:
         matching = replace(matching, grad_images=images, grad_syn_lr=syn_lr)
         if self._shares_batches:
             return replace(matching, loss=distributed.from_main(matching.loss.cpu())), starts
-        theirs = distributed.gather((matching.lengths, matching.distances.cpu(), starts))
+        curves = {name: curve.cpu() for name, curve in matching.curves.items()}
+        theirs = distributed.gather((matching.lengths, matching.distances.cpu(), curves, starts))
         return replace(
             matching,
             loss=distributed.sum_over_ranks(matching.loss) / count,
-            lengths=[n for lengths, _, _ in theirs for n in lengths],
-            distances=torch.cat([distances for _, distances, _ in theirs]),
-        ), [start for _, _, starts in theirs for start in starts]
+            lengths=[n for lengths, _, _, _ in theirs for n in lengths],
+            distances=torch.cat([distances for _, distances, _, _ in theirs]),
+            curves={name: torch.cat([part[name] for _, _, part, _ in theirs]) for name in curves},
+        ), [start for _, _, _, starts in theirs for start in starts]
 
     def _draw(self, iteration: int, images: Tensor) -> tuple[Problem, list[int]]:
         """The problem of this process in outer step `iteration`, and the start epochs."""
@@ -198,16 +211,21 @@ class Matcher:
         return problem, [start for _, start in segments]
 
     def _draw_segment(self, number: int) -> tuple[int, int]:
-        """The experts in a new random order on every pass; the start epoch uniformly."""
+        """The experts in a new random order on every pass; the start epoch by its schedule."""
         seed = self._sampling.seed
         which_pass, position = divmod(number, len(self.experts))
         order = torch.randperm(
             len(self.experts), generator=stream(seed, "expert_order", which_pass)
         )
-        start = torch.randint(
-            self._sampling.max_start_epoch, (1,), generator=stream(seed, "start_epoch", number)
+        start = self._sampling.start_epochs.draw(
+            number // self._trajectories, stream(seed, "start_epoch", number)
         )
-        return int(order[position]), int(start)
+        return int(order[position]), start
+
+
+def _agreed(policy: LengthPolicy) -> LengthPolicy:
+    """The main process's choice: on unequal devices another might differ by a rounding."""
+    return lambda distances: distributed.from_main(policy(distances))
 
 
 def _nothing(device: torch.device) -> None:

@@ -7,8 +7,11 @@ from networks import CROSS_ARCHITECTURE, NETWORKS
 from utils.augment import DSA_STRATEGY, parse_strategy
 from utils.config import option
 from utils.data import DATASETS
+from utils.errors import UserError
 from utils.imagenet_subsets import IMAGENET_SUBSETS
 from utils.precision import PRECISIONS
+from utils.start_epochs import StartEpochs
+from utils.trajectory_length import DISTANCES, LENGTH_POLICIES
 
 _DATA, _EXPERTS, _METHOD = "data", "experts", "matching"
 _SET, _EVAL, _FILES, _RUN = "synthetic set", "evaluation", "files", "run"
@@ -155,20 +158,49 @@ class DistillOptions(EvaluationOptions, DsaOptions, DataOptions):
     max_start_epoch: int = option(
         20, "start epochs are drawn from 0 ... max_start_epoch - 1", group=_METHOD, minimum=1
     )
+    start_epochs: list[int] | None = option(
+        None,
+        "FROM TO: draw start epochs from FROM ... TO - 1 instead (DATM: late or early ones)",
+        group=_METHOD,
+        minimum=0,
+    )
+    current_max_start_epoch: int | None = option(
+        None,
+        "start epochs are below this at first, and below TO from expansion_end_epoch on (DATM)",
+        group=_METHOD,
+        minimum=1,
+    )
+    expansion_end_epoch: int = option(
+        0, "outer steps until start epochs have their whole range (DATM)", group=_METHOD, minimum=0
+    )
     batch_syn: int | None = option(
         None, "synthetic images per student step (default: all)", group=_METHOD, minimum=1
     )
     length: str = option(
         "att",
-        "how the student's length is chosen: the step nearest to the target, or syn_steps",
+        "how the student's length is chosen: the step nearest to the target, or syn_steps (MTT)",
         group=_METHOD,
-        choices=("att", "fixed"),
+        choices=LENGTH_POLICIES,
     )
     distance: str = option(
         "l2",
         "distance by which att chooses: squared L2 (the paper) or L1 (the authors' code)",
         group=_METHOD,
-        choices=("l2", "l1"),
+        choices=DISTANCES,
+    )
+    gradient: str = option(
+        "exact",
+        "exact, or TESLA's approximation without the path through later parameters",
+        group=_METHOD,
+        choices=("exact", "tesla"),
+    )
+    prune_threshold: float | None = option(
+        None,
+        "match only parameters whose similarity to the target's, 1 where equal, is at least this "
+        "(PP)",
+        group=_METHOD,
+        minimum=-1,
+        maximum=1,
     )
     trajectories: int = option(
         1,
@@ -224,6 +256,14 @@ class DistillOptions(EvaluationOptions, DsaOptions, DataOptions):
         minimum=0,
         may_change=True,
     )
+    log_distances: int = option(
+        0,
+        "every so many outer steps, log the student's whole distance curve (L1 and squared L2); 0 "
+        "= never",
+        group=_FILES,
+        minimum=0,
+        may_change=True,
+    )
     checkpoint_it: int | None = option(
         None,
         "outer steps between checkpoints, which are written every 10 minutes in any case (default: "
@@ -264,6 +304,29 @@ class DistillOptions(EvaluationOptions, DsaOptions, DataOptions):
         choices=("disabled", "offline", "online"),
         may_change=True,
     )
+
+    @property
+    def starts(self) -> StartEpochs:
+        """UserError where the flags leave no start epoch, or contradict each other."""
+        if self.start_epochs is not None and len(self.start_epochs) != 2:
+            raise UserError(
+                f"--start_epochs takes two numbers, FROM and TO, not {len(self.start_epochs)}"
+            )
+        first, end = self.start_epochs or (0, self.max_start_epoch)
+        below, grown_at = self.current_max_start_epoch, self.expansion_end_epoch
+        if (below is None) != (grown_at == 0):
+            raise UserError(
+                f"--current_max_start_epoch {below} and --expansion_end_epoch {grown_at}: give "
+                "both or none"
+            )
+        if first >= end:
+            raise UserError(f"--start_epochs {first} {end}: FROM must be below TO")
+        if below is not None and not first < below <= end:
+            raise UserError(
+                f"--current_max_start_epoch {below} must be above {first} and at most {end}, the "
+                "first and the last bound of start epochs"
+            )
+        return StartEpochs(end, first, below, grown_at)
 
     @property
     def evaluation_models(self) -> tuple[str, ...]:

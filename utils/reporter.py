@@ -85,16 +85,39 @@ class Reporter:
     def log_step(
         self, state: OuterState, matching: Matching, start_epochs: list[int], seconds: float
     ) -> None:
-        """Log the step that `state` has just taken; of several trajectories, lists."""
-        alone = len(start_epochs) == 1
+        """Log the step that `state` has just taken, the curves that were asked for before it; of
+        several trajectories, lists.
+        """
+
+        def each(values: list[Any]) -> Any:
+            return values[0] if len(values) == 1 else values
+
+        iteration = state.iteration - 1
+        chosen = {"length": each(matching.lengths), "n_opt": each(matching.nearest)}
+        start_epoch = each(start_epochs)
+        if matching.curves:
+            curves = {name: each(curve.tolist()) for name, curve in matching.curves.items()}
+            self.log.log(
+                kind="distances",
+                iteration=iteration,
+                start_epoch=start_epoch,
+                **chosen,
+                **curves,
+            )
         self.log.log(
             kind="step",
-            iteration=state.iteration - 1,
+            iteration=iteration,
             loss=matching.loss.item(),
-            length=matching.lengths[0] if alone else matching.lengths,
-            start_epoch=start_epochs[0] if alone else start_epochs,
+            **chosen,
+            start_epoch=start_epoch,
             syn_lr=state.syn_lr.item(),
             seconds=seconds,
+        )
+
+    def log_divergence(self, state: OuterState, reason: Diverged) -> None:
+        """Log why the step behind `state` could not be taken, which ends the run."""
+        self.log.log(
+            kind="diverged", iteration=state.iteration, rate=reason.rate, reason=str(reason)
         )
 
     def say_time_left(self, seconds: Sequence[float], left: int, evaluations: int) -> None:

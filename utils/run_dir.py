@@ -88,10 +88,17 @@ class RunDir:
     def picture(self, tag: str) -> Path:
         return self.path / f"images_{tag}.png"
 
-    def save_config(self, config: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-        """Write config.yaml; `environment` joins those of the earlier calls in it.
+    def save_config(
+        self,
+        config: Mapping[str, Any],
+        *,
+        experts: Mapping[str, Any],
+        environment: Mapping[str, str],
+    ) -> None:
+        """Write config.yaml: options, what the experts are, and how this call was made;
+        `environment` joins those of the earlier calls in it.
 
-        `--config` reads the file again, without the environments.
+        `--config` reads the file again, the options only.
         """
         if not distributed.is_main():
             return
@@ -100,7 +107,8 @@ class RunDir:
         if path.exists():
             with suppress(OSError, ValueError, yaml.YAMLError, TypeError, KeyError, RecursionError):
                 earlier = list(yaml.safe_load(path.read_text(encoding="utf-8"))["environment"])
-        content = {**config, "environment": [*earlier, dict(environment)]}
+        records = {"experts": dict(experts), "environment": [*earlier, dict(environment)]}
+        content = {**config, **records}
         write_text(yaml.safe_dump(content, sort_keys=False), path)
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:

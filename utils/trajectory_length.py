@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 LengthPolicy = Callable[[Tensor], int]
+# Of each theta (T, P) to the target, (P,) or one for each (T, P): (T,)
+Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 def att(distances: Tensor) -> int:
@@ -27,8 +29,7 @@ def fixed(distances: Tensor) -> int:
 
 LENGTH_POLICIES: dict[str, LengthPolicy] = {"att": att, "fixed": fixed}
 
-# distances of each theta (T, P) to the target (P,): (T,)
-DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+DISTANCES: dict[str, Distance] = {
     "l2": lambda thetas, target: (thetas - target).square().sum(1),
     "l1": lambda thetas, target: (thetas - target).abs().sum(1),
 }

@@ -16,7 +16,7 @@ Everything is a pure function of its arguments: no randomness, no state, no logg
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,12 +24,12 @@ from torch import Tensor
 from torch.autograd import grad
 
 from utils.execution import Execution, Function
-from utils.trajectory_length import LengthPolicy
+from utils.trajectory_length import Distance, LengthPolicy, att
 
 # (theta (P,), x (B, C, H, W), y (B,)) -> the scalar training loss, a mean over the batch
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-# (thetas (T, P), target (P,)) -> (T,)
-Distance = Callable[[Tensor, Tensor], Tensor]
+# (theta_n (K, P), theta* (K, P)) -> the weights (K, P) of the parameters in J
+Weights = Callable[[Tensor, Tensor], Tensor]
 # Adds a tensor up over processes; the identity where there is one.
 Sum = Callable[[Tensor], Tensor]
 
@@ -37,6 +37,8 @@ Sum = Callable[[Tensor], Tensor]
 # the paper has more, so that only longer unrolls pay (N_S = 200: a sixth more arithmetic) and
 # memory stays bounded for any N_S.
 KEPT_STEPS = 80
+
+NOTHING: Mapping[str, Distance] = {}
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,22 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Objective:
+    """What is matched: what a method of the family chooses.
+
+    `policy` picks n from the distances by `distance`. `weights` say how much each parameter counts
+    in J, above and below the fraction; without them all count alike. Where the gradient is not
+    `exact`, it takes each g_t for a function of x_t alone, not of theta_t (TESLA, Cui et al., ICML
+    2023): the path from a batch to the later steps is left out.
+    """
+
+    distance: Distance
+    policy: LengthPolicy
+    weights: Weights | None = None
+    exact: bool = True
+
+
+@dataclass(frozen=True)
 class Matching:
     """The outcome of one outer step."""
 
@@ -68,6 +86,12 @@ class Matching:
     distances: Tensor  # (K, N_S), to theta*, by the distance that chooses n
     grad_images: Tensor  # dJ/dimages, shaped like the images
     grad_syn_lr: Tensor  # dJ/deta, a scalar
+    curves: Mapping[str, Tensor]  # (K, N_S), by the other distances that were asked for
+
+    @property
+    def nearest(self) -> list[int]:
+        """N_opt of each student: the step that is nearest to its target, matched or not."""
+        return [att(row) for row in self.distances.cpu()]
 
 
 @dataclass(frozen=True)
@@ -128,15 +152,16 @@ def adjoint(
     images: Tensor,
     syn_lr: Tensor,
     steps: Steps,
-    distance: Distance,
-    policy: LengthPolicy,
+    objective: Objective,
     *,
+    watched: Mapping[str, Distance] = NOTHING,
     micro_batch: int | None = None,
     sum_over_ranks: Sum = lambda tensor: tensor,
 ) -> Matching:
     """Match with constant graph memory: forward without a graph, then the exact reverse sweep.
 
-    images (N, C, H, W) and the scalar syn_lr are read, not changed. Where the batches are shares of
+    images (N, C, H, W) and the scalar syn_lr are read, not changed. The distances by the functions
+    `watched` are returned as curves. Where the batches are shares of
     larger ones, g_t and H_t lam are added up over the processes by `sum_over_ranks`; `grad_images`
     and `grad_syn_lr` stay those of the own share, for the caller to add up.
 
@@ -162,18 +187,18 @@ def adjoint(
     for chosen in blocks(p.syn_steps, block):
         xs = p.batches(images, chosen)
         for t, theta in zip(chosen, walk(kept[chosen.start], chosen, xs), strict=True):
-            per_step.append(distance(theta, p.theta_star))
+            per_step.append(_measure(theta, p.theta_star, objective, watched))
             if (t + 1) % stride == 0:
                 kept[t + 1] = theta
-    distances = torch.stack(per_step, 1)
-    lengths = [policy(row) for row in distances.cpu()]
+    distances, *curves = torch.stack(per_step, -1)
+    lengths = [objective.policy(row) for row in distances.cpu()]
 
     # Invariant: lam = dJ/dtheta_t, K rows; it is zero for students whose n is below t. Each pass
     # turns it into dJ/dtheta_{t-1}, using
     #   dJ/deta   += -<g_t, lam>
     #   dJ/dx_t    = -eta d<g_t, lam>/dx_t        (then through augmentation to the images)
     #   lam       += -eta H_t lam,                H_t lam = d<g_t, lam>/dtheta_t
-    scale = (p.theta_0 - p.theta_star).square().sum(1, keepdim=True) * len(lengths)
+    # The approximate gradient leaves lam as it is from n on.
     lam = torch.zeros_like(p.theta_0)
     loss, grad_syn_lr = torch.zeros_like(eta), torch.zeros_like(eta)
     ends_at = torch.tensor(lengths, device=lam.device)
@@ -190,10 +215,12 @@ def adjoint(
         grad_xs = []
         for i, t in reversed(list(enumerate(chosen))):
             x, theta, after = seen[i], thetas[i], thetas[i + 1]
-            if t + 1 in lengths:
-                miss = torch.where(ends_at[:, None] == t + 1, after - p.theta_star, 0)
-                loss += (miss.square().sum(1, keepdim=True) / scale).sum()
-                lam = lam + 2 * miss / scale
+            if rows := [k for k, n in enumerate(lengths) if n == t + 1]:
+                ratios, slopes = _mismatch(
+                    after[rows], p.theta_0[rows], p.theta_star[rows], objective.weights
+                )
+                loss += ratios.sum() / len(lengths)
+                lam[rows] = slopes / len(lengths)
             g_lam, hessian_lam, grad_x = _adjoint_step(p, steps, t, theta, x, lam, micro_batch)
             if min(lengths) <= t:
                 # Behind its n a student may have diverged: its numbers are dropped, not multiplied.
@@ -201,9 +228,11 @@ def adjoint(
                     product[ends_at <= t] = 0
             grad_syn_lr -= g_lam.sum()
             grad_xs.append(-eta * grad_x)
-            lam = lam - eta * sum_over_ranks(hessian_lam)
+            if objective.exact:
+                lam = lam - eta * sum_over_ranks(hessian_lam)
         grad_images += grad(xs, leaf, grad_xs[::-1])[0]
-    return Matching(loss, lengths, distances, grad_images, grad_syn_lr)
+    by_name = dict(zip(watched, curves, strict=True))
+    return Matching(loss, lengths, distances, grad_images, grad_syn_lr, by_name)
 
 
 @torch.enable_grad()
@@ -212,27 +241,51 @@ def autograd(
     images: Tensor,
     syn_lr: Tensor,
     loss: Loss,
-    distance: Distance,
-    policy: LengthPolicy,
+    objective: Objective,
+    *,
+    watched: Mapping[str, Distance] = NOTHING,
 ) -> Matching:
     """The same by differentiating the whole graph of N_S steps: simple, and large in memory."""
     p = problem
     images, syn_lr = images.detach().requires_grad_(), syn_lr.detach().requires_grad_()
     xs = p.batches(images, range(p.syn_steps))
-    losses, lengths, distances = [], [], []
+    losses, lengths, measured = [], [], []
     for k, (theta_0, theta_star) in enumerate(zip(p.theta_0, p.theta_star, strict=True)):
         thetas = [theta_0.detach().requires_grad_()]
         for x, y in zip(xs, p.labels, strict=True):
-            (g,) = grad(loss(thetas[-1], x[k], y[k]), thetas[-1], create_graph=True)
+            at = thetas[-1] if objective.exact else thetas[-1].detach().requires_grad_()
+            (g,) = grad(loss(at, x[k], y[k]), at, create_graph=True)
             thetas.append(thetas[-1] - syn_lr * g)
         with torch.no_grad():
-            distances.append(torch.cat([distance(t[None], theta_star) for t in thetas[1:]]))
-        lengths.append(policy(distances[-1]))
-        scale = (theta_0 - theta_star).square().sum()
-        losses.append((thetas[lengths[-1]] - theta_star).square().sum() / scale)
-    mean = torch.stack(losses).mean()
+            each = [_measure(t[None], theta_star, objective, watched) for t in thetas[1:]]
+            measured.append(torch.cat(each, 1))
+        lengths.append(objective.policy(measured[-1][0]))
+        end = thetas[lengths[-1]]
+        losses.append(_mismatch(end[None], theta_0[None], theta_star[None], objective.weights)[0])
+    mean = torch.cat(losses).mean()
     grad_images, grad_syn_lr = grad(mean, (images, syn_lr))
-    return Matching(mean.detach(), lengths, torch.stack(distances), grad_images, grad_syn_lr)
+    distances, *curves = torch.stack(measured, 1)
+    by_name = dict(zip(watched, curves, strict=True))
+    return Matching(mean.detach(), lengths, distances, grad_images, grad_syn_lr, by_name)
+
+
+def _measure(
+    thetas: Tensor, target: Tensor, objective: Objective, watched: Mapping[str, Distance]
+) -> Tensor:
+    """The distances of thetas (T, P) to the target, (P,) or (T, P), by that of the objective and by
+    those watched: (1 + watched, T).
+    """
+    return torch.stack([by(thetas, target) for by in (objective.distance, *watched.values())])
+
+
+def _mismatch(
+    theta_n: Tensor, theta_0: Tensor, theta_star: Tensor, weights: Weights | None
+) -> tuple[Tensor, Tensor]:
+    """J of each student (K,) from parameters (K, P), and dJ/dtheta_n (K, P)."""
+    weight = 1 if weights is None else weights(theta_n.detach(), theta_star)
+    miss = weight * (theta_n - theta_star)
+    scale = (weight * (theta_0 - theta_star).square()).sum(1, keepdim=True)
+    return (miss * (theta_n - theta_star)).sum(1) / scale[:, 0], 2 * miss / scale
 
 
 def blocks(count: int, size: int) -> Iterator[range]:
