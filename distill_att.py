@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from networks import build_network, canonical_name
+from networks import canonical_name
 from utils import distributed, interruption
 from utils.augment import active_groups
 from utils.config import (
@@ -29,6 +29,7 @@ from utils.config import (
     resolve,
     run_script,
 )
+from utils.cost import fitting_network
 from utils.data import ImageDataset, find_dataset, read_dataset
 from utils.device import default_device
 from utils.environment import describe_environment
@@ -154,7 +155,7 @@ def open_experts(
         resolved.set("zca", found.zca, str(folder))
     if not same_network:
         resolved.set("model", found.model, str(folder))
-    network = build_network(
+    network = fitting_network(
         found.model,
         channels=source.channels,
         num_classes=len(source.class_names),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from networks.alexnet import AlexNet
 from networks.convnet import ConvNet
 from networks.lenet import LeNet
 from networks.mlp import MLP
+from networks.norm import SingleValuesError
 from networks.resnet import ResNet18
 from networks.vgg import VGG11
 
@@ -47,6 +49,17 @@ _DEFAULT_CONVNETS = [f"ConvNet{suffix}" for suffix in ("", "D3", "W128", "AR", "
 CROSS_ARCHITECTURE = ("ConvNet", "ResNet18", "VGG11", "AlexNet")
 
 
+class UnfitSizeError(ValueError):
+    """A network does not fit images of a size; `smallest` is the side that it needs, in pixels."""
+
+    def __init__(self, model: str, image_size: int, smallest: int) -> None:
+        super().__init__(
+            f"{model} at {image_size}x{image_size} pixels: its normalisation would see single "
+            "values (1x1 maps)"
+        )
+        self.smallest = smallest
+
+
 def canonical_name(model: str) -> str:
     """One name an architecture: the field writes `ConvNetD3` also as `ConvNet`."""
     return "ConvNetD3" if model in _DEFAULT_CONVNETS else model
@@ -58,11 +71,30 @@ def build_network(
     """Build network `model` for images (N, channels, image_size, image_size), on the CPU.
 
     With `seed` the initial weights depend on it alone and torch's global generator is left as it
-    was. Raises ValueError for an unknown name, naming the choices.
+    was. Raises ValueError for an unknown name, naming the choices, and UnfitSizeError where
+    instance norm would see 1x1 maps.
     """
     if model not in NETWORKS:
         raise ValueError(f"unknown model {model!r}; choices: {', '.join(NETWORKS)}")
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        return NETWORKS[model](channels, num_classes, image_size)
+        try:
+            return NETWORKS[model](channels, num_classes, image_size)
+        except SingleValuesError:
+            smallest = _smallest_above(image_size, model)
+            raise UnfitSizeError(model, image_size, smallest) from None
+
+
+def _smallest_above(image_size: int, model: str) -> int:
+    """The least side above `image_size`, which is too small, that `model` can be built for."""
+    return next(size for size in count(image_size + 1) if _fits(model, size))
+
+
+def _fits(model: str, image_size: int) -> bool:
+    try:
+        with torch.device("meta"):
+            NETWORKS[model](1, 1, image_size)
+        return True
+    except SingleValuesError:
+        return False

@@ -36,7 +36,8 @@ def _layer(width: int, out: int, stride: int, size: int) -> nn.Sequential:
 class ResNet18(nn.Module):
     """Map images (N, channels, size, size) to logits (N, num_classes).
 
-    Average pooling over what is left of the map (4x4 at 32x32) before the linear layer.
+    Average pooling over what is left of the map (4x4 at 32x32) before the linear layer. Instance
+    norm needs 9x9 at least, of which 2x2 are left.
     """
 
     def __init__(self, channels: int, num_classes: int, image_size: int) -> None:

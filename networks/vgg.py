@@ -10,8 +10,8 @@ PLAN: list[int | None] = [64, None, 128, None, 256, 256, None, 512, 512, None, 5
 class VGG11(nn.Module):
     """Map images (N, channels, size, size) to logits (N, num_classes).
 
-    `None` in PLAN is a max pooling, which stops at 1x1. Images above 32x32 leave a map larger than
-    1x1, which is averaged.
+    `None` in PLAN is a max pooling. Instance norm needs 32x32 at least; larger images leave a map
+    larger than 1x1, which is averaged.
     """
 
     def __init__(self, channels: int, num_classes: int, image_size: int) -> None:
@@ -26,7 +26,7 @@ class VGG11(nn.Module):
                     nn.ReLU(inplace=True),
                 ]
                 width = out
-            elif size > 1:
+            else:
                 layers.append(nn.MaxPool2d(2))
                 size //= 2
         self.features = nn.Sequential(*layers)

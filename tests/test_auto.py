@@ -44,8 +44,15 @@ def test_the_arithmetic_of_a_convnet_is_that_by_hand():
 
 @pytest.mark.parametrize("model", NETWORKS)
 def test_every_network_can_be_counted(model):
-    cost = network_cost(model, channels=1, num_classes=10, image_size=8)
+    cost = network_cost(model, channels=1, num_classes=10, image_size=256)  # fits all of them
     assert min(cost.parameters, cost.flop, cost.activation_bytes) > 0
+
+
+def test_a_network_that_does_not_fit_is_refused_with_what_would():
+    with pytest.raises(
+        UserError, match=r"^VGG11 at 16x16 pixels: .* single values .*--res 32 or m"
+    ):
+        network_cost("VGG11", channels=1, num_classes=10, image_size=16)
 
 
 def test_counting_takes_no_memory_and_no_random_numbers():

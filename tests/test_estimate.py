@@ -340,7 +340,7 @@ def test_what_an_evaluation_needs(tmp_path, has):
     assert drawn.host == held + (210 + 600 + 2 * 5 * 10) * image + own
     whole = cohort_bytes(cost, SIZE, batch=256, at_once=1)
     assert evaluation(tmp_path, full=True).of({}).host == held + 810 * image + whole
-    larger = evaluation(tmp_path, models=("ConvNetD2", "ResNet18")).of({})
+    larger = evaluation(tmp_path, models=("ConvNetD2", "AlexNet")).of({})
     assert larger.host > held + 210 * image + own
     assert 0 < larger.disk[0].bytes < 10**5
 

@@ -15,10 +15,11 @@ from utils.flat_params import (
 )
 
 MODELS = ["MLP", "LeNet", "AlexNet", "ConvNetW32", "ConvNetBN", "ConvNetLN", "ResNet18"]
+SIZE = 12  # ResNet18 needs 9
 
 
 def build(model: str) -> nn.Module:
-    network = build_network(model, channels=1, num_classes=4, image_size=8, seed=0)
+    network = build_network(model, channels=1, num_classes=4, image_size=SIZE, seed=0)
     return network.double().train()
 
 
@@ -29,7 +30,7 @@ def theta_of(network: nn.Module) -> Tensor:
 @pytest.fixture
 def images() -> Tensor:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(3, 1, 8, 8, generator=generator, dtype=torch.float64)
+    return torch.randn(3, 1, SIZE, SIZE, generator=generator, dtype=torch.float64)
 
 
 LABELS = torch.tensor([0, 1, 3])

@@ -1,4 +1,4 @@
-"""The networks are the field's, for any image size from 8 up."""
+"""The networks are the field's, for any image size that they fit."""
 
 import ast
 import sys
@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 import networks
-from networks import NETWORKS, build_network, canonical_name
+from networks import NETWORKS, UnfitSizeError, build_network, canonical_name
 
+# Below these sides instance norm would see 1x1 maps; the others fit from 8 up.
+SMALLEST = {"ResNet18": 9, "VGG11": 32} | {f"ConvNetD{d}": 2**d for d in range(4, 9)}
 LARGE = ["MLP", "LeNet", "AlexNet", "VGG11", "ResNet18", "ConvNetD4", "ConvNetD5"]
 SIZES = [
     *((model, size) for size in (8, 9, 16, 32) for model in NETWORKS),
     *((model, size) for size in (64, 128) for model in LARGE),
+    *SMALLEST.items(),
 ]
 
 
@@ -37,17 +40,25 @@ def count(model: str) -> int:
     return sum(param.numel() for param in skeleton(model).parameters())
 
 
-@pytest.mark.parametrize(("model", "size"), SIZES)
-def test_logits_for_any_size(model, size):
+@pytest.mark.parametrize(
+    ("model", "size"), [(model, size) for model, size in SIZES if size >= SMALLEST.get(model, 8)]
+)
+def test_logits_for_any_size_that_fits(model, size):
     with torch.device("meta"):
         for channels in (1, 3):
             network = build_network(model, channels=channels, num_classes=7, image_size=size)
             assert network(torch.empty(2, channels, size, size)).shape == (2, 7)
 
 
-@pytest.mark.parametrize("size", [8, 16])
-@pytest.mark.parametrize("model", [name for name in NETWORKS if "W" not in name])
-def test_logits_depend_on_the_image_even_behind_a_1x1_map(model, size):
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [
+        (name, SMALLEST.get(name, 8))
+        for name in NETWORKS
+        if "W" not in name and SMALLEST.get(name, 8) <= 32
+    ],
+)
+def test_logits_depend_on_the_image_at_the_smallest_size(model, size):
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     network = build(model, size).eval()
     with torch.no_grad():
@@ -55,6 +66,14 @@ def test_logits_depend_on_the_image_even_behind_a_1x1_map(model, size):
         alone = network(images[:1])[0]
     assert (first - second).abs().max() > 1e-4
     torch.testing.assert_close(alone, first)
+
+
+@pytest.mark.parametrize(("model", "smallest"), SMALLEST.items())
+def test_a_network_that_would_normalise_single_values_is_refused(model, smallest):
+    for size in (8, smallest - 1):
+        with pytest.raises(UnfitSizeError, match=f"{model} at {size}x{size} pixels") as refusal:
+            skeleton(model, size)
+        assert refusal.value.smallest == smallest
 
 
 def test_convnet_has_the_parameters_of_the_field():
@@ -171,15 +190,15 @@ def test_width_depth_and_groups_are_those_of_the_name():
     for width in (32, 64, 128, 256, 512, 1024):
         assert skeleton(f"ConvNetW{width}").features[0].out_channels == width
     for depth in range(1, 9):
-        layers = skeleton(f"ConvNetD{depth}").features
+        layers = skeleton(f"ConvNetD{depth}", size=256).features
         assert sum(isinstance(layer, nn.Conv2d) for layer in layers) == depth
     assert skeleton("ConvNetIN").features[1].num_groups == 128
     assert skeleton("ConvNetGN").features[1].num_groups == 4
 
 
 def test_pooling_stops_at_1x1():
-    layers = skeleton("ConvNetD8", size=32).features
-    assert sum(isinstance(layer, nn.AvgPool2d) for layer in layers) == 5
+    layers = skeleton("ConvNetNN", size=4).features
+    assert sum(isinstance(layer, nn.AvgPool2d) for layer in layers) == 2
 
 
 def test_an_unknown_name_is_refused_with_the_choices():
@@ -190,7 +209,7 @@ def test_an_unknown_name_is_refused_with_the_choices():
 @pytest.mark.parametrize("model", ["ConvNet", "ResNet18"])
 def test_weights_come_from_the_seed_alone(model):
     def weights(seed: int) -> Tensor:
-        return torch.cat([param.flatten() for param in build(model, 8, seed=seed).parameters()])
+        return torch.cat([param.flatten() for param in build(model, 9, seed=seed).parameters()])
 
     state = torch.random.get_rng_state()
     once = weights(seed=3)
@@ -203,7 +222,7 @@ def test_weights_come_from_the_seed_alone(model):
 def test_one_canonical_name_per_architecture():
     printed: dict[str, set[str]] = {}
     for model in NETWORKS:
-        printed.setdefault(canonical_name(model), set()).add(str(skeleton(model)))
+        printed.setdefault(canonical_name(model), set()).add(str(skeleton(model, size=256)))
     assert all(len(architectures) == 1 for architectures in printed.values())
     assert len(set.union(*printed.values())) == len(printed)
     assert canonical_name("ConvNet") == "ConvNetD3" in NETWORKS

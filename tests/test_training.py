@@ -20,11 +20,11 @@ CPU = torch.device("cpu")
 MODELS = ["ConvNetW32", "ConvNetBN", "ResNet18"]
 
 
-def stripes(count: int, seed: int, noise: float = 0.3) -> Split:
-    """Images 8x8 of two classes, horizontal and vertical stripes, with noise."""
+def stripes(count: int, seed: int, noise: float = 0.3, size: int = 8) -> Split:
+    """Images of two classes, horizontal and vertical stripes, with noise."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 2
-    horizontal = torch.tensor([1.0, -1.0]).repeat(4)[:, None].expand(8, 8)
+    horizontal = torch.tensor([1.0, -1.0]).repeat(size // 2)[:, None].expand(size, size)
     clean = torch.stack([horizontal, horizontal.T])[labels][:, None]
     return Split(clean + noise * torch.randn(clean.shape, generator=generator), labels)
 
@@ -34,19 +34,22 @@ def in_float64(data: Split) -> Split:
 
 
 DATA = in_float64(stripes(10, seed=0, noise=2.0))
-FEW = Split(DATA.images[:3], DATA.labels[:3])
+FEW = in_float64(stripes(3, seed=0, noise=2.0, size=10))
 # Calls of train: epochs and learning rate.
 CALLS = ((2, 0.05), (1, 0.02))
 
 
 def extent_of(model: str) -> tuple[Split, tuple[tuple[int, float], ...]]:
-    """Data and calls; ResNet18 is slow, and takes one step only."""
+    """Data and calls; ResNet18 is slow, and takes one step only, on images that it fits."""
     return (FEW, ((1, 0.05),)) if model == "ResNet18" else (DATA, CALLS)
 
 
 def make_recipe(model: str = "ConvNetW32", execution: Execution = PLAIN, **changes) -> Recipe:
     settings = {"momentum": 0.9, "weight_decay": 5e-4} | changes
-    return Recipe(model, channels=1, num_classes=2, image_size=8, execution=execution, **settings)
+    size = extent_of(model)[0].images.shape[-1]
+    return Recipe(
+        model, channels=1, num_classes=2, image_size=size, execution=execution, **settings
+    )
 
 
 def make_cohort(recipe: Recipe, seeds: list[int], device: torch.device = CPU) -> Cohort:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from networks import build_network
+from networks import UnfitSizeError, build_network
+from utils.errors import UserError
 
 FLOAT_BYTES = 4
 # In units of one forward pass: a gradient is a forward and two backward products; the product of
@@ -41,11 +42,26 @@ class NetworkCost:
     activation_bytes: int
 
 
+def fitting_network(model: str, *, channels: int, num_classes: int, image_size: int) -> nn.Module:
+    """`build_network`, with UserError where `model` does not fit images of that size."""
+    try:
+        return build_network(
+            model, channels=channels, num_classes=num_classes, image_size=image_size
+        )
+    except UnfitSizeError as error:
+        raise UserError(
+            f"{error}; pass --res {error.smallest} or more, or another --model"
+        ) from None
+
+
 @cache
 def network_cost(model: str, *, channels: int, num_classes: int, image_size: int) -> NetworkCost:
-    """Count `model` for images (channels, image_size, image_size), float32."""
+    """Count `model` for images (channels, image_size, image_size), float32.
+
+    UserError where it does not fit them; nothing is trained that has not been counted before.
+    """
     with torch.device("meta"):
-        network = build_network(
+        network = fitting_network(
             model, channels=channels, num_classes=num_classes, image_size=image_size
         )
         images = torch.empty(1, channels, image_size, image_size)
