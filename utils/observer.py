@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from networks import build_network
+from utils.cost import fitting_network
 from utils.data import Split
 from utils.expert_buffer import ExpertBuffer, ExpertKind, find_experts
 from utils.flat_params import FlatNetwork
@@ -32,7 +32,7 @@ class Observer:
         the command that makes them.
         """
         found = find_experts(buffer_path, kind, model_fixed=True, zca_fixed=True)
-        network = build_network(
+        network = fitting_network(
             found.model,
             channels=source.channels,
             num_classes=len(source.class_names),
