@@ -21,7 +21,7 @@ from tqdm import tqdm
 from utils import distributed, expert_buffer, interruption
 from utils.augment import active_groups
 from utils.auto import choose_at_once, choose_compile
-from utils.config import fixed_values, packaged_yaml, resolve, run_script
+from utils.config import Resolved, fixed_values, packaged_yaml, resolve, run_script
 from utils.cost import network_cost, training_flop
 from utils.data import ImageDataset, find_dataset, read_dataset
 from utils.device import default_device
@@ -55,18 +55,24 @@ def make_experts(argv: Sequence[str]) -> int:
     options = resolved.options
     device = default_device()
     precision = use_precision(options.precision, device)
+    check_flat(resolved)
     found = find_dataset(
         options.dataset,
         data_path=options.data_path,
         subset=options.subset,
         res=options.res,
         zca=options.zca,
+        val_fraction=options.val_fraction,
     )
     resolved.set("res", found.image_size, resolved.sources["res"])
     resolved.set("precision", precision, resolved.sources["precision"])
     options = resolved.options
     folder = ExpertKind.of(
-        found, zca=options.zca, model=options.model, data_path=options.data_path
+        found,
+        zca=options.zca,
+        model=options.model,
+        data_path=options.data_path,
+        flat=options.flat,
     ).folder(options.buffer_path)
     check_writable(folder)
     numbers, per_file = check_numbers(options), options.save_interval
@@ -133,6 +139,15 @@ def say_what_it_takes(
     check_room(demand, device, force=options.force)
 
 
+def check_flat(resolved: Resolved[BufferOptions]) -> None:
+    """UserError where a flag of flat steps is given by hand without them."""
+    for name in ("rho", "alpha"):
+        if resolved.given_by_hand(name) and not resolved.options.flat:
+            raise UserError(
+                f"--{name} is for sharpness-aware steps: pass --flat too, or leave it out"
+            )
+
+
 def check_numbers(options: BufferOptions) -> range:
     """The experts that this call trains; UserError where there are none, or not for everyone."""
     numbers = range(options.first_expert, options.num_experts)
@@ -173,7 +188,7 @@ def choose_recipe(
     )
     images = len(source.labels["train"])
     epochs = options.num_experts * options.train_epochs / distributed.world()
-    flop = epochs * training_flop(cost, images=images, epochs=1)
+    flop = epochs * training_flop(cost, images=images, epochs=1, flat=options.flat)
     compiled = choose_compile(options.compile, flop, device, work="training", layers=cost.layers)
     at_once = choose_at_once(
         options.experts_at_once,
@@ -189,6 +204,7 @@ def choose_recipe(
         image_size=source.image_size,
         momentum=options.mom,
         weight_decay=options.l2,
+        sharpness=options.sharpness,
         execution=Execution.on(device, compiled=compiled),
         dtype=compute_dtype(options.precision),
     )

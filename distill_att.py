@@ -29,7 +29,7 @@ from utils.config import (
     resolve,
     run_script,
 )
-from utils.cost import fitting_network
+from utils.cost import fitting_network, network_cost
 from utils.data import ImageDataset, find_dataset, read_dataset
 from utils.device import default_device
 from utils.environment import describe_environment
@@ -46,7 +46,7 @@ from utils.outer_state import Diverged, OuterState
 from utils.precision import compute_dtype, storage_dtype, use_precision
 from utils.progress import progress_bar
 from utils.pruning import prune_dissimilar
-from utils.reporter import Reporter
+from utils.reporter import BEST, Reporter
 from utils.room import check_room
 from utils.run_dir import MetricsLog, RunDir
 from utils.run_plan import RunPlan, evaluations_left, plan_run
@@ -66,6 +66,7 @@ def main(argv: Sequence[str]) -> int:
 
 def distil(argv: Sequence[str]) -> int:
     resolved = resolve(DistillOptions, argv, description=__doc__ or "", find_yaml=find_yaml)
+    check_selection(resolved.options)
     device = default_device()
     precision = use_precision(resolved.options.precision, device)
     source = find_dataset(
@@ -74,6 +75,7 @@ def distil(argv: Sequence[str]) -> int:
         subset=resolved.options.subset,
         res=resolved.options.res,
         zca=resolved.options.zca,
+        val_fraction=resolved.options.val_fraction,
     )
     check_ipc(resolved.options.ipc, source.labels["train"], source.class_names)
     resolved.set("res", source.image_size, resolved.sources["res"])
@@ -92,6 +94,8 @@ def distil(argv: Sequence[str]) -> int:
     )
     print(f"distill_att.py -> {run.path}\n{resolved.table()}")
     print(f"{len(experts)} experts of {experts.epochs} epochs", *experts.skipped, sep="\n")
+    if options.eval_it > 0:
+        print(f"distilled_best.pt: {BEST[options.select]}")
     say_what_it_takes(options, source, how, experts, run, checkpoint, device)
     distributed.barrier()  # nothing is written before everyone has looked
     if options.dry_run:
@@ -99,7 +103,7 @@ def distil(argv: Sequence[str]) -> int:
     with run.alone(checkpoint):
         if options.load_all:
             experts.read_all()
-        data = read_dataset(source, zca=options.zca)
+        data = read_dataset(source, zca=options.zca, val=True)
         images = initial_images(data, options.ipc, options.pix_init, options.seed)
         data = data.without_train().to(device, storage_dtype(precision))
         labels = class_labels(data.num_classes, options.ipc, device)
@@ -128,6 +132,15 @@ def find_yaml(given: Mapping[str, Any]) -> Path | None:
     return path
 
 
+def check_selection(options: DistillOptions) -> None:
+    """UserError where the best iteration is to be chosen on images that are not held out."""
+    if options.select == "val" and options.val_fraction == 0:
+        raise UserError(
+            "--select val needs images held out of the training set: pass --val_fraction 0.1, say, "
+            "to buffer.py and distill_att.py alike, or choose --select test or last"
+        )
+
+
 def open_experts(
     resolved: Resolved[DistillOptions], source: Source
 ) -> tuple[nn.Module, ExpertBuffer]:
@@ -136,7 +149,20 @@ def open_experts(
     starts = options.starts
     if options.start_epochs is not None and resolved.given_by_hand("max_start_epoch"):
         raise UserError("--start_epochs and --max_start_epoch bound the same: give one of them")
-    asked = ExpertKind.of(source, zca=options.zca, model=options.model, data_path=options.data_path)
+    asked = ExpertKind.of(
+        source,
+        zca=options.zca,
+        model=options.model,
+        data_path=options.data_path,
+        flat=options.flat,
+    )
+    shape = {
+        "channels": source.channels,
+        "num_classes": len(source.class_names),
+        "image_size": source.image_size,
+    }
+    if resolved.given_by_hand("model"):
+        network_cost(options.model, **shape)  # refused rather than sent to make experts of it
     found = find_experts(
         options.buffer_path,
         asked,
@@ -155,12 +181,7 @@ def open_experts(
         resolved.set("zca", found.zca, str(folder))
     if not same_network:
         resolved.set("model", found.model, str(folder))
-    network = fitting_network(
-        found.model,
-        channels=source.channels,
-        num_classes=len(source.class_names),
-        image_size=source.image_size,
-    )
+    network = fitting_network(found.model, **shape)
     experts = ExpertBuffer(
         folder,
         [param.shape for param in network.parameters()],
@@ -308,6 +329,7 @@ def make_reporter(
         num_experts=len(experts),
         how=asdict(how),
         models=options.evaluation_models,
+        select=options.select,
         evaluation=HowToRun(
             at_once=how.eval_at_once,
             execution=Execution.on(labels.device, compiled=how.eval_compiled),

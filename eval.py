@@ -76,6 +76,7 @@ def measure(argv: Sequence[str]) -> int:
         data_path=options.data_path or distilled.config["data_path"],
         subset=distilled.subset,
         res=distilled.config["res"],
+        val_fraction=distilled.config.get("val_fraction", 0.0),
         splits=needed_splits(distilled.normalisation, test_only=test_only),
     )
     check_classes(distilled, source.class_names)
@@ -137,6 +138,7 @@ def open_observer(options: EvalOptions, distilled: SyntheticSet, source: Source)
         zca=distilled.normalisation.zca,
         model=distilled.model,
         data_path=options.data_path or config["data_path"],
+        flat=config.get("flat", False),
     )
     return Observer.open(
         source,

@@ -52,7 +52,7 @@ def experts_estimate(options: BufferOptions, *, res: int) -> Estimate:
     cost, epochs = size.network(options.model), options.train_epochs
     batch = min(options.batch_train, size.train)
     seconds = options.num_experts * (
-        _training_seconds(cost, images=size.train, batch=batch, epochs=epochs)
+        _training_seconds(cost, images=size.train, batch=batch, epochs=epochs, flat=options.flat)
         + epochs * _test_seconds(cost, size.test)
     )
     at_once = _at_once(options.experts_at_once, cost, batch=batch, networks=options.num_experts)
@@ -141,9 +141,12 @@ def _evaluation_seconds(
     return options.num_eval * seconds
 
 
-def _training_seconds(cost: NetworkCost, *, images: int, batch: int, epochs: int) -> float:
-    arithmetic = training_flop(cost, images=images, epochs=epochs) / CUDA_RATE
-    return max(arithmetic, epochs * math.ceil(images / batch) * TRAINING_STEP_SECONDS)
+def _training_seconds(
+    cost: NetworkCost, *, images: int, batch: int, epochs: int, flat: bool = False
+) -> float:
+    arithmetic = training_flop(cost, images=images, epochs=epochs, flat=flat) / CUDA_RATE
+    step = TRAINING_STEP_SECONDS * (1 + flat)
+    return max(arithmetic, epochs * math.ceil(images / batch) * step)
 
 
 def _test_seconds(cost: NetworkCost, images: int) -> float:

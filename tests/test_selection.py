@@ -300,6 +300,18 @@ def test_experts_of_another_kind_are_none(finished, tmp_path):
         script.main([*argv, "--buffer_path", str(other)])
 
 
+def test_experts_are_flat_and_have_not_seen_what_is_held_out_as_those_of_the_set(
+    finished, tmp_path
+):
+    one, path = SyntheticSet.load(finished / "distilled_best.pt"), tmp_path / "distilled_best.pt"
+    config = {**one.config, "flat": True, "val_fraction": 0.1}
+    replace(one, config=config).save(path, include_whitening=True)
+    with pytest.raises(
+        UserError, match=r"digits_FLAT_VAL0.1/ConvNetD2; .*--val_fraction 0.1 --flat"
+    ):
+        script.main(["--distilled", str(path), "--k_center"])
+
+
 def test_a_damaged_expert_file_is_named_or_skipped(argv, experts, tmp_path):
     shutil.copytree(experts, tmp_path / "b")
     file = tmp_path / "b/digits/ConvNetD2/replay_buffer_0.pt"

@@ -88,9 +88,11 @@ def outer_step_flop(cost: NetworkCost, *, syn_steps: int, batch: int) -> int:
     return syn_steps * batch * cost.flop * (GRADIENT_PASSES + ADJOINT_PASSES)
 
 
-def training_flop(cost: NetworkCost, *, images: int, epochs: int) -> int:
-    """FLOP of training one network for `epochs` epochs on `images` images."""
-    return epochs * images * cost.flop * GRADIENT_PASSES
+def training_flop(cost: NetworkCost, *, images: int, epochs: int, flat: bool = False) -> int:
+    """FLOP of training one network for `epochs` epochs on `images` images; flat steps take two
+    gradients each.
+    """
+    return epochs * images * cost.flop * GRADIENT_PASSES * (1 + flat)
 
 
 def adjoint_bytes(cost: NetworkCost, batch: int) -> int:

@@ -48,11 +48,14 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
-    """A data set in memory; `train` is None where only the test images were asked for."""
+    """A data set in memory; `train` is None where only the test images were asked for, `val` where
+    no training images are held out or nobody asked for them.
+    """
 
     name: str
     subset: str | None
     train: Split | None
+    val: Split | None
     test: Split
     class_names: tuple[str, ...]
     normalisation: Normalisation
@@ -82,8 +85,10 @@ class ImageDataset:
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> "ImageDataset":
         """With its images on `device`, in `dtype`."""
-        train = None if self.train is None else self.train.to(device, dtype)
-        return replace(self, train=train, test=self.test.to(device, dtype))
+        train, val = (
+            None if split is None else split.to(device, dtype) for split in (self.train, self.val)
+        )
+        return replace(self, train=train, val=val, test=self.test.to(device, dtype))
 
 
 def find_dataset(
@@ -93,6 +98,7 @@ def find_dataset(
     subset: str | None = None,
     res: int | None = None,
     zca: bool = False,
+    val_fraction: float = 0.0,
     splits: tuple[SplitName, ...] = ("train", "test"),
 ) -> Source:
     """Find a data set of DATASETS without reading its pixels: classes, labels, image size; quick.
@@ -104,6 +110,7 @@ def find_dataset(
         subset: for ImageNet, one of IMAGENET_SUBSETS.
         res: image size, for those without a native one (ImageNet 128, folder 32 by default).
         zca: check that images of that size can be whitened.
+        val_fraction: hold out that part of the training images of every class as the split "val".
 
     Raises:
         UserError: an unknown name or option, or data that are missing or incomplete.
@@ -122,6 +129,8 @@ def find_dataset(
         raise UserError(f"cannot look into {root}: {error}") from error
     if zca:
         check_zca_size(source.channels, source.image_size, source.image_size)
+    if val_fraction > 0 and "train" in splits:
+        source = source.hold_out(val_fraction)
     return replace(source, name=name, subset=subset)
 
 
@@ -143,16 +152,19 @@ def read_dataset(
     zca: bool = False,
     normalisation: Normalisation | None = None,
     test_only: bool = False,
+    val: bool = False,
 ) -> ImageDataset:
     """Read what `find_dataset` found into memory, on the CPU.
 
     Of several processes the main one goes first, for it may fill caches.
 
     Args:
-        zca: whiten instead of standardising; fitted on the training images and cached.
+        zca: whiten instead of standardising; fitted on the training images, without those held
+            out, and cached.
         normalisation: use this one (of a distilled set) and fit nothing, save a whitening that
             it lacks; `zca` is then ignored.
         test_only: leave the training images out, apart from such a fit.
+        val: read the images held out too, where there are any.
 
     Memory: 4 bytes a value for what is returned, and one byte while it is made; fitting ZCA
     takes twice the training images more.
@@ -170,6 +182,8 @@ def read_dataset(
         pixels: dict[SplitName, Tensor] = {"test": source.read["test"]()}
         if normalisation is None or normalisation.needs_fit or not test_only:
             pixels["train"] = source.read["train"]()
+        if val and "val" in source.read:
+            pixels["val"] = source.read["val"]()
         if normalisation is None or normalisation.needs_fit:
             train = pixels["train"]
             normalisation = _fit_zca(train, source.zca_cache) if zca else fit_mean_std(train)
@@ -177,6 +191,7 @@ def read_dataset(
         name=source.name,
         subset=source.subset,
         train=None if test_only else _normalise(source, "train", pixels, normalisation),
+        val=_normalise(source, "val", pixels, normalisation) if "val" in pixels else None,
         test=_normalise(source, "test", pixels, normalisation),
         class_names=source.class_names,
         normalisation=normalisation,
@@ -196,16 +211,25 @@ def load_dataset(
     subset: str | None = None,
     res: int | None = None,
     zca: bool = False,
+    val_fraction: float = 0.0,
     normalisation: Normalisation | None = None,
     test_only: bool = False,
 ) -> ImageDataset:
-    """`find_dataset`, then `read_dataset`.
+    """`find_dataset`, then `read_dataset`, with the images held out where there are any.
 
     With `test_only` the training images need not be there where `normalisation` is complete.
     """
     splits = needed_splits(normalisation, test_only=test_only)
-    source = find_dataset(name, data_path=data_path, subset=subset, res=res, zca=zca, splits=splits)
-    return read_dataset(source, zca=zca, normalisation=normalisation, test_only=test_only)
+    source = find_dataset(
+        name,
+        data_path=data_path,
+        subset=subset,
+        res=res,
+        zca=zca,
+        val_fraction=val_fraction,
+        splits=splits,
+    )
+    return read_dataset(source, zca=zca, normalisation=normalisation, test_only=test_only, val=True)
 
 
 def _check_match(normalisation: Normalisation, source: Source) -> None:

@@ -163,8 +163,9 @@ def distillation_demand(
     expert = expert_bytes(size.network(options.model), epochs=experts.epochs)
     matrix = size.matrix_bytes * options.zca
     fits = fits_zca(source, zca=options.zca)
-    # Only the test images are widened, when the training images are gone.
-    reading = reading_bytes(source, BOTH, kept=BOTH, zca=options.zca, fits=fits, wide=1)
+    # Only the others are widened, when the training images are gone.
+    splits = tuple(source.labels)
+    reading = reading_bytes(source, splits, kept=splits, zca=options.zca, fits=fits, wide=1)
     caches = _caches(source, BOTH, fits=fits)
     there = {tag for tag in (*LAST_TAGS, *BEST_TAGS) if run.distilled(tag).exists()}
     compiled = how.compiled or (how.eval_compiled and options.eval_it > 0)
@@ -183,7 +184,7 @@ def distillation_demand(
         vectorised = device.type == "cuda"
         parts = _Parts(
             reading=reading + loaded,
-            data=wide * size.float_bytes(size.test),
+            data=wide * size.float_bytes(size.test + size.val),
             work=wide * distilling_bytes(options, size, work, plan, vectorised=vectorised),
             kept=loaded + 2 * matrix,  # ZCA's inverse comes with the first picture
             writing=picture_bytes(size, options.ipc) + matrix,
@@ -351,7 +352,8 @@ def expected_experts_time(
     """
     size = DataSize.of(source)
     cost = size.network(options.model)
-    flop = training_flop(cost, images=size.train, epochs=1) + size.test * cost.flop
+    training = training_flop(cost, images=size.train, epochs=1, flat=options.flat)
+    flop = training + size.test * cost.flop
     epoch = expected_seconds(at_once * flop, device, work="training", compiled=compiled)
     rounds = -(-missing // (at_once * distributed.world()))
     return time_left([epoch], rounds * options.train_epochs, unit="epoch")
@@ -372,7 +374,9 @@ def expected_distillation_time(
     size, world = DataSize.of(source), distributed.world()
     work = size.workload(options, world=world)
     step = expected_seconds(work.step_flop, device, work="outer steps", compiled=how.compiled)
-    testing = options.num_eval * size.test * sum(cost.flop for cost in work.evaluation_costs)
+    testing = (
+        options.num_eval * (size.test + size.val) * sum(cost.flop for cost in work.evaluation_costs)
+    )
     evaluation = expected_seconds(
         2 * (work.evaluation_flop + testing) / world,  # raw and EMA
         device,

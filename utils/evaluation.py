@@ -1,4 +1,4 @@
-"""Train fresh networks on a set and measure them on the test images, by the field's protocol.
+"""Train fresh networks on a set and measure them on other images, by the field's protocol.
 
 SGD with momentum 0.9 and weight decay 5e-4, the learning rate multiplied by 0.1 once at half of the
 epochs, cross-entropy, DSA.
@@ -33,9 +33,12 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Accuracies:
-    """Test accuracies of equally trained networks, as fractions."""
+    """Test accuracies of equally trained networks, as fractions; where there are images held out,
+    `val` has those of the same networks on them.
+    """
 
     accs: tuple[float, ...]
+    val: "Accuracies | None" = None
 
     @property
     def mean(self) -> float:
@@ -70,16 +73,20 @@ def evaluate(
     protocol: Protocol,
     seed: int,
     run: HowToRun = HowToRun(),
+    val: Split | None = None,
     known: Mapping[int, float] | None = None,
     keep: Callable[[dict[int, float]], object] = lambda accs: None,
 ) -> Accuracies:
     """Accuracies of `protocol.num_eval` fresh networks `model` trained on images (N, C, H, W), or
-    on as many different sets of images for the same labels (N,).
+    on as many different sets of images for the same labels (N,); measured on `test` and, where it
+    is given, on `val`.
 
     Network k depends on `seed` and k alone. Several processes divide the networks among them, in
     rounds of `run.at_once` each. The accuracies `known`, by k and the same on all processes, are
-    taken over; those of each round are given to `keep` on all processes when it ends.
+    taken over, where there is no `val`; those of each round are given to `keep` on all processes
+    when it ends.
     """
+    splits = [test] if val is None else [test, val]
     recipe = Recipe(
         model,
         channels=test.images.shape[1],
@@ -90,18 +97,19 @@ def evaluate(
         execution=run.execution,
         dtype=run.dtype,
     )
-    accs = dict(known or {})
+    accs: dict[int, tuple[float, ...]] = {k: (acc,) for k, acc in (known or {}).items()}
     missing = [k for k in range(protocol.num_eval) if k not in accs]
     for numbers in distributed.shares(missing, run.at_once):
-        own: dict[int, float] = {}
+        own: dict[int, tuple[float, ...]] = {}
         if numbers:
             seen = torch.stack([images[k] for k in numbers]) if isinstance(images, list) else images
-            measured = _train_and_measure(recipe, numbers, seen, labels, test, lr, protocol, seed)
+            measured = _train_and_measure(recipe, numbers, seen, labels, splits, lr, protocol, seed)
             own = dict(zip(numbers, measured, strict=True))
-        trained = {k: acc for part in distributed.gather(own) for k, acc in part.items()}
-        keep(trained)
+        trained = {k: each for part in distributed.gather(own) for k, each in part.items()}
+        keep({k: each[0] for k, each in trained.items()})
         accs |= trained
-    return Accuracies(tuple(accs[k] for k in range(protocol.num_eval)))
+    on_test, *on_val = zip(*(accs[k] for k in range(protocol.num_eval)), strict=True)
+    return Accuracies(on_test, *map(Accuracies, on_val))
 
 
 def _train_and_measure(
@@ -109,17 +117,17 @@ def _train_and_measure(
     numbers: Sequence[int],
     images: Tensor,
     labels: Tensor,
-    test: Split,
+    splits: Sequence[Split],
     lr: float,
     protocol: Protocol,
     seed: int,
-) -> list[float]:
-    """Test accuracies of the networks `numbers`."""
+) -> list[tuple[float, ...]]:
+    """Of each of the networks `numbers` the accuracies on `splits`."""
     cohort = Cohort(
         recipe,
         [derive_seed(seed, "init", k) for k in numbers],
         device=labels.device,
-        dtype=test.images.dtype,
+        dtype=splits[0].images.dtype,
     )
     generators = [stream(seed, "minibatch", k) for k in numbers]
     before_decay = protocol.epochs // 2 if protocol.epochs > 1 else protocol.epochs
@@ -134,4 +142,7 @@ def _train_and_measure(
                 dsa_groups=protocol.dsa_groups,
                 generators=generators,
             )
-    return [accuracy(network, test.images, test.labels) for network in cohort.networks]
+    return [
+        tuple(accuracy(network, split.images, split.labels) for split in splits)
+        for network in cohort.networks
+    ]

@@ -50,20 +50,39 @@ class ExpertKind:
     zca: bool
     model: str
     data_path: str
+    flat: bool = False
+    val_fraction: float = 0.0
 
     @classmethod
-    def of(cls, source: Source, *, zca: bool, model: str, data_path: str) -> "ExpertKind":
-        return cls(source.name, source.subset, source.image_size, zca, model, data_path)
+    def of(
+        cls, source: Source, *, zca: bool, model: str, data_path: str, flat: bool
+    ) -> "ExpertKind":
+        return cls(
+            dataset=source.name,
+            subset=source.subset,
+            res=source.image_size,
+            zca=zca,
+            model=model,
+            data_path=data_path,
+            flat=flat,
+            val_fraction=source.val_fraction,
+        )
 
     def folder(self, buffer_path: str) -> Path:
         """The field's folder of these experts.
 
         `_NO_ZCA` marks CIFAR without whitening, as in the field; the data sets that the field does
-        not whiten get `_ZCA` when they are.
+        not whiten get `_ZCA` when they are. `_FLAT` marks experts of sharpness-aware steps, `_VAL`
+        and the fraction those that have not seen the images held out.
         """
-        if self.dataset in ("CIFAR10", "CIFAR100"):
-            return Path(buffer_path, self.dataset + ("" if self.zca else "_NO_ZCA"), self.model)
-        name = self.dataset + ("_ZCA" if self.zca else "")
+        whitened_in_the_field = self.dataset in ("CIFAR10", "CIFAR100")
+        marks = {
+            "_NO_ZCA": whitened_in_the_field and not self.zca,
+            "_ZCA": not whitened_in_the_field and self.zca,
+            "_FLAT": self.flat,
+            f"_VAL{self.val_fraction}": self.val_fraction > 0,
+        }
+        name = self.dataset + "".join(mark for mark, has in marks.items() if has)
         inner = {
             "ImageNet": [str(self.subset), str(self.res)],
             "folder": [Path(self.data_path).resolve().name, str(self.res)],
@@ -79,13 +98,16 @@ class ExpertKind:
             "model": self.model,
             "buffer_path": buffer_path,
             "data_path": self.data_path,
+            "val_fraction": self.val_fraction or None,
         }
         given = [
             f"--{name} {shlex.quote(str(value))}"
             for name, value in flags.items()
             if value is not None
         ]
-        return " ".join(["python buffer.py", *given, *(["--zca"] if self.zca else [])])
+        switches = {"--zca": self.zca, "--flat": self.flat}
+        given += [switch for switch, is_on in switches.items() if is_on]
+        return " ".join(["python buffer.py", *given])
 
     @property
     def _has_native_res(self) -> bool:
@@ -275,8 +297,8 @@ def find_experts(
     """The experts of `kind`, under either name of the same architecture.
 
     A model or zca that is not fixed (it came from a YAML file or a default, not from the user's
-    hand) may differ where only experts of another kind are there. UserError where there are none,
-    naming the command that makes them.
+    hand) may differ where only experts of another kind are there; nothing else of `kind` may.
+    UserError where there are none, naming the command that makes them.
     """
     same = [name for name in NETWORKS if canonical_name(name) == canonical_name(kind.model)]
     others = [] if model_fixed else [name for name in NETWORKS if name not in same]

@@ -59,6 +59,7 @@ class DataSize:
     image_size: int
     train: int
     test: int
+    val: int = 0  # held out of the training images
 
     @classmethod
     def of(cls, source: Source) -> "DataSize":
@@ -69,6 +70,7 @@ class DataSize:
             source.image_size,
             counts.get("train", 0),
             counts["test"],
+            counts.get("val", 0),
         )
 
     @property
@@ -82,7 +84,11 @@ class DataSize:
         return FLOAT_BYTES * self.values**2
 
     def images(self, split: SplitName) -> int:
-        return self.train if split == "train" else self.test
+        return {"train": self.train, "val": self.val, "test": self.test}[split]
+
+    def decoded(self, split: SplitName) -> int:
+        """How many images are decoded where `split` is; those held out are among the others."""
+        return self.train + self.val if split == "train" else self.images(split)
 
     def float_bytes(self, images: int) -> int:
         """Bytes of so many images in float32."""
@@ -213,7 +219,7 @@ def reading_bytes(
     ZCA is fitted where it `fits`. Pixels that are not from pictures lie in memory already.
     """
     size = DataSize.of(source)
-    pixels = sum(size.values * size.images(split) for split in read if split in source.decoded)
+    pixels = sum(size.values * size.decoded(split) for split in read if split in source.decoded)
     fitting = 2 * size.float_bytes(size.train) + ZCA_MATRICES * size.matrix_bytes if fits else 0
     seen = sum(size.float_bytes(size.images(split)) for split in kept)
     chunk = 3 * size.float_bytes(min(CHUNK, max(size.images(split) for split in kept)))
@@ -231,7 +237,7 @@ def cache_bytes(source: Source, read: Sequence[SplitName], *, fits: bool) -> int
     """Disk for what is derived from the splits `read` and kept: decoded pixels, the whitening."""
     size = DataSize.of(source)
     decoded = [
-        size.values * size.images(split)
+        size.values * size.decoded(split)
         for split, path in source.decoded.items()
         if split in read and not path.exists()
     ]

@@ -10,6 +10,7 @@ from utils.data import DATASETS
 from utils.errors import UserError
 from utils.imagenet_subsets import IMAGENET_SUBSETS
 from utils.precision import PRECISIONS
+from utils.sharpness import Sharpness
 from utils.start_epochs import StartEpochs
 from utils.trajectory_length import DISTANCES, LENGTH_POLICIES
 
@@ -21,6 +22,11 @@ _MODELS = (
     "ConvNet, by depth D1 ... D8 (ConvNetD3), width W32 ... W1024, activation AS AR AL, norm NN BN "
     "LN IN GN or pooling NP MP AP; ResNet18, VGG11, AlexNet, MLP, LeNet"
 )
+
+
+def _check_fraction(value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{value} is no part to hold out: give 0 or more, and less than 1")
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,13 @@ class DataOptions:
         group=_DATA,
         minimum=8,
         maximum=4096,
+    )
+    val_fraction: float = option(
+        0.0,
+        "part of the training images of each class to hold out, from experts and distillation "
+        "alike",
+        group=_DATA,
+        check=_check_fraction,
     )
     zca: bool = option(False, "ZCA whitening instead of mean/std normalisation", group=_DATA)
     data_path: str = option("data", "folder of the data set", group=_DATA, may_change=True)
@@ -100,6 +113,16 @@ class BufferOptions(RoomOptions, ExecutionOptions, DsaOptions, DataOptions):
     decay: bool = option(
         False, "multiply the learning rate by 0.1 at half of the epochs", group=_EXPERTS
     )
+    flat: bool = option(False, "sharpness-aware steps, for flat trajectories (FTD)", group=_EXPERTS)
+    rho: float = option(
+        0.01, "how far a flat step looks around, relative to the weights", group=_EXPERTS, minimum=0
+    )
+    alpha: float = option(
+        0.4,
+        "how much a flat step takes away of the gradient's part orthogonal to that further on",
+        group=_EXPERTS,
+        minimum=0,
+    )
     experts_at_once: int | None = option(
         None, "experts trained in step, per process", group=_SPEED, minimum=1, **_AUTO
     )
@@ -107,6 +130,10 @@ class BufferOptions(RoomOptions, ExecutionOptions, DsaOptions, DataOptions):
         "buffers", "folder of expert trajectories", group=_FILES, may_change=True
     )
     save_interval: int = option(10, "experts in one buffer file", group=_FILES, minimum=1)
+
+    @property
+    def sharpness(self) -> Sharpness | None:
+        return Sharpness(self.rho, self.alpha) if self.flat else None
 
 
 @dataclass(frozen=True)
@@ -139,6 +166,7 @@ class DistillOptions(EvaluationOptions, DsaOptions, DataOptions):
     model: str = option(
         "ConvNetD3", f"network of experts and students: {_MODELS}", group=_EXPERTS, choices=NETWORKS
     )
+    flat: bool = option(False, "experts trained by buffer.py --flat (FTD)", group=_EXPERTS)
     ipc: int = option(1, "images per class", group=_SET, minimum=1)
     pix_init: str = option(
         "real", "start from real images or noise", group=_SET, choices=("real", "noise")
@@ -229,6 +257,13 @@ class DistillOptions(EvaluationOptions, DsaOptions, DataOptions):
     )
     eval_it: int = option(
         100, "outer steps between evaluations; 0 = never", group=_EVAL, minimum=0, may_change=True
+    )
+    select: str = option(
+        "test",
+        "the best iteration: by test accuracy (as the field does), by that on the images held out "
+        "by val_fraction, or the last",
+        group=_EVAL,
+        choices=("test", "val", "last"),
     )
     batch_train: int = option(256, "batch size of evaluation networks", group=_EVAL, minimum=1)
     buffer_path: str = option(

@@ -10,7 +10,7 @@ from torch import Tensor
 from utils import distributed
 from utils.data import ImageDataset
 from utils.errors import UserError
-from utils.evaluation import HowToRun, Protocol, evaluate
+from utils.evaluation import Accuracies, HowToRun, Protocol, evaluate
 from utils.outer_state import Diverged, OuterState
 from utils.pictures import save_grid
 from utils.progress import time_left
@@ -20,6 +20,12 @@ from utils.synthetic_set import SyntheticSet
 from utils.unroll import Matching
 
 CHECKPOINT_SECONDS = 600
+# What distilled_best.pt is, by --select.
+BEST = {
+    "test": "best so far, chosen on the test set",
+    "val": "best so far, chosen on the images held out",
+    "last": "latest evaluated, kept as best",
+}
 
 
 @dataclass
@@ -27,8 +33,8 @@ class Reporter:
     """Writes the files of one run; of several processes the main one, the others evaluate along.
 
     `how` is what `auto` was taken for. `models` are evaluated on the raw and on the EMA images; the
-    first decides which iteration is the best, per set. `best` holds those accuracies, `evaluated`
-    is the iteration of the last evaluation.
+    first decides which iteration is the best, per set, by `select`: a key of BEST. `best` holds
+    those accuracies, `evaluated` is the iteration of the last evaluation.
     """
 
     run: RunDir
@@ -39,6 +45,7 @@ class Reporter:
     num_experts: int
     how: Mapping[str, Any]
     models: Sequence[str]
+    select: str
     protocol: Protocol
     evaluation: HowToRun
     best: dict[str, float] = field(default_factory=lambda: {"raw": -1.0, "ema": -1.0})
@@ -59,7 +66,8 @@ class Reporter:
         try:
             state.load_state_dict(checkpoint["state"])
             self.evaluated = checkpoint["evaluated"]
-            if checkpoint["measured_by"] == self._measured_by():
+            # Before there was --select the best was chosen on the test set.
+            if {"select": "test"} | checkpoint["measured_by"] == self._measured_by():
                 self.best = dict(checkpoint["best"])
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
             raise UserError(
@@ -80,7 +88,7 @@ class Reporter:
         self.log.say(f"{reason}: now {entry['rate']} {entry['value']:.3g}")
 
     def _measured_by(self) -> dict[str, Any]:
-        return {**asdict(self.protocol), "model": self.models[0]}
+        return {**asdict(self.protocol), "model": self.models[0], "select": self.select}
 
     def log_step(
         self, state: OuterState, matching: Matching, start_epochs: list[int], seconds: float
@@ -175,6 +183,7 @@ class Reporter:
                     protocol=self.protocol,
                     seed=derive_seed(self.config["seed"], "evaluation", state.iteration, set),
                     run=self.evaluation,
+                    val=self.data.val,
                 )
                 self.log.log(
                     kind="eval",
@@ -184,15 +193,25 @@ class Reporter:
                     acc_mean=accuracies.mean,
                     acc_std=accuracies.std,
                     accs=list(accuracies.accs),
+                    **_held_out_record(accuracies.val),
                 )
                 line = f"iteration {state.iteration:6}  {set:3}  {model:10} {accuracies}"
-                if model == self.models[0] and accuracies.mean > self.best[set]:
-                    self.best[set] = accuracies.mean
+                line += f"  held out {accuracies.val}" if accuracies.val else ""
+                if model == self.models[0] and self._is_best(set, accuracies):
                     self.save(state, "best" if set == "raw" else "ema_best", set=set)
-                    line += "  best so far, chosen on the test set"
+                    line += f"  {BEST[self.select]}"
                 self.log.say(line)
         self.evaluated = state.iteration
         self._evaluation_seconds = time.monotonic() - began
+
+    def _is_best(self, set: str, accuracies: Accuracies) -> bool:
+        """Whether these are, as selected, the best of the set so far; remembers it."""
+        chosen_on = accuracies.val if self.select == "val" else accuracies
+        assert chosen_on is not None
+        is_best = self.select == "last" or chosen_on.mean > self.best[set]
+        if is_best:
+            self.best[set] = chosen_on.mean
+        return is_best
 
     def is_checkpoint_old(self) -> bool:
         return time.monotonic() - self._checkpoint_at > CHECKPOINT_SECONDS
@@ -216,3 +235,10 @@ class Reporter:
                 "config": dict(self.config),
             }
         )
+
+
+def _held_out_record(val: Accuracies | None) -> dict[str, Any]:
+    """What an evaluation record says beside the test accuracies, where images are held out."""
+    if val is None:
+        return {}
+    return {"val_mean": val.mean, "val_std": val.std, "val_accs": list(val.accs)}

@@ -191,6 +191,11 @@ _OPTIONAL: _Form = {
     "zca_mean": (partial(_is_finite, dims=1), "a finite float tensor (D,)"),
     "zca_matrix": (partial(_is_finite, dims=2), "a finite float tensor (D, D)"),
     "config.buffer_path": (_is_text, "text"),
+    "config.flat": (_is_bool, "true or false"),
+    "config.val_fraction": (
+        lambda value: _is_number(value) and 0 <= value < 1,
+        "a number from 0 to below 1",
+    ),
     "rewinds": (
         lambda value: isinstance(value, (list, tuple)) and all(isinstance(v, dict) for v in value),
         "a list of dicts",

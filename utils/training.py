@@ -13,6 +13,7 @@ from networks import build_network
 from utils.batches import Batches, draw_batches, steps_per_block
 from utils.execution import PLAIN, Execution, Function
 from utils.flat_params import TrainingNetwork, flatten, unflatten, without_batch_counts
+from utils.sharpness import Gradient, Sharpness, flat_gradient
 
 TEST_PIXELS = 512 * 32 * 32
 STATE = ("weights", "velocity", "statistics")
@@ -28,6 +29,7 @@ class Recipe:
     image_size: int
     momentum: float
     weight_decay: float
+    sharpness: Sharpness | None = None  # None: steps along the plain gradient
     execution: Execution = PLAIN
     dtype: torch.dtype | None = None  # that the network computes in; None: that of the images
 
@@ -149,7 +151,8 @@ class Cohort:
 @cache
 def _training_step(recipe: Recipe, rows: int) -> Function:
     """(theta, velocity, statistics, x, y, lr) -> the three of them after one step of SGD, the mean
-    loss and the number of right answers; stacks with `rows` rows. Cached: compiled once a process.
+    loss and the number of right answers before it; stacks with `rows` rows. Cached: compiled once a
+    process.
     """
     template = recipe.execution.adapt(recipe.build(seed=0))
     network = TrainingNetwork(template, dtype=recipe.dtype)
@@ -170,7 +173,9 @@ def _training_step(recipe: Recipe, rows: int) -> Function:
         return g, (value.detach(), (statistics.detach(), hits))
 
     by_func = torch.func.grad_and_value(loss, has_aux=True)
-    gradient_and_value = by_autograd if recipe.execution.is_plain(rows) else by_func
+    gradient_and_value: Gradient = by_autograd if recipe.execution.is_plain(rows) else by_func
+    if recipe.sharpness is not None:
+        gradient_and_value = flat_gradient(gradient_and_value, recipe.sharpness)
 
     def step(
         theta: Tensor, velocity: Tensor, statistics: Tensor, x: Tensor, y: Tensor, lr: Tensor
