@@ -29,6 +29,7 @@ from utils.footprint import (
     SWEEP_VECTORS,
     ZCA_MATRICES,
     DataSize,
+    cache_bytes,
     cohort_bytes,
     experts_bytes,
     matching_bytes,
@@ -55,9 +56,10 @@ PLAN = RunPlan(
 DISTILL = DistillOptions(dataset="digits", model="ConvNetD2", Iteration=100, eval_it=10)
 
 
-def source(folder, *, train=600, test=200, side=8, pictures=False):
+def source(folder, *, train=600, test=200, val=0, side=8, pictures=False):
     """A data set of 10 classes with 3 channels, its pixels in memory or decoded from pictures."""
-    splits = {"train": train, "test": test}
+    splits = {"train": train, "test": test} | ({"val": val} if val else {})
+    files = {split: folder / f"x_8_{split}.pt" for split in ("train", "test")}
     return Source(
         class_names=tuple("0123456789"),
         channels=3,
@@ -65,7 +67,9 @@ def source(folder, *, train=600, test=200, side=8, pictures=False):
         labels={split: torch.zeros(count, dtype=torch.int64) for split, count in splits.items()},
         read={},
         cache=folder / "x_8",
-        decoded={split: folder / f"x_8_{split}.pt" for split in splits} if pictures else {},
+        decoded={split: folder / f"x_8_{split}.pt" for split in ("train", "test")}
+        if pictures
+        else {},
         name="x",
     )
 
@@ -602,3 +606,10 @@ def test_times_are_expected_before_the_work(tmp_path):
         DISTILL, source(tmp_path), PLAN, CPU, iteration=50, evaluated=50
     )
     assert "with 5 evaluations of about" in line
+
+
+def test_images_held_out_are_decoded_with_the_others(tmp_path):
+    whole, divided = (source(tmp_path, pictures=True, train=n, val=600 - n) for n in (600, 540))
+    assert DataSize.of(divided) == replace(SIZE, train=540, val=60)
+    decoded = [cache_bytes(each, ("train", "test"), fits=False) for each in (whole, divided)]
+    assert decoded == [800 * SIZE.values] * 2
