@@ -67,9 +67,7 @@ def source(folder, *, train=600, test=200, val=0, side=8, pictures=False):
         labels={split: torch.zeros(count, dtype=torch.int64) for split, count in splits.items()},
         read={},
         cache=folder / "x_8",
-        decoded={split: folder / f"x_8_{split}.pt" for split in ("train", "test")}
-        if pictures
-        else {},
+        decoded=files if pictures else {},
         name="x",
     )
 
