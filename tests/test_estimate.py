@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -320,7 +321,7 @@ def distilled(**values):
     )
 
 
-def evaluation(tmp_path, device=CPU, *, of=None, models=("ConvNetD2",), **options):
+def evaluation(tmp_path, device=CPU, *, of=None, models=("ConvNetD2",), observer=None, **options):
     return evaluation_demand(
         EvalOptions(compile="off", **options),
         source(tmp_path),
@@ -328,6 +329,7 @@ def evaluation(tmp_path, device=CPU, *, of=None, models=("ConvNetD2",), **option
         models,
         device,
         folder=tmp_path,
+        observer=observer,
     )
 
 
@@ -343,6 +345,20 @@ def test_what_an_evaluation_needs(tmp_path, has):
     larger = evaluation(tmp_path, models=("ConvNetD2", "AlexNet")).of({})
     assert larger.host > held + 210 * image + own
     assert 0 < larger.disk[0].bytes < 10**5
+
+
+def test_choosing_by_experts_takes_their_features_of_all_training_images(tmp_path, has):
+    alone, features = evaluation(tmp_path, random=True).of({}), 10**6
+    observer = SimpleNamespace(width=features)
+    chosen = evaluation(tmp_path, herding=True, observer=observer).of({})
+    own = cohort_bytes(SIZE.network("ConvNetD2"), SIZE, batch=10, at_once=1)
+    of_class = 3 * 4 * features * 600  # all in one class here
+    assert chosen.host - alone.host == 4 * features * 600 + of_class - own
+    several = evaluation(tmp_path, random=True, herding=True, k_center=True, observer=observer)
+    assert several.of({}).host == chosen.host
+    assert several.of({}).disk[0].bytes == 2 * alone.disk[0].bytes
+    on_gpu = evaluation(tmp_path, CUDA, forgetting=True, observer=observer, eval_at_once=1)
+    assert on_gpu.of({}).device > 4 * features * 600
 
 
 def test_an_evaluation_may_have_to_fit_the_whitening(tmp_path, has):

@@ -377,6 +377,21 @@ class DistillOptions(EvaluationOptions, DsaOptions, DataOptions):
 class EvalOptions(EvaluationOptions):
     distilled: str = option("", "distilled set, a file distilled_<tag>.pt", group=_SET)
     random: bool = option(False, "also evaluate random real images at the same IPC", group=_EVAL)
+    herding: bool = option(
+        False,
+        "also evaluate real images that keep the class mean of an expert's features",
+        group=_EVAL,
+    )
+    k_center: bool = option(
+        False,
+        "also evaluate real images that are far from each other in an expert's features",
+        group=_EVAL,
+    )
+    forgetting: bool = option(
+        False,
+        "also evaluate the real images that an expert most often got right and then wrong",
+        group=_EVAL,
+    )
     full: bool = option(False, "also evaluate the full training set", group=_EVAL)
     model: list[str] | None = option(
         None, "networks to train (default: the set's own)", group=_EVAL, choices=NETWORKS
@@ -392,5 +407,14 @@ class EvalOptions(EvaluationOptions):
     )
     data_path: str | None = option(
         None, "folder of the data set (default: the one of the distillation)", group=_DATA
+    )
+    buffer_path: str | None = option(
+        None,
+        "folder of expert trajectories, for herding, k_center and forgetting (default: the "
+        "distillation's)",
+        group=_FILES,
+    )
+    skip_bad_buffers: bool = option(
+        False, "go on without buffer files that are damaged", group=_FILES
     )
     seed: int = option(0, "seed of every random stream", group=_RUN, minimum=0)
