@@ -1,163 +1,323 @@
-"""Images held out of the training set, and the best iteration chosen on them."""
+"""Real images that rules choose: each rule against its definition, and what experts see."""
 
+import itertools
 import json
-import re
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
-from short_runs import SHORT, distill, images, records, train_experts, without_time
+from short_runs import train_experts
+from torch import nn
+from torch.nn import functional as F
 
-import distill_att
-import eval as evaluation
-from utils.data import find_dataset, load_dataset, read_dataset
+import eval as script
+from networks import NETWORKS, build_network
+from utils import evaluation
+from utils.data import Split, load_dataset
 from utils.errors import UserError
-from utils.evaluation import Accuracies
-from utils.synthetic_set import random_real_images
+from utils.expert_buffer import ExpertBuffer, read_file, save_expert, snapshot
+from utils.observer import Observer
+from utils.options import EvalOptions
+from utils.rng import stream
+from utils.selection import SELECTIONS, forgetting, herding, k_center, select
+from utils.synthetic_set import SyntheticSet, random_real_images
 
-VAL = ["--val_fraction", "0.5"]
-RUN = "digits/ConvNetD2/ipc1/run"
+EXPERT_RULES = ["herding", "k_center", "forgetting"]
+
+
+def draw(*names):
+    return stream(0, "test", *names)
+
+
+def points(number, dims=3):
+    return torch.randn(number, dims, generator=draw(number, dims), dtype=torch.float64)
+
+
+def by_definition_herding(features, ipc):
+    """iCaRL's Algorithm 4 in plain Python, without the scaling, and without choosing twice."""
+    rows = features.tolist()
+    mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+    chosen = []
+    for _ in range(ipc):
+
+        def distance(i, chosen=chosen):
+            means = [
+                sum(column) / len(column)
+                for column in zip(*(rows[j] for j in [*chosen, i]), strict=True)
+            ]
+            return sum((a - b) ** 2 for a, b in zip(mean, means, strict=True))
+
+        chosen.append(min(set(range(len(rows))).difference(chosen), key=distance))
+    return chosen
+
+
+def by_definition_k_center(features, ipc):
+    """Algorithm 1 of Sener & Savarese, from all distances."""
+    distances = torch.cdist(features, features).tolist()
+    start = (features - features.mean(0)).square().sum(1).argmin()
+    chosen = [int(start)]
+    while len(chosen) < ipc:
+        left = [i for i in range(len(features)) if i not in chosen]
+        chosen.append(max(left, key=lambda i: min(distances[i][j] for j in chosen)))
+    return chosen
+
+
+@pytest.mark.parametrize("number", [1, 2, 7, 20])
+@pytest.mark.parametrize(
+    ("rule", "by_definition"),
+    [(herding, by_definition_herding), (k_center, by_definition_k_center)],
+)
+def test_rules_on_features_are_their_definitions(rule, by_definition, number):
+    features = points(number)
+    for ipc in {1, number // 2, number} - {0}:
+        assert rule(features, ipc, draw()).tolist() == by_definition(features, ipc)
+
+
+def test_herding_keeps_the_mean_and_k_center_reaches_the_ends():
+    line = torch.tensor([[0.0], [1.0], [2.0], [3.0], [14.0]], dtype=torch.float64)  # mean 4
+    assert herding(line, 3, draw()).tolist() == [3, 2, 1]  # means 3, 2.5 and 2
+    assert k_center(line, 3, draw()).tolist() == [3, 4, 0]
+
+
+@pytest.mark.parametrize("rule", [herding, k_center])
+def test_equal_images_are_chosen_once_each(rule):
+    assert sorted(rule(torch.ones(4, 2), 4, draw()).tolist()) == [0, 1, 2, 3]
+
+
+def test_k_center_covers_twice_as_badly_as_the_best_at_the_most():
+    """The bound that the greedy choice is known for, against all choices that there are."""
+    features = points(10, 2)
+    distances = torch.cdist(features, features)
+
+    def radius(chosen):
+        return distances[:, list(chosen)].min(1).values.max()
+
+    best = min(radius(chosen) for chosen in itertools.combinations(range(10), 3))
+    assert radius(k_center(features, 3, draw())) <= 2 * best
+
+
+def test_forgetting_counts_right_then_wrong():
+    answers = ["0101", "1111", "0000", "1010", "0011", "1001", "1000"]
+    events = [1, 0, 9, 2, 0, 1, 1]  # the one that is never right is the first
+    right = torch.tensor([[letter == "1" for letter in row] for row in answers])
+    chosen = forgetting(right, 7, draw()).tolist()
+    assert sorted(chosen) == list(range(7))
+    assert [events[i] for i in chosen] == sorted(events, reverse=True)
+    assert chosen[:3] == forgetting(right, 3, draw()).tolist()
+
+
+def test_forgetting_draws_among_equals():
+    right = torch.ones(50, 3, dtype=torch.bool)
+    first, second = (forgetting(right, 10, draw(name)).tolist() for name in "ab")
+    assert first == forgetting(right, 10, draw("a")).tolist()
+    assert len(set(first)) == len(set(second)) == 10 and first != second
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_forgetting_is_its_definition(number):
+    right = torch.rand(30, 6, generator=draw(number)) < 0.5
+    right[:4] = False
+
+    def events(row):
+        if not any(row):
+            return float("inf")
+        return sum(a and not b for a, b in itertools.pairwise(row))
+
+    counts = [events(row) for row in right.tolist()]
+    chosen = forgetting(right, 12, draw(number)).tolist()
+    assert [counts[i] for i in chosen] == sorted(counts, reverse=True)[:12]
+
+
+def make_observer(folder, model, *, experts=1, epochs=1, size=32):
+    """Experts of random parameters."""
+    shape = {"channels": 1, "num_classes": 10, "image_size": size}
+    for number in range(experts):
+        networks = [build_network(model, **shape, seed=9 * number + n) for n in range(epochs + 1)]
+        expert = [snapshot(network) for network in networks]
+        save_expert(folder, number, expert, experts_per_file=10)
+    network = build_network(model, **shape)
+    return Observer(ExpertBuffer(folder, [p.shape for p in network.parameters()]), network)
+
+
+LARGE = {
+    "ConvNetW512",
+    "ConvNetW1024",
+    "ConvNetD6",
+    "ConvNetD7",
+    "ConvNetD8",
+}  # or for larger images
+
+
+@pytest.mark.parametrize("model", sorted(set(NETWORKS) - LARGE))
+def test_features_are_what_the_logits_are_made_of(tmp_path, model):
+    """Of every network: the last two parameters make them the logits."""
+    seen = make_observer(tmp_path, model)
+    images = torch.randn(3, 1, 32, 32, generator=draw())
+    features = seen.features(0, Split(images, torch.zeros(3, dtype=torch.int64)))
+    state = read_file(tmp_path / "replay_buffer_0.pt")[0][-1]
+    network = build_network(model, channels=1, num_classes=10, image_size=32)
+    with torch.no_grad():
+        for param, value in zip(network.parameters(), state, strict=True):
+            param.copy_(value)
+        assert features.shape == (3, seen.width)
+        assert torch.allclose(F.linear(features, *state[-2:]), network(images), atol=1e-5)
+
+
+def test_what_an_expert_sees_in_batches_of_any_size(digits, tmp_path, monkeypatch):
+    """Features and answers against a network whose weights are set by hand, in float64."""
+    seen = make_observer(tmp_path, "ConvNetD2", experts=2, epochs=3, size=8)
+    train = digits.require_train()
+    split = Split(train.images[:50].double(), train.labels[:50])
+    whole = seen.features(1, split), seen.right_answers(1, split)
+    monkeypatch.setattr("utils.observer.images_per_test_batch", lambda size: 7)
+    assert torch.allclose(whole[0], seen.features(1, split), rtol=1e-12)
+    assert torch.equal(whole[1], seen.right_answers(1, split))
+    assert whole[0].dtype == torch.float64 and whole[1].shape == (50, 3)
+
+    network = build_network("ConvNetD2", channels=1, num_classes=10, image_size=8).double()
+    for epoch, snap in enumerate(read_file(tmp_path / "replay_buffer_0.pt")[1]):
+        for param, value in zip(network.parameters(), snap, strict=True):
+            param.data = value.double()
+        if epoch > 0:
+            right = network(split.images).argmax(1) == split.labels
+            assert torch.equal(whole[1][:, epoch - 1], right)
+    body = nn.Sequential(network.features, nn.Flatten())
+    assert torch.allclose(whole[0], body(split.images), rtol=1e-12)
 
 
 @pytest.fixture(scope="module")
-def held_out(tmp_path_factory):
-    """Experts that have not seen half of the digits."""
-    return train_experts(tmp_path_factory.mktemp("held_out"), 1, *VAL)
+def digits():
+    """The first nine training images of each class."""
+    data = load_dataset("digits")
+    train = data.require_train()
+    members = [(train.labels == label).nonzero().flatten()[:9] for label in range(10)]
+    few = torch.cat(members)[torch.randperm(90, generator=draw())]
+    return replace(data, train=Split(train.images[few], train.labels[few]))
+
+
+def test_random_images_are_drawn_class_by_class_from_a_stream_for_each_network(digits):
+    train = digits.require_train()
+    drawn = select("random", digits, 2, networks=3, seed=5, observer=None)
+    for k, images in enumerate(drawn):
+        generator = stream(5, "random", k)
+        for label, pair in enumerate(images.split(2)):
+            of_class = train.images[train.labels == label]
+            assert torch.equal(pair, of_class[torch.randperm(9, generator=generator)[:2]])
+        assert torch.equal(images, random_real_images(digits, 2, stream(5, "random", k)))
+
+
+@pytest.mark.parametrize("name", EXPERT_RULES)
+def test_network_k_is_of_expert_k_modulo_their_number(digits, experts, name):
+    shape = {"channels": 1, "num_classes": 10, "image_size": 8}
+    network = build_network("ConvNetD2", **shape)
+    buffer = ExpertBuffer(
+        experts / "digits/ConvNetD2", [param.shape for param in network.parameters()]
+    )
+    observer, selection = Observer(buffer, network), SELECTIONS[name]
+    train = digits.require_train()
+    drawn = select(name, digits, 3, networks=3, seed=4, observer=observer)
+    for k, expert in enumerate([0, 1, 0]):
+        described = selection.view(observer, expert, train)
+        generator = stream(4, name, k)
+        expected = []
+        for label in range(10):
+            members = (train.labels == label).nonzero().flatten()
+            expected.append(members[selection.rule(described[members], 3, generator)])
+        assert torch.equal(drawn[k], train.images[torch.cat(expected)])
+    again = select(name, digits, 3, networks=3, seed=4, observer=observer)
+    assert all(map(torch.equal, drawn, again))
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_whole_classes_are_chosen_where_ipc_is_their_size(digits, tmp_path, name):
+    observer, train = make_observer(tmp_path, "MLP", size=8), digits.require_train()
+    (chosen,) = select(name, digits, 9, networks=1, seed=0, observer=observer)
+    for label, images in enumerate(chosen.split(9)):
+        everyone = train.images[train.labels == label]
+        assert sorted(images.flatten(1).tolist()) == sorted(everyone.flatten(1).tolist())
+    with pytest.raises(UserError, match="--ipc 10 is more than the 9 training images of class 0"):
+        select(name, digits, 10, networks=1, seed=0, observer=observer)
+
+
+def test_every_selection_has_its_flag():
+    assert all(getattr(EvalOptions(), name) is False for name in SELECTIONS)
 
 
 @pytest.fixture
-def accuracies(monkeypatch):
-    """Test and validation accuracy of the raw set, then of the average, at three evaluations; those
-    of the first are the best on the test images, of the second on those held out.
-    """
-    pairs = iter([(0.9, 0.2), (0.5, 0.5), (0.8, 0.7), (0.7, 0.4), (0.7, 0.3), (0.6, 0.6)])
-
-    def measured(*args, val, **kwargs):
-        on_test, on_val = next(pairs)
-        return Accuracies((on_test,), None if val is None else Accuracies((on_val,)))
-
-    monkeypatch.setattr("utils.reporter.evaluate", measured)
+def argv(finished, tmp_path):
+    """The call of eval.py on the set of a short run, with every image twice: ipc 2."""
+    one = SyntheticSet.load(finished / "distilled_best.pt")
+    images, labels = (each.repeat_interleave(2, 0) for each in (one.images, one.labels))
+    two, path = replace(one, images=images, labels=labels, ipc=2), tmp_path / "distilled_best.pt"
+    two.save(path, include_whitening=True)
+    return ["--distilled", str(path), *"--model MLP --num_eval 3 --epoch_eval_train 2".split()]
 
 
-def test_a_run_with_images_held_out(held_out, tmp_path, capsys):
-    """All of it: experts, distillation, and evaluation on what is left."""
-    run_dir = distill(held_out, tmp_path, *VAL, "--select", "val")
-    assert (held_out / "digits_VAL0.5/ConvNetD2").is_dir()
-    out = capsys.readouterr().out
-    assert "distilled_best.pt: best so far, chosen on the images held out" in out
-    assert re.search(
-        r"iteration +0  raw .*\(n=2\)  held out .*%.*\(n=2\)  best so far, chosen", out
-    )
-    evals = records(run_dir, "eval")
-    for record in evals:
-        assert list(record)[-3:] == ["val_mean", "val_std", "val_accs"]
-        assert record["val_mean"] == pytest.approx(sum(record["val_accs"]) / 2)
-    assert [record["val_accs"] for record in evals] != [record["accs"] for record in evals]
-    for name, tag in (("raw", "best"), ("ema", "ema_best")):
-        best = max((r for r in evals if r["set"] == name), key=lambda r: r["val_mean"])
-        saved = torch.load(run_dir / f"distilled_{tag}.pt", weights_only=True)
-        assert saved["iteration"] == best["iteration"]
-
-    rest = load_dataset("digits", val_fraction=0.5)
-    seen = []
-
-    def spy(images, labels, *args, **kwargs):
-        seen.append(len(labels))
-        return Accuracies((0.5,))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "evaluate", spy)
-        few = ["--num_eval", "1", "--epoch_eval_train", "1"]
-        evaluation.main(["--distilled", str(run_dir / "distilled_best.pt"), *few, "--full"])
-    assert seen == [10, len(rest.train.labels)]
+FLAGS = [f"--{name}" for name in SELECTIONS]
 
 
-@pytest.mark.parametrize(("select", "raw", "ema"), [("test", 0, 2), ("val", 2, 4), ("last", 4, 4)])
-def test_the_best_is_the_one_selected(held_out, tmp_path, accuracies, capsys, select, raw, ema):
-    run_dir = distill(held_out, tmp_path, *VAL, "--select", select)
-    for tag, iteration in (("best", raw), ("ema_best", ema)):
-        saved = torch.load(run_dir / f"distilled_{tag}.pt", weights_only=True)
-        assert saved["iteration"] == iteration
-    said = {"test": "on the test set", "val": "on the images held out", "last": "kept as best"}
-    assert said[select] in capsys.readouterr().out
+def test_real_images_by_all_rules_beside_the_set(argv, tmp_path, capsys, monkeypatch):
+    assert script.main([*argv, *FLAGS]) == 0
+    entries = json.loads((tmp_path / "eval.json").read_text())
+    names = ["distilled raw", "random real", "herding", "k-center", "forgetting"]
+    assert [entry["trained_on"] for entry in entries] == names
+    assert {entry["lr"] for entry in entries[1:]} == {0.01}
+    assert {entry["num_eval"] for entry in entries} == {3}
+    assert len({entry["images"] for entry in entries}) == 5
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:14].strip() for line in lines[-6:-1]] == names
+
+    monkeypatch.setattr(evaluation, "_train_and_measure", None)  # nothing is trained again
+    assert script.main([*argv, *FLAGS]) == 0
+    assert capsys.readouterr().out.count("(recorded before)") == 5
+    assert json.loads((tmp_path / "eval.json").read_text()) == entries
 
 
-def test_selection_goes_on_where_a_run_was(held_out, tmp_path, accuracies):
-    """Of 0.2, 0.7 and 0.3 on the images held out the second stays the best after a break."""
-    flags = [*VAL, "--select", "val"]
-    distill(held_out, tmp_path, *flags, "--Iteration", "2")
-    run_dir = distill(held_out, tmp_path, *flags)
-    assert torch.load(run_dir / "distilled_best.pt", weights_only=True)["iteration"] == 2
-    with pytest.raises(UserError, match=r"begun with select=val, not test"):
-        distill(held_out, tmp_path, *VAL)
-
-
-def test_a_run_from_before_there_was_a_choice_keeps_its_best(experts, finished, tmp_path):
-    run_dir = tmp_path / RUN
-    distill(experts, tmp_path, "--Iteration", "2")
-    checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)
-    for name in ("select", "val_fraction", "flat"):
-        del checkpoint["config"][name]
-    del checkpoint["measured_by"]["select"]
-    torch.save(checkpoint, run_dir / "checkpoint.pt")
-    distill(experts, tmp_path)
-    assert without_time(run_dir) == without_time(finished)
-    assert torch.equal(
-        images(run_dir / "distilled_best.pt"), images(finished / "distilled_best.pt")
+@pytest.mark.parametrize("name", EXPERT_RULES)
+def test_missing_experts_are_one_line_with_the_command(argv, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(script, "read_dataset", None)
+    with pytest.raises(UserError) as error:
+        script.main([*argv, f"--{name}", "--buffer_path", str(tmp_path / "none")])
+    assert str(error.value) == (
+        f"no expert buffers in {tmp_path}/none/digits/ConvNetD2; make them with: python buffer.py "
+        f"--dataset digits --model ConvNetD2 --buffer_path {tmp_path}/none --data_path data"
     )
 
 
-def test_selection_without_images_held_out_is_refused(experts, tmp_path):
-    argv = [*SHORT, "--buffer_path", str(experts), "--save_path", str(tmp_path)]
-    with pytest.raises(UserError, match=r"--val_fraction .* buffer\.py and distill_att\.py alike"):
-        distill_att.main([*argv, "--select", "val"])
+def test_experts_are_read_for_the_rules_that_ask_them_only(argv, tmp_path):
+    none = ["--buffer_path", str(tmp_path / "none"), "--dry_run"]
+    assert script.main([*argv, "--random", "--full", *none]) == 0
 
 
-def test_experts_that_have_seen_the_images_held_out_are_not_taken(experts, held_out, tmp_path):
-    argv = [*SHORT, "--buffer_path", str(experts), "--save_path", str(tmp_path), *VAL]
-    with pytest.raises(UserError, match=r"no expert buffers in .*digits_VAL0\.5/.*--val_fraction"):
-        distill_att.main(argv)
-    argv[argv.index(str(experts))] = str(held_out)
-    with pytest.raises(UserError, match=r"digits_VAL0\.2/"):
-        distill_att.main([*argv[:-1], "0.2"])
-    assert json.loads((held_out / "digits_VAL0.5/ConvNetD2/experts.json").read_text())[
-        "val_fraction"
-    ] == pytest.approx(0.5)
+def test_experts_of_another_kind_are_none(finished, tmp_path):
+    """Not those of another network, nor with whitening, where the set was made without."""
+    other = train_experts(tmp_path / "b", 1, "--model", "MLP", "--train_epochs", "1")
+    train_experts(other, 1, "--zca", "--train_epochs", "1")
+    argv = ["--distilled", str(finished / "distilled_best.pt"), "--herding", "--dry_run"]
+    with pytest.raises(UserError, match=r"no expert buffers in .*digits/ConvNetD2;"):
+        script.main([*argv, "--buffer_path", str(other)])
 
 
-@pytest.mark.parametrize("fraction", [0.1, 1e-6, 0.999])
-def test_a_part_of_every_class_is_held_out(fraction):
-    whole, divided = load_dataset("digits"), load_dataset("digits", val_fraction=fraction)
-    train, val = divided.train.labels.bincount(), divided.val.labels.bincount()
-    total = whole.train.labels.bincount()
-    assert torch.equal(train + val, total)
-    wanted = (fraction * total).round().clamp(min=1).minimum(total - 1)
-    assert torch.equal(val, wanted.long())
-    assert torch.equal(divided.test.labels, whole.test.labels)
-
-    def scans(*splits):
-        pixels = [divided.normalisation.inverse(split.images) for split in splits]
-        return sorted(bytes((image * 255).round().byte().flatten()) for image in torch.cat(pixels))
-
-    before = whole.normalisation.inverse(whole.train.images)
-    assert scans(divided.train, divided.val) == sorted(
-        bytes((image * 255).round().byte().flatten()) for image in before
-    )
+def test_experts_are_flat_and_have_not_seen_what_is_held_out_as_those_of_the_set(
+    finished, tmp_path
+):
+    one, path = SyntheticSet.load(finished / "distilled_best.pt"), tmp_path / "distilled_best.pt"
+    config = {**one.config, "flat": True, "val_fraction": 0.1}
+    replace(one, config=config).save(path, include_whitening=True)
+    with pytest.raises(
+        UserError, match=r"digits_FLAT_VAL0.1/ConvNetD2; .*--val_fraction 0.1 --flat"
+    ):
+        script.main(["--distilled", str(path), "--k_center"])
 
 
-def test_what_is_held_out_is_the_same_every_time_and_kept_out_of_the_fit():
-    first, second = (load_dataset("digits", val_fraction=0.3) for _ in range(2))
-    assert torch.equal(first.val.images, second.val.images)
-    # Standardised by what is left alone: its mean is 0 and its deviation 1.
-    assert first.train.images.mean().abs() < 1e-5
-    assert first.train.images.std() == pytest.approx(1, abs=1e-4)
-    assert first.val.images.mean().abs() > 1e-4
-    drawn = random_real_images(first, 50, torch.Generator().manual_seed(0))
-    there = {image.numpy().tobytes() for image in first.train.images}
-    assert {image.numpy().tobytes() for image in drawn} <= there
-
-
-def test_without_a_fraction_nothing_is_held_out():
-    assert load_dataset("digits").val is None
-    source = find_dataset("digits", val_fraction=0.1)
-    assert read_dataset(source).val is None
-    assert read_dataset(source, val=True).to("meta").val.images.is_meta
+def test_a_damaged_expert_file_is_named_or_skipped(argv, experts, tmp_path):
+    shutil.copytree(experts, tmp_path / "b")
+    file = tmp_path / "b/digits/ConvNetD2/replay_buffer_0.pt"
+    save_expert(file.parent, 10, read_file(file)[0], experts_per_file=10)
+    file.write_bytes(file.read_bytes()[:-1000])
+    call = [*argv, "--k_center", "--buffer_path", str(tmp_path / "b"), "--dry_run"]
+    with pytest.raises(UserError, match=r"replay_buffer_0\.pt .* or pass --skip_bad_buffers"):
+        script.main(call)
+    assert script.main([*call, "--skip_bad_buffers"]) == 0

@@ -24,11 +24,6 @@ _MODELS = (
 )
 
 
-def _check_fraction(value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(f"{value} is no part to hold out: give 0 or more, and less than 1")
-
-
 @dataclass(frozen=True)
 class DataOptions:
     dataset: str = option("CIFAR10", "data set", group=_DATA, choices=DATASETS)
@@ -47,7 +42,8 @@ class DataOptions:
         "part of the training images of each class to hold out, from experts and distillation "
         "alike",
         group=_DATA,
-        check=_check_fraction,
+        minimum=0,
+        maximum=0.9,
     )
     zca: bool = option(False, "ZCA whitening instead of mean/std normalisation", group=_DATA)
     data_path: str = option("data", "folder of the data set", group=_DATA, may_change=True)
