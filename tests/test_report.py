@@ -584,7 +584,7 @@ def binary_config(folder):
         ({"length": "longest"}, ["config.yaml: length", "'longest'", "fixed"]),
         ({"seed": 0, "run_name": "twin"}, ["settings and seed of"]),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", None),
 )
 def test_what_cannot_be_used_is_one_line_and_the_rest_is_covered(tmp_path, capsys, damage, parts):
     common = {"Iteration": 3, "evaluations": [evaluation(0.5)]}
