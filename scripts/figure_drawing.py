@@ -10,6 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.ticker import MaxNLocator
 
 from scripts.figure_data import POLICIES, RATES, Accuracy, Curve, Mismatch, Successes
 from scripts.figure_runs import Array
@@ -191,7 +192,7 @@ def draw_successes(found: Sequence[Successes]) -> Figure:
         axes.set_xlabel(f"multiplier of {rate}")
         axes.grid(visible=False, axis="x")
         axes.set_ylim(0, 1.12 * most)
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.axes[0].set_ylabel(f"successes out of {most}")
     _legend_below(figure, figure.axes[0])
     return figure
