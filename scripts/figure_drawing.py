@@ -10,6 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.ticker import MaxNLocator
 
 from scripts.figure_data import POLICIES, RATES, Accuracy, Curve, Mismatch, Successes
 from scripts.figure_runs import Array
@@ -191,6 +192,7 @@ def draw_successes(found: Sequence[Successes]) -> Figure:
         axes.set_xlabel(f"multiplier of {rate}")
         axes.grid(visible=False, axis="x")
         axes.set_ylim(0, 1.12 * most)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.axes[0].set_ylabel(f"successes out of {most}")
     _legend_below(figure, figure.axes[0])
     return figure
@@ -249,7 +251,7 @@ def draw_pictures(files: Sequence[Path]) -> Figure:
     sheets = [imread(file) for file in files]
     height = sum(sheet.shape[0] / sheet.shape[1] for sheet in sheets)
     figure = Figure(figsize=(COLUMN, 0.5 + COLUMN * height))
-    titles = ("before: real images", "after: distilled")
+    titles = ("before: initial images", "after: distilled")
     for axes, sheet, title in zip(_panels(figure, len(files), 1), sheets, titles, strict=True):
         axes.imshow(sheet, interpolation="nearest")
         axes.set_title(title)
