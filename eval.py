@@ -3,25 +3,22 @@
     python eval.py --distilled results/.../distilled_best.pt --model ConvNetD3 ResNet18
 
 needs that file and the test data, nothing else (but for a whitened set of a single iteration the
-training data: such sets leave the whitening out). Prints a table and keeps it in eval.json beside
-the file, and until that is whole each network as soon as it is trained: what is there already is
-not measured again.
+training data: such sets leave the whitening out). Real images are measured beside it where asked
+for, as many by a rule of utils/selection.py, some of which ask experts of the buffer, or all.
+Prints a table and keeps it in eval.json beside the file, and until that is whole each network as
+soon as it is trained: what is there already is not measured again.
 """
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from networks import CROSS_ARCHITECTURE
 from utils import distributed
 from utils.augment import active_groups
 from utils.auto import choose_at_once, choose_compile
-from utils.cache import digest
 from utils.config import resolve, run_script
 from utils.cost import network_cost, training_flop
 from utils.data import ImageDataset, find_dataset, needed_splits, read_dataset
@@ -31,35 +28,17 @@ from utils.estimate import evaluation_demand
 from utils.eval_record import EvalRecord, Evaluation
 from utils.evaluation import Accuracies, HowToRun, Protocol, evaluate
 from utils.execution import Execution
+from utils.expert_buffer import ExpertKind
 from utils.files import check_writable
-from utils.options import EvalOptions
+from utils.observer import Observer
+from utils.options import DistillOptions, EvalOptions
 from utils.precision import compute_dtype, storage_dtype, use_precision
-from utils.rng import derive_seed, stream
+from utils.rng import derive_seed
 from utils.room import check_room
-from utils.synthetic_set import SyntheticSet, class_labels, random_real_images
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """What networks are trained on, and how: images (N, C, H, W) for all of them, or different ones
-    for each, with labels (N,).
-    """
-
-    name: str
-    images: Tensor | list[Tensor]
-    labels: Tensor
-    lr: float
-    epochs: int
-
-    @cached_property
-    def digest(self) -> Callable[[range], str]:
-        """A checksum of what a range of networks is trained on."""
-        images, labels = self.images, self.labels
-        if isinstance(images, Tensor):
-            digest_of_all = _digest(images, labels)
-            return lambda networks: digest_of_all
-        draws = images
-        return cache(lambda k: _digest(torch.cat(draws[k.start : k.stop]), labels))
+from utils.selection import asked_for, need_experts
+from utils.sources import Source
+from utils.synthetic_set import SyntheticSet, check_ipc
+from utils.training_sets import TrainingSet, checksum, training_sets
 
 
 def main(argv: Sequence[str]) -> int:
@@ -75,6 +54,7 @@ def measure(argv: Sequence[str]) -> int:
         raise UserError("--model and --eval_mode M both say which networks to train: give one")
     device = default_device()
     precision = use_precision(options.precision, device)
+    options = replace(options, precision=precision)
     if distributed.world() > options.num_eval:
         raise UserError(
             f"{distributed.world()} processes are more than the --num_eval {options.num_eval} "
@@ -89,7 +69,8 @@ def measure(argv: Sequence[str]) -> int:
     )
     if distilled.normalisation.needs_fit:
         print("fitting ZCA on the training images: only the sets last and best bring theirs along")
-    test_only = not (options.random or options.full)
+    selections = asked_for(options)
+    test_only = not (selections or options.full)
     source = find_dataset(
         distilled.dataset,
         data_path=options.data_path or distilled.config["data_path"],
@@ -99,8 +80,11 @@ def measure(argv: Sequence[str]) -> int:
         splits=needed_splits(distilled.normalisation, test_only=test_only),
     )
     check_classes(distilled, source.class_names)
+    if selections:
+        check_ipc(distilled.ipc, source.labels["train"], source.class_names)
+    observer = open_observer(options, distilled, source) if need_experts(selections) else None
     demand = evaluation_demand(
-        replace(options, precision=precision), source, distilled, models, device, folder=path.parent
+        options, source, distilled, models, device, folder=path.parent, observer=observer
     )
     check_room(demand, device, force=options.force)
     if options.dry_run:
@@ -108,15 +92,26 @@ def measure(argv: Sequence[str]) -> int:
     data = read_dataset(source, normalisation=distilled.normalisation, test_only=test_only).to(
         device, storage_dtype(precision)
     )
-    tested_on = _digest(data.test.images, data.test.labels)
+    fill_table(options, distilled, models, data, observer, record)
+    return 0
 
+
+def fill_table(
+    options: EvalOptions,
+    distilled: SyntheticSet,
+    models: Sequence[str],
+    data: ImageDataset,
+    observer: Observer | None,
+    record: EvalRecord,
+) -> None:
+    """Measure each training set by each of `models`, print and record it."""
+    path = Path(options.distilled)
+    tested_on = checksum(data.test.images, data.test.labels)
     print(f"{path}: {distilled.dataset}, ipc {distilled.ipc}, iteration {distilled.iteration}")
     print(f"{'trained on':14} {'model':12} {'lr':>8} {'epochs':>6}  test accuracy")
-    for training_set in training_sets(options, distilled, data):
+    for training_set in training_sets(options, distilled, data, observer):
         for model in models:
-            evaluation = describe(
-                path, training_set, options, distilled, tested_on, precision, model
-            )
+            evaluation = describe(path, training_set, options, distilled, tested_on, model)
             known = record.networks(evaluation)
             accuracies = evaluate_on(
                 training_set,
@@ -133,37 +128,25 @@ def measure(argv: Sequence[str]) -> int:
                 f"{training_set.epochs:6}  {accuracies}{note(len(known), options.num_eval)}"
             )
     print(f"recorded in {record.path}")
-    return 0
 
 
-def training_sets(
-    options: EvalOptions, distilled: SyntheticSet, data: ImageDataset
-) -> list[TrainingSet]:
-    """The distilled set and, as asked for, real images under the same protocol."""
-    device = data.test.images.device
-    epochs = options.epoch_eval_train
-    sets = [
-        TrainingSet(
-            f"distilled {distilled.set}",
-            distilled.images.to(device, data.test.images.dtype),
-            distilled.labels.to(device),
-            distilled.syn_lr,
-            epochs,
-        )
-    ]
-    if options.random:
-        # A new draw for every network, so that the spread is that of the choice as well.
-        draws = [
-            random_real_images(data, distilled.ipc, stream(options.seed, "random", k))
-            for k in range(options.num_eval)
-        ]
-        labels = class_labels(data.num_classes, distilled.ipc, device)
-        sets.append(TrainingSet("random real", draws, labels, options.lr_real, epochs))
-    if options.full:
-        train = data.require_train()
-        epochs = options.epoch_full_train or epochs
-        sets.append(TrainingSet("full", train.images, train.labels, options.lr_real, epochs))
-    return sets
+def open_observer(options: EvalOptions, distilled: SyntheticSet, source: Source) -> Observer:
+    """The experts of the kind that the set was distilled from."""
+    config = distilled.config
+    kind = ExpertKind.of(
+        source,
+        zca=distilled.normalisation.zca,
+        model=distilled.model,
+        data_path=options.data_path or config["data_path"],
+        flat=config.get("flat", False),
+    )
+    return Observer.open(
+        source,
+        kind,
+        options.buffer_path or config.get("buffer_path", DistillOptions.buffer_path),
+        most=options.num_eval,
+        skip_bad=options.skip_bad_buffers,
+    )
 
 
 def evaluate_on(
@@ -249,7 +232,6 @@ def describe(
     options: EvalOptions,
     distilled: SyntheticSet,
     tested_on: str,
-    precision: str,
     model: str,
 ) -> Evaluation:
     """Everything that one evaluation depends on; `tested_on` is a digest of the test data."""
@@ -262,14 +244,10 @@ def describe(
         "epochs": training_set.epochs,
         "batch_train": options.batch_train or distilled.config["batch_train"],
         "dsa": distilled.config["dsa_strategy"] if distilled.config["dsa"] else None,
-        "precision": precision,
+        "precision": options.precision,
         "seed": options.seed,
     }
     return Evaluation(settings, training_set.digest, options.num_eval)
-
-
-def _digest(images: Tensor, labels: Tensor) -> str:
-    return digest({"images": images.cpu(), "labels": labels.cpu()})
 
 
 if __name__ == "__main__":

@@ -10,23 +10,8 @@
 set -euo pipefail
 # shellcheck source=scripts/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
-queue=$(mktemp -d)
-trap 'rm -rf "$queue"' EXIT
-trap 'echo "interrupted: the same command goes on from here"; exit 130' INT
-trap 'echo "interrupted: the same command goes on from here"; exit 143' TERM
-
-.venv/bin/python -m scripts.plan --queue "$queue" "$@"
-if [ ! -e "$queue/rows.tsv" ]; then
-    exit 0 # --dry-run, --list or --help
-fi
-
-workers=$(find "$queue/slots" -type f | wc -l)
-threads=$(($(nproc) / workers))
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}"
-# Rows follow when no experts are under way any more: with several GPUs an expert cell has them all.
-for cells in experts rows; do
-    xargs -r -d '\n' -n 1 -P "$workers" bash scripts/run_cell.sh "$queue" <"$queue/$cells.tsv"
-done
+# shellcheck source=scripts/queue.sh
+source scripts/queue.sh scripts.plan "$@"
 status=0
 .venv/bin/python -m scripts.summary "$queue" || status=$?
 if [ -e "$queue/report" ]; then

@@ -70,6 +70,7 @@ def test_a_hundred_experts_take_what_the_field_reports():
 
 def test_work_is_proportional_to_images_and_steps():
     assert training_flop(COST, images=7, epochs=5) == 3 * 10_000 * 7 * 5
+    assert training_flop(COST, images=7, epochs=5, flat=True) == 2 * 3 * 10_000 * 7 * 5
     step = outer_step_flop(COST, syn_steps=1, batch=1)
     assert step > training_flop(COST, images=1, epochs=2)  # forward and reverse sweep
     assert outer_step_flop(COST, syn_steps=20, batch=30) == 600 * step

@@ -167,6 +167,19 @@ def test_momentum_goes_on_too(tmp_path, monkeypatch):
     assert_same_experts(tmp_path / "cut", tmp_path / "whole")
 
 
+def test_flat_experts_are_others_and_go_on_alike(tmp_path, monkeypatch):
+    few = ["--val_fraction", "0.9"]
+    flat = [*few, "--flat", "--rho", "0.1"]
+    train_experts(tmp_path / "plain", 1, *few)
+    train_experts(tmp_path / "whole", 1, *flat)
+    cut_off_training(tmp_path / "cut", monkeypatch, 1, 1, *flat)
+    train_experts(tmp_path / "cut", 1, *flat)
+    assert_same_experts(tmp_path / "cut", tmp_path / "whole")
+    assert (tmp_path / "whole/digits_FLAT_VAL0.9/ConvNetD2/replay_buffer_0.pt").exists()
+    pairs = zip(snapshots(tmp_path / "whole"), snapshots(tmp_path / "plain"), strict=True)
+    assert [torch.equal(a, b) for a, b in pairs] == [True, False, False]  # as they begin; epochs
+
+
 def test_of_experts_in_step_no_more_than_the_work_of_one_is_lost(tmp_path, monkeypatch):
     """Killed without a chance to save: two in step are kept at half of the epochs."""
     flags = ["--experts_at_once", "2", "--train_epochs", "4"]

@@ -16,7 +16,7 @@ from utils import image_tree
 from utils.data import DATASETS, ImageDataset, find_dataset, load_dataset
 from utils.errors import UserError
 from utils.imagenet_subsets import IMAGENET_SUBSETS
-from utils.normalisation import Normalisation
+from utils.normalisation import Normalisation, fit_zca
 
 NETTE = IMAGENET_SUBSETS["imagenette"]
 
@@ -627,6 +627,37 @@ def test_zca_is_fitted_once_for_the_same_images(folder, monkeypatch):
     picture(folder / "train/cat/0.png", 99)
     with pytest.raises(TypeError):
         load_dataset("folder", data_path=folder, res=8, zca=True)
+
+
+# images held out
+
+
+def test_of_two_pictures_a_class_keeps_one(folder):
+    mine = load_dataset("folder", data_path=folder, val_fraction=0.9)
+    train, val = levels(mine, "train"), levels(mine, "val")
+    assert sorted(train + val) == [10, 11, 100, 101]
+    assert mine.train.labels.tolist() == mine.val.labels.tolist() == [0, 1]
+    assert mine.normalisation.mean == pytest.approx([sum(train) / 2 / 255] * 3)
+    again = load_dataset("folder", data_path=folder, val_fraction=0.9)
+    assert levels(again, "val") == val
+
+
+def test_a_class_too_small_to_divide_is_named(folder):
+    (folder / "train/dog/0.png").unlink()
+    with pytest.raises(UserError, match=r"--val_fraction 0\.5: class dog has 1 training images"):
+        find_dataset("folder", data_path=folder, val_fraction=0.5)
+
+
+def test_zca_is_fitted_and_kept_without_the_images_held_out(folder, monkeypatch):
+    whole = load_dataset("folder", data_path=folder, res=8, zca=True)
+    rest = load_dataset("folder", data_path=folder, res=8, zca=True, val_fraction=0.5)
+    pixels = find_dataset("folder", data_path=folder, res=8, val_fraction=0.5).read["train"]()
+    assert torch.equal(rest.normalisation.zca_matrix, fit_zca(pixels / 255).zca_matrix)
+    assert not torch.equal(rest.normalisation.zca_matrix, whole.normalisation.zca_matrix)
+    monkeypatch.setattr("utils.data.fit_zca", None)  # both are kept
+    for fraction, first in ((0.0, whole), (0.5, rest)):
+        again = load_dataset("folder", data_path=folder, res=8, zca=True, val_fraction=fraction)
+        assert torch.equal(again.train.images, first.train.images)
 
 
 # choices

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from utils.footprint import (
     SWEEP_VECTORS,
     ZCA_MATRICES,
     DataSize,
+    cache_bytes,
     cohort_bytes,
     experts_bytes,
     matching_bytes,
@@ -54,9 +56,10 @@ PLAN = RunPlan(
 DISTILL = DistillOptions(dataset="digits", model="ConvNetD2", Iteration=100, eval_it=10)
 
 
-def source(folder, *, train=600, test=200, side=8, pictures=False):
+def source(folder, *, train=600, test=200, val=0, side=8, pictures=False):
     """A data set of 10 classes with 3 channels, its pixels in memory or decoded from pictures."""
-    splits = {"train": train, "test": test}
+    splits = {"train": train, "test": test} | ({"val": val} if val else {})
+    files = {split: folder / f"x_8_{split}.pt" for split in ("train", "test")}
     return Source(
         class_names=tuple("0123456789"),
         channels=3,
@@ -64,7 +67,7 @@ def source(folder, *, train=600, test=200, side=8, pictures=False):
         labels={split: torch.zeros(count, dtype=torch.int64) for split, count in splits.items()},
         read={},
         cache=folder / "x_8",
-        decoded={split: folder / f"x_8_{split}.pt" for split in splits} if pictures else {},
+        decoded=files if pictures else {},
         name="x",
     )
 
@@ -318,7 +321,7 @@ def distilled(**values):
     )
 
 
-def evaluation(tmp_path, device=CPU, *, of=None, models=("ConvNetD2",), **options):
+def evaluation(tmp_path, device=CPU, *, of=None, models=("ConvNetD2",), observer=None, **options):
     return evaluation_demand(
         EvalOptions(compile="off", **options),
         source(tmp_path),
@@ -326,6 +329,7 @@ def evaluation(tmp_path, device=CPU, *, of=None, models=("ConvNetD2",), **option
         models,
         device,
         folder=tmp_path,
+        observer=observer,
     )
 
 
@@ -341,6 +345,20 @@ def test_what_an_evaluation_needs(tmp_path, has):
     larger = evaluation(tmp_path, models=("ConvNetD2", "AlexNet")).of({})
     assert larger.host > held + 210 * image + own
     assert 0 < larger.disk[0].bytes < 10**5
+
+
+def test_choosing_by_experts_takes_their_features_of_all_training_images(tmp_path, has):
+    alone, features = evaluation(tmp_path, random=True).of({}), 10**6
+    observer = SimpleNamespace(width=features)
+    chosen = evaluation(tmp_path, herding=True, observer=observer).of({})
+    own = cohort_bytes(SIZE.network("ConvNetD2"), SIZE, batch=10, at_once=1)
+    of_class = 3 * 4 * features * 600  # all in one class here
+    assert chosen.host - alone.host == 4 * features * 600 + of_class - own
+    several = evaluation(tmp_path, random=True, herding=True, k_center=True, observer=observer)
+    assert several.of({}).host == chosen.host
+    assert several.of({}).disk[0].bytes == 2 * alone.disk[0].bytes
+    on_gpu = evaluation(tmp_path, CUDA, forgetting=True, observer=observer, eval_at_once=1)
+    assert on_gpu.of({}).device > 4 * features * 600
 
 
 def test_an_evaluation_may_have_to_fit_the_whitening(tmp_path, has):
@@ -586,3 +604,10 @@ def test_times_are_expected_before_the_work(tmp_path):
         DISTILL, source(tmp_path), PLAN, CPU, iteration=50, evaluated=50
     )
     assert "with 5 evaluations of about" in line
+
+
+def test_images_held_out_are_decoded_with_the_others(tmp_path):
+    whole, divided = (source(tmp_path, pictures=True, train=n, val=600 - n) for n in (600, 540))
+    assert DataSize.of(divided) == replace(SIZE, train=540, val=60)
+    decoded = [cache_bytes(each, ("train", "test"), fits=False) for each in (whole, divided)]
+    assert decoded == [800 * SIZE.values] * 2

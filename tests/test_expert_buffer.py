@@ -411,6 +411,12 @@ def test_appending_to_a_damaged_file_does_not_replace_it(tmp_path):
             {"dataset": "folder", "res": 48, "zca": False, "data_path": "/pictures/birds/"},
             "folder/birds/48/ConvNetD3",
         ),
+        ({"flat": True}, "CIFAR10_FLAT/ConvNetD3"),
+        ({"zca": False, "flat": True, "val_fraction": 0.1}, "CIFAR10_NO_ZCA_FLAT_VAL0.1/ConvNetD3"),
+        (
+            {"dataset": "digits", "res": 16, "zca": False, "val_fraction": 0.25},
+            "digits_VAL0.25/16/ConvNetD3",
+        ),
     ],
 )
 def test_the_folder_of_each_data_set(change, folder):
@@ -441,7 +447,8 @@ def make_files(buffer_path: Path, *folders: str) -> None:
         (["CIFAR10_NO_ZCA/MLP"], "", {"zca": False, "model": "MLP"}),
         (["CIFAR10/MLP", "CIFAR10_NO_ZCA/MLP"], "", {"model": "MLP"}),
         (["CIFAR10/MLP"], "model", None),
-        # another data set is never taken
+        # another data set is never taken, nor other training
+        (["CIFAR10_FLAT/ConvNetD3", "CIFAR10_VAL0.1/ConvNetD3"], "", None),
         (["CIFAR100/ConvNetD3"], "", None),
     ],
 )
@@ -468,6 +475,11 @@ def test_experts_are_found(tmp_path, there, fixed, expected):
             {"dataset": "ImageNet", "subset": "imagewoof", "res": 128, "zca": False},
             "--dataset ImageNet --subset imagewoof --res 128 --model ConvNetD3 "
             "--buffer_path my --data_path data",
+        ),
+        (
+            {"flat": True, "val_fraction": 0.1},
+            "--dataset CIFAR10 --model ConvNetD3 --buffer_path my --data_path data "
+            "--val_fraction 0.1 --zca --flat",
         ),
     ],
 )

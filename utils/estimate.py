@@ -25,6 +25,7 @@ from utils.footprint import (
     STARTED_BYTES,
     DataSize,
     cache_bytes,
+    choosing_bytes,
     cohort_bytes,
     distilling_bytes,
     experts_bytes,
@@ -36,11 +37,13 @@ from utils.footprint import (
     wideness,
 )
 from utils.memory import held_bytes
+from utils.observer import Observer
 from utils.options import BufferOptions, DistillOptions, EvalOptions
 from utils.progress import time_left
 from utils.room import Demand, Disk, Need
 from utils.run_dir import RunDir
 from utils.run_plan import RunPlan, evaluations_left
+from utils.selection import asked_for
 from utils.sources import Source, SplitName
 from utils.synthetic_set import SyntheticSet
 
@@ -216,13 +219,15 @@ def evaluation_demand(
     device: torch.device,
     *,
     folder: Path,
+    observer: Observer | None = None,
 ) -> Demand:
-    """Of training and testing `models` on `distilled` and, as asked for, on real images; recorded
-    in `folder`. All processes must call it.
+    """Of training and testing `models` on `distilled` and, as asked for, on real images, which the
+    `observer` may help to choose; recorded in `folder`. All processes must call it.
     """
     size, wide = DataSize.of(source), wideness(options.precision)
     images, normalisation = len(distilled.images), distilled.normalisation
-    kept = BOTH if options.random or options.full else BOTH[1:]
+    selections = len(asked_for(options))
+    kept = BOTH if selections or options.full else BOTH[1:]
     read = BOTH if normalisation.needs_fit else kept
     fits = fits_zca(source, zca=normalisation.needs_fit)
     reading = reading_bytes(source, read, kept=kept, zca=normalisation.zca, fits=fits, wide=wide)
@@ -241,9 +246,17 @@ def evaluation_demand(
         for cost in costs
     ]
     on_device = images + size.test + (size.train if kept == BOTH else 0)
-    if options.random:
-        on_device += 2 * options.num_eval * images  # once more for a checksum, or for the training
-    record = (1 + options.random + options.full) * len(models) * EVALUATION_RECORD_BYTES
+    if selections:  # once more for a checksum, for the training, or while the next are chosen
+        on_device += 2 * options.num_eval * images
+    choosing = 0
+    if observer is not None:
+        choosing = choosing_bytes(
+            size.network(distilled.model),
+            size,
+            features=observer.width,
+            largest=int(source.labels["train"].bincount().max()),
+        )
+    record = (1 + selections + options.full) * len(models) * EVALUATION_RECORD_BYTES
     here = _Here.now()
 
     def need(flags: Mapping[str, Any]) -> Need:
@@ -255,7 +268,7 @@ def evaluation_demand(
         parts = _Parts(
             reading=reading,
             data=wide * size.float_bytes(on_device),
-            work=wide * max(training),
+            work=wide * max(*training, choosing),
             kept=size.matrix_bytes * normalisation.zca,
             writing=0,
             compiled=compiled and "--compile" not in flags,

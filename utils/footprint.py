@@ -39,6 +39,8 @@ SWEEP_VECTORS = 8
 # Of all synthetic images: images, moving average, gradient and its last part, momentum, the copy
 # before a step, and the augmented ones with their gradient.
 IMAGE_COPIES = 8
+# Of the features of a class: a copy, what is compared with a point, and the differences.
+RULE_COPIES = 3
 # Of a sheet: enlarged images, the sheet, its bytes as floats, and those.
 PICTURE_COPIES = 4
 # What a file of torch.save has beside its tensors, and a picture beside a byte a number.
@@ -117,6 +119,16 @@ def cohort_bytes(cost: NetworkCost, size: DataSize, *, batch: int, at_once: int)
     tested = min(size.test, images_per_test_batch(size.image_size))
     trained = at_once * training_bytes(cost, 0)  # the networks as they are tested
     return max(at_once * training_bytes(cost, batch), trained + inference_bytes(cost, tested))
+
+
+def choosing_bytes(cost: NetworkCost, size: DataSize, *, features: int, largest: int) -> int:
+    """Of an expert that describes all training images by `features` numbers each, or by logits and
+    answers, and of a rule at work on the `largest` class.
+    """
+    tested = min(size.train, images_per_test_batch(size.image_size))
+    looking = 2 * FLOAT_BYTES * cost.parameters + inference_bytes(cost, tested)
+    kept = max(features, 2 * size.classes) * size.train
+    return FLOAT_BYTES * kept + max(looking, RULE_COPIES * FLOAT_BYTES * features * largest)
 
 
 def distilling_bytes(

@@ -24,11 +24,6 @@ _MODELS = (
 )
 
 
-def _check_fraction(value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(f"{value} is no part to hold out: give 0 or more, and less than 1")
-
-
 @dataclass(frozen=True)
 class DataOptions:
     dataset: str = option("CIFAR10", "data set", group=_DATA, choices=DATASETS)
@@ -47,7 +42,8 @@ class DataOptions:
         "part of the training images of each class to hold out, from experts and distillation "
         "alike",
         group=_DATA,
-        check=_check_fraction,
+        minimum=0,
+        maximum=0.9,
     )
     zca: bool = option(False, "ZCA whitening instead of mean/std normalisation", group=_DATA)
     data_path: str = option("data", "folder of the data set", group=_DATA, may_change=True)
@@ -377,6 +373,21 @@ class DistillOptions(EvaluationOptions, DsaOptions, DataOptions):
 class EvalOptions(EvaluationOptions):
     distilled: str = option("", "distilled set, a file distilled_<tag>.pt", group=_SET)
     random: bool = option(False, "also evaluate random real images at the same IPC", group=_EVAL)
+    herding: bool = option(
+        False,
+        "also evaluate real images that keep the class mean of an expert's features",
+        group=_EVAL,
+    )
+    k_center: bool = option(
+        False,
+        "also evaluate real images that are far from each other in an expert's features",
+        group=_EVAL,
+    )
+    forgetting: bool = option(
+        False,
+        "also evaluate the real images that an expert most often got right and then wrong",
+        group=_EVAL,
+    )
     full: bool = option(False, "also evaluate the full training set", group=_EVAL)
     model: list[str] | None = option(
         None, "networks to train (default: the set's own)", group=_EVAL, choices=NETWORKS
@@ -392,5 +403,14 @@ class EvalOptions(EvaluationOptions):
     )
     data_path: str | None = option(
         None, "folder of the data set (default: the one of the distillation)", group=_DATA
+    )
+    buffer_path: str | None = option(
+        None,
+        "folder of expert trajectories, for herding, k_center and forgetting (default: the "
+        "distillation's)",
+        group=_FILES,
+    )
+    skip_bad_buffers: bool = option(
+        False, "go on without buffer files that are damaged", group=_FILES
     )
     seed: int = option(0, "seed of every random stream", group=_RUN, minimum=0)

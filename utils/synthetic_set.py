@@ -190,6 +190,8 @@ _FORM: _Form = {
 _OPTIONAL: _Form = {
     "zca_mean": (partial(_is_finite, dims=1), "a finite float tensor (D,)"),
     "zca_matrix": (partial(_is_finite, dims=2), "a finite float tensor (D, D)"),
+    "config.buffer_path": (_is_text, "text"),
+    "config.flat": (_is_bool, "true or false"),
     "config.val_fraction": (
         lambda value: _is_number(value) and 0 <= value < 1,
         "a number from 0 to below 1",
@@ -216,19 +218,40 @@ def check_ipc(ipc: int, labels: Tensor, class_names: Sequence[str]) -> None:
             )
 
 
-def random_real_images(data: ImageDataset, ipc: int, generator: torch.Generator) -> Tensor:
-    """`ipc` different random training images of each class: (num_classes * ipc, C, H, W).
+# How images of one class are chosen: (described (n, ...), ipc, generator) -> which of the n, (ipc,)
+# int64 on the CPU, each at most once. `described` has a row for each image.
+Rule = Callable[[Tensor, int, torch.Generator], Tensor]
 
-    Classes in order, as in `class_labels`. UserError where a class has fewer.
+
+def at_random(described: Tensor, ipc: int, generator: torch.Generator) -> Tensor:
+    """The rule that looks at nothing."""
+    return torch.randperm(len(described), generator=generator)[:ipc]
+
+
+def choose_of_each_class(
+    data: ImageDataset, ipc: int, rule: Rule, described: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Which of the N training images `rule` takes: (num_classes * ipc,), on the CPU.
+
+    Classes in order, as in `class_labels`; `described` is (N, ...). UserError where a class has
+    fewer than `ipc`.
     """
-    train = data.require_train()
-    labels = train.labels.cpu()
+    labels = data.require_train().labels.cpu()
     check_ipc(ipc, labels, data.class_names)
     chosen = []
     for label in range(data.num_classes):
         members = (labels == label).nonzero().flatten()
-        chosen.append(members[torch.randperm(len(members), generator=generator)[:ipc]])
-    return train.images[torch.cat(chosen).to(train.images.device)]
+        chosen.append(members[rule(described[members.to(described.device)], ipc, generator)])
+    return torch.cat(chosen)
+
+
+def random_real_images(data: ImageDataset, ipc: int, generator: torch.Generator) -> Tensor:
+    """`ipc` different random training images of each class: (num_classes * ipc, C, H, W), and
+    errors, as of `choose_of_each_class`.
+    """
+    train = data.require_train()
+    chosen = choose_of_each_class(data, ipc, at_random, train.labels, generator)
+    return train.images[chosen.to(train.images.device)]
 
 
 def initial_images(data: ImageDataset, ipc: int, pix_init: str, seed: int) -> Tensor:

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# The runs behind the paper's figures, queued as those of run_all.sh, and the figures. The same call
+# again goes on where the last one stopped.
+#
+#     bash scripts/paper_figures.sh --dataset digits    on two CPU cores, in less than 25 minutes
+#     bash scripts/paper_figures.sh --dataset CIFAR10   as in the paper; --dry-run shows the cost
+#
+# Exit status: 0 all runs are done and drawn, 1 some are not, 2 bad input.
+set -euo pipefail
+# shellcheck source=scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
+# shellcheck source=scripts/queue.sh
+source scripts/queue.sh scripts.figure_plan "$@"
+status=0
+.venv/bin/python -m scripts.summary "$queue" || status=1
+bash -c "$(<"$queue/draw")" || status=1
+exit $status

@@ -1,0 +1,317 @@
+"""The figures: arrays from hand-made records with known answers, and that they can be drawn."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import yaml
+from made_runs import CONFIG, att, curve, diverged, evaluation, fixed, steps, write_run
+from PIL import Image
+
+from scripts import figure_data as data
+from scripts import figure_drawing as drawing
+from scripts import figures
+from scripts.figure_runs import find_runs, read_run
+from utils.errors import UserError
+
+
+def runs_in(path):
+    runs, complaints = find_runs([path])
+    assert complaints == []
+    return runs
+
+
+def test_mismatches_are_counted_by_interval(tmp_path):
+    fixed(tmp_path / "a", [4, 2, 1, 4, 4, 3, 1], syn_steps=4)  # off by 0 2 3 | 0 0 1 | 3
+    fixed(tmp_path / "b", [1, 1, 1, 4, 4, 4, 1], syn_steps=4, seed=1)  # 3 3 3 | 0 0 0 | 3
+    fixed(tmp_path / "c", [6] * 7, syn_steps=9)
+    att(tmp_path / "d", [3] * 7, syn_steps=4)
+    by_att, four, nine = data.mismatches(runs_in(tmp_path), gamma=2, interval=3)
+    assert (four.policy, four.syn_steps, nine.syn_steps) == ("fixed", 4, 9)
+    assert four.cases.tolist() == [2, 0]  # the means of 1 and 3, of 0 and 0
+    assert four.mean == pytest.approx([(5 / 3 + 3) / 2, (1 / 3 + 0) / 2])
+    assert nine.cases.tolist() == [3, 3]
+    assert nine.mean.tolist() == [3, 3]
+    assert (by_att.policy, by_att.cases.tolist(), by_att.mean.tolist()) == ("att", [0, 0], [0, 0])
+
+
+def test_gamma_is_a_tolerance_that_is_itself_allowed(tmp_path):
+    fixed(tmp_path / "a", [2, 1, 2, 1], syn_steps=4)
+    count = {
+        gamma: data.mismatches(runs_in(tmp_path), gamma=gamma, interval=2)[0].cases.tolist()
+        for gamma in (1, 2, 3)
+    }
+    assert count == {1: [2, 2], 2: [1, 1], 3: [0, 0]}
+
+
+def test_several_trajectories_are_cases_of_their_own(tmp_path):
+    records = steps([[4, 4], [4, 4]], [[1, 4], [2, 1]])
+    write_run(tmp_path / "a", records, length="fixed", syn_steps=4, trajectories=2)
+    (found,) = data.mismatches(runs_in(tmp_path), gamma=2, interval=2)
+    assert (found.cases.tolist(), found.mean.tolist()) == ([2], [2.0])
+
+
+def test_a_run_that_diverged_counts_as_far_as_it_goes(tmp_path):
+    fixed(tmp_path / "a", [2, 2, 2, 2], syn_steps=4)
+    diverged(tmp_path / "b", after=3, Iteration=4, length="fixed", syn_steps=4, seed=1)
+    (found,) = data.mismatches(runs_in(tmp_path), gamma=1, interval=2)
+    assert found.cases.tolist() == [2, 2]
+    assert found.mean.tolist() == [2, 2]
+
+
+def test_curves_begin_at_one_and_match_the_loss(tmp_path):
+    """theta_0 is 8 away: the losses are 4/8 where step 2 is matched, 6/8 where step 3 is."""
+    records = steps([3, 3, 3], [2, 2, 2], losses=[6 / 8, 1.0, 3.0])
+    records = [curve(0, [5, 4, 6], 3), records[0], records[1], curve(2, [2, 1, 3], 3), records[2]]
+    write_run(tmp_path / "f", records, length="fixed", syn_steps=3)
+    records = steps([2, 2, 2], [2, 2, 2], losses=[4 / 8, 1.0, 1.0])
+    records = [curve(0, [5, 4, 6], 2), records[0], records[1], curve(2, [8, 4, 12], 2), records[2]]
+    write_run(tmp_path / "a", records, length="att", syn_steps=3)
+    write_run(tmp_path / "other_seed", records, length="att", syn_steps=3, seed=7)
+
+    found = data.distance_curves(runs_in(tmp_path))
+    assert [(at, [c.policy for c in curves]) for at, curves in found.items()] == [
+        (0, ["att", "fixed"]),
+        (2, ["att", "fixed"]),
+    ]
+    for each in found[0]:  # the same images then
+        assert each.distances == pytest.approx([1, 5 / 8, 4 / 8, 6 / 8])
+        assert (each.n_opt, each.syn_steps) == (2, 3)
+    assert found[2][0].distances == pytest.approx([1, 2, 1, 3])
+    assert found[2][1].distances == pytest.approx([1, 2, 1, 3])
+
+
+def test_curves_need_a_loss_that_is_a_distance(tmp_path):
+    records = [curve(0, [1, 2], 1), *steps([1, 1], [1, 1])]
+    write_run(tmp_path / "a", records, prune_threshold=1e-3)
+    with pytest.raises(data.Missing, match="--log_distances"):
+        data.distance_curves(runs_in(tmp_path))
+
+
+def test_lengths_of_att_by_bound_and_seed(tmp_path):
+    att(tmp_path / "a", [1, 2, 3], syn_steps=30)
+    att(tmp_path / "b", [3, 2, 5], syn_steps=30, seed=1)
+    att(tmp_path / "c", [9, 9, 9], syn_steps=50)
+    fixed(tmp_path / "d", [1, 1, 1], syn_steps=70)
+    found = data.chosen_lengths(runs_in(tmp_path))
+    assert {bound: lengths.tolist() for bound, lengths in found.items()} == {
+        30: [[1, 2, 3], [3, 2, 5]],
+        50: [[9, 9, 9]],
+    }
+
+
+def test_the_running_median_is_over_seeds_and_iterations():
+    lengths = np.array([[1.0, 2, 9, 4], [1, 2, 3, np.nan]])
+    assert drawing.running_median(lengths, 0).tolist() == [1, 2, 6, 4]
+    assert drawing.running_median(lengths, 1).tolist() == [1.5, 2, 3, 4]
+
+
+def repeats(path, *, policy, lr_img, lr_lr, failing):
+    """Five repeats, of which so many diverge."""
+    rates = {"length": policy, "syn_steps": 4, "lr_img": lr_img, "lr_lr": lr_lr}
+    for seed in range(5):
+        name = path / f"{policy}_{lr_img}_{lr_lr}_{seed}"
+        if seed < failing:
+            diverged(name, after=seed, seed=seed, **rates)
+        else:
+            write_run(name, steps([4] * 5, [2] * 5), seed=seed, **rates)
+
+
+def test_successes_at_each_multiplier(tmp_path):
+    for policy, by_img, by_lr in (("att", (0, 1), (2,)), ("fixed", (3, 5), (4,))):
+        repeats(tmp_path, policy=policy, lr_img=3.0, lr_lr=1e-7, failing=0)
+        for lr_img, failing in zip((30.0, 300.0), by_img, strict=True):
+            repeats(tmp_path, policy=policy, lr_img=lr_img, lr_lr=1e-7, failing=failing)
+        repeats(tmp_path, policy=policy, lr_img=3.0, lr_lr=4e-7, failing=by_lr[0])
+    found = data.successes(runs_in(tmp_path))
+    assert [
+        (each.rate, each.policy, each.multipliers.round(6).tolist(), each.successes.tolist())
+        for each in found
+    ] == [
+        ("lr_img", "att", [1, 10, 100], [5, 5, 4]),
+        ("lr_img", "fixed", [1, 10, 100], [5, 2, 0]),
+        ("lr_lr", "att", [1, 4], [5, 3]),
+        ("lr_lr", "fixed", [1, 4], [5, 1]),
+    ]
+    assert all(set(each.repeats) == {5} for each in found)
+
+
+def test_an_unfinished_repeat_is_named_and_does_not_count(tmp_path):
+    repeats(tmp_path, policy="att", lr_img=3.0, lr_lr=1e-7, failing=1)
+    repeats(tmp_path, policy="att", lr_img=6.0, lr_lr=1e-7, failing=1)
+    cut = tmp_path / "att_6.0_1e-07_3/metrics.jsonl"
+    cut.write_text("\n".join(cut.read_text().splitlines()[:3]))
+    runs, complaints = find_runs([tmp_path])
+    assert complaints == [f"left out: {cut.parent} is unfinished: 3 of 5 steps"]
+    (found,) = data.successes(runs)
+    assert (found.successes.tolist(), found.repeats.tolist()) == ([4, 3], [5, 4])
+
+
+@pytest.mark.parametrize(
+    ("settings", "base"),
+    [
+        ([(3, 1), (6, 1), (3, 2), (3, 4)], (3, 1)),
+        ([(3, 1), (1, 1), (9, 1), (3, 2), (3, 0)], (3, 1)),  # not the smallest
+        ([(3, 1), (6, 1), (9, 1)], (3, 1)),
+        ([(3, 1), (3, 5)], (3, 1)),
+    ],
+)
+def test_the_base_is_what_all_settings_share(settings, base):
+    assert data.base_rates(settings) == base
+
+
+def test_rates_that_are_varied_together_have_no_base():
+    with pytest.raises(data.Missing, match="one at a time"):
+        data.base_rates([(1, 1), (2, 2), (3, 3)])
+
+
+def test_accuracies_over_seeds_and_time(tmp_path):
+    for seed, last in ((0, 0.8), (1, 0.6)):
+        records = [
+            evaluation(0, 0.25),
+            evaluation(0, 0.99, model="AlexNet"),
+            evaluation(0, 0.5, set="ema"),
+            *steps([2] * 4, [2] * 4, seconds=1.0 + seed),
+            evaluation(4, last),
+            evaluation(4, 0.5, set="ema"),
+        ]
+        write_run(tmp_path / f"{seed}", records, seed=seed)
+    write_run(tmp_path / "not_evaluated", steps([2] * 4, [2] * 4), seed=2)
+    raw, ema = data.accuracies(runs_in(tmp_path))
+    assert (raw.policy, raw.set, raw.seeds, ema.set) == ("att", "raw", 2, "ema")
+    assert raw.iterations.tolist() == [0, 4]
+    assert raw.seconds.tolist() == [0, 6]  # 4 s and 8 s
+    assert raw.mean == pytest.approx([25, 70])
+    assert raw.std == pytest.approx([0, 10])
+    assert ema.mean == pytest.approx([50, 50])
+
+
+def test_runs_that_differ_in_more_are_not_compared(tmp_path):
+    att(tmp_path / "a", [1, 2], syn_steps=30)
+    att(tmp_path / "b", [1, 2], syn_steps=50)
+    att(tmp_path / "c", [1, 2], syn_steps=70, lr_img=9.0)
+    att(tmp_path / "d", [1, 2, 3], syn_steps=90)
+    att(tmp_path / "e", [1, 2], syn_steps=80, experts={"number": 3, "epochs": 4})
+    assert list(data.chosen_lengths(runs_in(tmp_path))) == [30, 50]
+
+
+def test_what_a_run_of_an_earlier_day_does_not_know_was_the_default(tmp_path):
+    path = att(tmp_path / "a", [1, 2], syn_steps=30)
+    old = {name: value for name, value in CONFIG.items() if name != "distance"}
+    (path / "config.yaml").write_text(yaml.safe_dump({**old, "Iteration": 2, "syn_steps": 30}))
+    assert (
+        read_run(path).settings() == read_run(att(tmp_path / "b", [1, 2], syn_steps=30)).settings()
+    )
+
+
+def test_directories_of_no_use_are_named_in_one_line_each(tmp_path):
+    att(tmp_path / "good", [1, 2], syn_steps=4)
+    att(tmp_path / "good_again", [1, 2], syn_steps=4)
+    att(tmp_path / "short", [1], syn_steps=4, Iteration=2)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/config.yaml").write_text("lr: 1\n")
+    (tmp_path / "no_yaml").mkdir()
+    (tmp_path / "no_yaml/metrics.jsonl").write_text("")
+    for name, change in (("old", None), ("text", "long")):
+        path = att(tmp_path / name, [1], syn_steps=4)
+        (record,) = steps([1], [1])
+        record = {k: v for k, v in record.items() if k != "n_opt"} | (
+            {"n_opt": change} if change else {}
+        )
+        (path / "metrics.jsonl").write_text(json.dumps(record))
+    write_run(tmp_path / "unknown", steps([1], [1]), length="longest")
+    write_run(tmp_path / "words", steps([1], [1]), syn_steps="many")
+    broken = att(tmp_path / "broken", [1], syn_steps=4)
+    (broken / "config.yaml").write_text("a: [")
+    runs, complaints = find_runs([tmp_path, tmp_path / "nowhere"])
+    assert [run.path.name for run in runs] == ["good"]
+    for pattern in (
+        r"broken: config\.yaml is not valid YAML",
+        r"foreign is no run of distill_att\.py: config\.yaml has no valid dataset",
+        r"good_again has the settings and seed of \S+good",
+        r"no_yaml: cannot read config\.yaml: No such file",
+        r"old is of another version: its steps lack 'n_opt'",
+        r"short is unfinished: 1 of 2 steps",
+        r"text is damaged: its steps hold no numbers",
+        r"words is no run of distill_att\.py: config\.yaml has no valid syn_steps",
+        r"unknown has --length 'longest'; known: att, fixed",
+        r"nowhere: there is no run directory",
+    ):
+        assert sum(bool(re.search(pattern, line)) for line in complaints) == 1, pattern
+    assert len(complaints) == 10
+
+
+@pytest.fixture
+def everything(tmp_path):
+    """A folder with the runs of all figures, in two data sets."""
+    for syn_steps in (4, 8):
+        fixed(tmp_path / f"fixed_{syn_steps}", [2] * 6, syn_steps=syn_steps)
+        att(tmp_path / f"att_{syn_steps}", [1, 2, 3, 2, 3, 2], syn_steps=syn_steps)
+    for policy, length in (("att", 2), ("fixed", 4)):
+        for seed in (13, 14):
+            records = [
+                evaluation(0, 0.3),
+                evaluation(0, 0.2, set="ema"),
+                curve(0, [3, 2, 3, 4], length),
+            ]
+            records += steps([length] * 5, [2] * 5, losses=[0.5] * 5)
+            records.insert(-1, curve(4, [3, 1, 2, 9], length))
+            records += [evaluation(5, 0.8), evaluation(5, 0.7, set="ema")]
+            path = write_run(
+                tmp_path / f"{policy}_seed{seed}", records, length=policy, syn_steps=4, seed=seed
+            )
+            for tag in ("0", "best"):
+                Image.new("RGB", (40, 8), "grey").save(path / f"images_{tag}.png")
+        repeats(tmp_path, policy=policy, lr_img=3.0, lr_lr=1e-7, failing=0)
+        repeats(tmp_path, policy=policy, lr_img=9.0, lr_lr=1e-7, failing=2)
+        repeats(tmp_path, policy=policy, lr_img=3.0, lr_lr=9e-7, failing=3)
+    att(tmp_path / "other", [1, 2, 3], syn_steps=30, dataset="CIFAR10")
+    return tmp_path
+
+
+def test_all_figures_are_drawn_as_png_and_pdf(everything, capsys):
+    out = everything / "figures"
+    assert figures.main([str(everything), "--out", str(out), "--interval", "3"]) == 0
+    names = {f"{name}_digits" for name in figures.figures(gamma=2, interval=3)} | {
+        "fig4_left_CIFAR10"
+    }
+    assert {path.name for path in out.iterdir()} == {
+        f"{n}.{s}" for n in names for s in ("png", "pdf")
+    }
+    assert all(path.stat().st_size > 2000 for path in out.iterdir())
+    said = capsys.readouterr().out.splitlines()
+    skipped = [line for line in said if "skipped" in line]
+    assert len(skipped) == 5
+    assert "fig2_CIFAR10 skipped: it needs runs with --length fixed of 3 steps or more" in skipped
+
+
+def test_axes_are_labelled_and_series_differ_by_more_than_colour(everything):
+    runs = [run for run in runs_in(everything) if run.dataset == "digits"]
+    for name, spec in figures.figures(gamma=2, interval=3).items():
+        if name == "images":
+            continue
+        figure = spec.draw(spec.collect(runs))
+        assert all(axes.get_xlabel() or axes.get_shared_x_axes() for axes in figure.axes)
+        assert figure.axes[0].get_ylabel() and figure.axes[-1].get_xlabel(), name
+        assert figure.legends, name
+    lines = [(each.line, each.marker, each.hatch) for each in drawing.LOOKS]
+    for part in zip(*lines, strict=True):
+        assert len(set(part)) == len(drawing.LOOKS)
+
+
+def test_the_same_figure_gives_the_same_files(tmp_path):
+    att(tmp_path / "a", [1, 2], syn_steps=4)
+    contents = []
+    for name in ("a", "b"):
+        figure = drawing.draw_lengths(data.chosen_lengths(runs_in(tmp_path)))
+        contents.append([path.read_bytes() for path in drawing.save(figure, tmp_path / name / "f")])
+    assert contents[0] == contents[1]
+
+
+def test_nothing_to_draw_is_bad_input(tmp_path):
+    with pytest.raises(UserError, match=f"no finished run in {tmp_path}"):
+        figures.main([str(tmp_path)])
+    write_run(tmp_path / "empty", [], Iteration=0)
+    assert figures.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,149 @@
+"""paper_figures.sh: its plan, and the repeats in one process."""
+
+import shlex
+import sys
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from made_runs import curve, evaluation, steps, write_run
+from short_runs import SHORT, distill, without_time
+
+from scripts import figure_data as data
+from scripts import figure_plan, repeats
+from scripts.cells import Settings
+from scripts.figure_plan import STUDIES, distillations, repeat_cells
+from scripts.figure_runs import find_runs
+from utils.config import resolve
+from utils.errors import UserError
+from utils.options import DistillOptions
+
+SETTINGS = Settings("data", "buffers", "results", "", distill_flags=("--Iteration", "100"))
+
+
+def options_of(cell):
+    """What a cell's command resolves to, with the row's YAML file."""
+    words = shlex.split(cell.commands[0])
+    flags = words[words.index("--dataset") :]
+    yaml = figure_plan.packaged_yaml(cell.name.split("/")[0], "ipc1")
+    return resolve(DistillOptions, flags, description="", find_yaml=lambda given: yaml).options
+
+
+@pytest.mark.parametrize("dataset", STUDIES)
+def test_what_is_planned_is_what_the_figures_need(dataset, tmp_path):
+    """Runs with the planned settings and made-up records: every figure finds all of its own."""
+    study = STUDIES[dataset]
+    for cell in distillations(dataset, study, SETTINGS):
+        options = options_of(cell)
+        end = options.syn_steps if options.length == "fixed" else 2
+        distances = [3, 2] + [4] * (options.syn_steps - 2)
+        records = [curve(0, distances, end), *steps([end] * 100, [2] * 100)]
+        records.insert(-1, records[0] | {"iteration": 99})
+        if options.eval_it:
+            records += [evaluation(at, 0.5, set) for at in (0, 100) for set in ("raw", "ema")]
+        write_run(tmp_path / options.run_name, records, **asdict(options) | {"model": "ConvNetD2"})
+    for cell in repeat_cells(dataset, study, SETTINGS, repeats=3):
+        assert " scripts.repeats 3 " in cell.commands[0]
+        options = options_of(cell)
+        for seed in range(3):
+            named = replace(options, seed=seed, run_name=f"{options.run_name}_seed{seed}")
+            write_run(tmp_path / named.run_name, steps([4] * 100, [2] * 100), **asdict(named))
+
+    runs, complaints = find_runs([tmp_path])
+    assert complaints == []
+    fixed = [
+        found for found in data.mismatches(runs, gamma=2, interval=50) if found.policy != "att"
+    ]
+    assert tuple(found.syn_steps for found in fixed) == study.fixed
+    assert tuple(data.chosen_lengths(runs)) == study.att
+    assert [len(curves) for curves in data.distance_curves(runs).values()] == [2, 2]
+    assert [(found.policy, found.set, found.seeds) for found in data.accuracies(runs)] == [
+        (policy, set, study.seeds) for policy in ("att", "fixed") for set in ("raw", "ema")
+    ]
+    for found in data.successes(runs):
+        assert found.multipliers == pytest.approx(study.multipliers)
+        assert found.repeats.tolist() == [3] * len(study.multipliers)
+
+
+def test_a_dry_run_prints_all_commands_and_does_nothing(tmp_path, capsys):
+    where = ["--save_path", str(tmp_path / "r"), "--buffer_path", str(tmp_path / "b")]
+    argv = ["--dataset", "CIFAR10", "--dry-run", "--queue", str(tmp_path), *where]
+    assert figure_plan.main(argv) == 0
+    out = capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    assert f"buffer.py --dataset CIFAR10 --model ConvNetD3 --buffer_path {tmp_path}/b " in out
+    assert "-m scripts.repeats 20 --dataset CIFAR10 " in out
+    assert f"figures: .venv/bin/python -m scripts.figures {tmp_path}/r/CIFAR10 " in out
+    cells = [line for line in out.splitlines() if line.startswith("CIFAR10/") and ": " not in line]
+    assert len(cells) == 7 + 2 + 4 + 2 + 2 * 7
+
+
+def test_the_queue_has_a_line_for_each_cell(tmp_path):
+    argv = ["--dataset", "digits", "--queue", str(tmp_path), "--save_path", str(tmp_path / "r")]
+    assert figure_plan.main([*argv, "--", "--Iteration", "7"]) == 0
+    lines = [line.split("\t") for line in (tmp_path / "rows.tsv").read_text().splitlines()]
+    assert len(lines) == len({name for name, *_ in lines}) == 4 + 2 + 3 + 2 + 2 * 7
+    assert all(needs == "experts/digits/ConvNetD2" for _, _, needs, _, _ in lines)
+    assert all(command.endswith(" --Iteration 7") for *_, command in lines)
+    assert len((tmp_path / "experts.tsv").read_text().splitlines()) == 1
+    assert (tmp_path / "draw").read_text().startswith(".venv/bin/python -m scripts.figures ")
+
+
+def test_bad_flags_of_distillations_are_refused_before_any_work(tmp_path):
+    argv = ["--dataset", "digits", "--queue", str(tmp_path)]
+    with pytest.raises(UserError, match="--lenght"):
+        figure_plan.main([*argv, "--", "--lenght", "fixed"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def repeat_flags(experts, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["repeats.py"])
+    where = ["--buffer_path", str(experts), "--save_path", str(tmp_path)]
+    return [*SHORT, *where, "--Iteration", "2", "--eval_it", "0", "--run_name", "few"]
+
+
+def test_repeats_are_the_runs_of_calls_of_their_own(repeat_flags, experts, tmp_path):
+    assert repeats.main(["2", *repeat_flags]) == 0
+    few = [tmp_path / f"digits/ConvNetD2/ipc1/few_seed{seed}" for seed in (0, 1)]
+    alone = ["--Iteration", "2", "--eval_it", "0", "--seed", "1"]
+    assert without_time(few[1]) == without_time(distill(experts, tmp_path / "alone", *alone))
+    assert without_time(few[0]) != without_time(few[1])
+    assert not list(tmp_path.glob("digits/*/*/few*/distilled*"))
+    config = (few[1] / "config.yaml").read_text()
+    assert "command: python distill_att.py --dataset digits" in config.replace("\n   ", "")
+
+    before = {path: path.stat().st_mtime_ns for path in few[0].iterdir()}
+    assert repeats.main(["3", *repeat_flags]) == 0
+    assert {path: path.stat().st_mtime_ns for path in few[0].iterdir()} == before
+    assert (tmp_path / "digits/ConvNetD2/ipc1/few_seed2/metrics.jsonl").exists()
+
+
+def test_a_repeat_that_diverges_is_an_outcome_and_is_not_tried_again(
+    repeat_flags, tmp_path, capsys
+):
+    flags = [*repeat_flags, "--lr_lr", "100", "--length", "fixed"]
+    for _ in range(2):
+        assert repeats.main(["2", *flags]) == 0
+    out = capsys.readouterr().out
+    assert out.count("has ended") == 2
+    runs, complaints = find_runs([tmp_path])
+    assert complaints == []
+    assert [run.diverged["rate"] for run in runs] == ["lr_lr"] * 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [([], "nothing"), (["x"], "not x"), (["2", "--dataset", "digits"], "--run_name")],
+)
+def test_repeats_name_what_is_missing(argv, said):
+    with pytest.raises(UserError, match=said):
+        repeats.main(argv)
+
+
+def test_what_was_removed_comes_back(repeat_flags, experts, tmp_path):
+    repeats.main(["1", *repeat_flags])
+    again = ["--Iteration", "2", "--eval_it", "0", "--seed", "0", "--run_name", "few_seed0"]
+    run = distill(experts, tmp_path, *again).with_name("few_seed0")
+    saved = torch.load(run / "distilled_last.pt", weights_only=True)
+    assert saved["iteration"] == 2
