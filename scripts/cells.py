@@ -224,7 +224,7 @@ def row_cell(
     raw = ["--distilled", str(run.distilled(tag)), *flags, "--random"]
     ema = ["--distilled", str(run.distilled(f"ema_{tag}")), *flags]
     evaluation = resolve(EvalOptions, raw, description="").options
-    # Of two steps the moving average shows nothing; a process more a row is half a minute.
+    # The moving average of two steps is not worth one more process for each row.
     evaluations = [raw] if settings.smoke else [raw, ema]
     # Runs of another name are cells of their own, with logs of their own.
     name = row.name if settings.run_name == RUN_NAME else f"{row.name}/{settings.run_name}"
