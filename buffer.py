@@ -189,7 +189,8 @@ def choose_recipe(
     images = len(source.labels["train"])
     epochs = options.num_experts * options.train_epochs / distributed.world()
     flop = epochs * training_flop(cost, images=images, epochs=1, flat=options.flat)
-    compiled = choose_compile(options.compile, flop, device, work="training", layers=cost.layers)
+    layers = cost.layers * (1 + options.flat)  # a flat step is two functions to compile
+    compiled = choose_compile(options.compile, flop, device, work="training", layers=layers)
     at_once = choose_at_once(
         options.experts_at_once,
         cost,

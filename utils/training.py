@@ -1,7 +1,7 @@
 """Train networks on images that lie on their device, several in step, and measure them."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,10 +13,15 @@ from networks import build_network
 from utils.batches import Batches, draw_batches, steps_per_block
 from utils.execution import PLAIN, Execution, Function
 from utils.flat_params import TrainingNetwork, flatten, unflatten, without_batch_counts
-from utils.sharpness import Gradient, Sharpness, flat_gradient
+from utils.sharpness import Sharpness
 
 TEST_PIXELS = 512 * 32 * 32
 STATE = ("weights", "velocity", "statistics")
+
+# (theta, statistics, x, y) -> the gradient, (the mean loss, (statistics, number of right answers))
+Gradient = Callable[
+    [Tensor, Tensor, Tensor, Tensor], tuple[Tensor, tuple[Tensor, tuple[Tensor, Tensor]]]
+]
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,29 @@ def _training_step(recipe: Recipe, rows: int) -> Function:
     loss and the number of right answers before it; stacks with `rows` rows. Cached: compiled once a
     process.
     """
+    gradient_and_value = _gradient_and_value(recipe, rows)
+
+    def prepare(function: Function) -> Function:
+        return recipe.execution.prepare(torch.no_grad()(function), rows=rows)
+
+    def update(
+        theta: Tensor, velocity: Tensor, direction: Tensor, lr: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        velocity = recipe.momentum * velocity + direction + recipe.weight_decay * theta
+        return theta - lr * velocity, velocity
+
+    def step(
+        theta: Tensor, velocity: Tensor, statistics: Tensor, x: Tensor, y: Tensor, lr: Tensor
+    ) -> tuple[Tensor, ...]:
+        g, (value, (statistics, hits)) = gradient_and_value(theta, statistics, x, y)
+        return *update(theta, velocity, g, lr), statistics, value, hits
+
+    if recipe.sharpness is None:
+        return prepare(step)
+    return _flat_step(recipe.sharpness, gradient_and_value, update, prepare)
+
+
+def _gradient_and_value(recipe: Recipe, rows: int) -> Gradient:
     template = recipe.execution.adapt(recipe.build(seed=0))
     network = TrainingNetwork(template, dtype=recipe.dtype)
 
@@ -173,18 +201,39 @@ def _training_step(recipe: Recipe, rows: int) -> Function:
         return g, (value.detach(), (statistics.detach(), hits))
 
     by_func = torch.func.grad_and_value(loss, has_aux=True)
-    gradient_and_value: Gradient = by_autograd if recipe.execution.is_plain(rows) else by_func
-    if recipe.sharpness is not None:
-        gradient_and_value = flat_gradient(gradient_and_value, recipe.sharpness)
+    return by_autograd if recipe.execution.is_plain(rows) else by_func
+
+
+def _flat_step(
+    sharpness: Sharpness,
+    gradient_and_value: Gradient,
+    update: Function,
+    prepare: Callable[[Function], Function],
+) -> Function:
+    """The step in two halves, since the compiler takes parameters that are given to it, but not
+    all that it has computed itself.
+    """
+
+    def look(theta: Tensor, statistics: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        g, (value, (after, hits)) = gradient_and_value(theta, statistics, x, y)
+        return sharpness.beside(theta, g), g, after, value, hits
+
+    def go(
+        theta: Tensor, velocity: Tensor, lr: Tensor, g: Tensor, beside: Tensor, *batch: Tensor
+    ) -> tuple[Tensor, ...]:
+        g_s, _ = gradient_and_value(beside, *batch)
+        return update(theta, velocity, sharpness.direction(g, g_s), lr)
+
+    first, second = prepare(look), prepare(go)
 
     def step(
         theta: Tensor, velocity: Tensor, statistics: Tensor, x: Tensor, y: Tensor, lr: Tensor
     ) -> tuple[Tensor, ...]:
-        g, (value, (statistics, hits)) = gradient_and_value(theta, statistics, x, y)
-        velocity = recipe.momentum * velocity + g + recipe.weight_decay * theta
-        return theta - lr * velocity, velocity, statistics, value, hits
+        beside, g, after, value, hits = first(theta, statistics, x, y)
+        moved = second(theta, velocity, lr, g, beside, statistics, x, y)
+        return *moved, after, value, hits
 
-    return recipe.execution.prepare(torch.no_grad()(step), rows=rows)
+    return step
 
 
 def images_per_test_batch(image_size: int) -> int:
