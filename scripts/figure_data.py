@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from scripts.figure_runs import Array, Run, comparable
+from networks import canonical_name
+from scripts.figure_runs import Array, FigureRun
+from scripts.runs import comparable
 from utils.trajectory_length import LENGTH_POLICIES
 
 POLICIES = tuple(LENGTH_POLICIES)
@@ -72,7 +74,7 @@ class Successes:
     repeats: Array
 
 
-def distance_curves(runs: Iterable[Run]) -> dict[int, list[Curve]]:
+def distance_curves(runs: Iterable[FigureRun]) -> dict[int, list[Curve]]:
     """Fig. 1: at the first and the last iteration with distances, a curve for each policy.
 
     Of the seeds the smallest counts, of several N_S the largest. The matched step's distance over
@@ -81,10 +83,10 @@ def distance_curves(runs: Iterable[Run]) -> dict[int, list[Curve]]:
     able = [run for run in runs if _curves(run)]
     chosen = _largest(
         comparable(able, "length", "seed"),
-        lambda group: (len(_policies(group)), group[0].syn_steps),
+        lambda group: (len(_policies(group)), group[0].options.syn_steps),
         "runs with --log_distances",
     )
-    of_policy = {run.policy: run for run in sorted(chosen, key=lambda run: -run.seed)}
+    of_policy = {run.policy: run for run in sorted(chosen, key=lambda run: -run.options.seed)}
     common = set.intersection(*(set(_curves(run)) for run in of_policy.values()))
     if len(common) < 2:
         raise Missing("two iterations with distances that all policies have")
@@ -94,40 +96,42 @@ def distance_curves(runs: Iterable[Run]) -> dict[int, list[Curve]]:
     }
 
 
-def _curves(run: Run) -> dict[int, Curve]:
+def _curves(run: FigureRun) -> dict[int, Curve]:
     """By iteration. None of several trajectories, nor where a part of the parameters is matched:
     there the loss is not the distance of one student.
     """
-    if run.lengths.shape[1] > 1 or run.config.get("prune_threshold") is not None:
+    if run.lengths.shape[1] > 1 or run.options.prune_threshold is not None:
         return {}
     return {
         record["iteration"]: _curve(run, record)
-        for record in run.distances
+        for record in run.logged("distances")
         if record["iteration"] < run.steps
     }
 
 
-def _curve(run: Run, record: Mapping[str, Any]) -> Curve:
+def _curve(run: FigureRun, record: Mapping[str, Any]) -> Curve:
     squared = np.asarray(record["l2"], dtype=float)
     scale = run.losses[record["iteration"]] / squared[record["length"] - 1]
     return Curve(run.policy, np.concatenate([[1.0], squared * scale]), record["n_opt"])
 
 
-def mismatches(runs: Iterable[Run], *, gamma: float, interval: int) -> list[Mismatch]:
+def mismatches(runs: Iterable[FigureRun], *, gamma: float, interval: int) -> list[Mismatch]:
     """Fig. 2: of each N_S with a fixed length, and of att, every `interval` outer steps."""
     long_enough = [run for run in runs if run.steps >= interval]
     chosen = _largest(
         [g for g in comparable(long_enough, "length", "seed", "syn_steps") if _fixed(g)],
-        lambda group: len({run.syn_steps for run in _fixed(group)}),
+        lambda group: len({run.options.syn_steps for run in _fixed(group)}),
         f"runs with --length fixed of {interval} steps or more",
     )
     return [
         Mismatch(policy, syn_steps, *_mismatch(same, gamma=gamma, interval=interval))
-        for (policy, syn_steps), same in _by(chosen, lambda run: (run.policy, run.syn_steps))
+        for (policy, syn_steps), same in _by(
+            chosen, lambda run: (run.policy, run.options.syn_steps)
+        )
     ]
 
 
-def _mismatch(runs: Sequence[Run], *, gamma: float, interval: int) -> tuple[Array, Array]:
+def _mismatch(runs: Sequence[FigureRun], *, gamma: float, interval: int) -> tuple[Array, Array]:
     """Cases and mean of each whole interval that some of the runs have."""
     whole = max(run.steps for run in runs) // interval * interval
     off = np.stack([_padded(np.abs(run.lengths - run.n_opts), whole) for run in runs])
@@ -136,11 +140,11 @@ def _mismatch(runs: Sequence[Run], *, gamma: float, interval: int) -> tuple[Arra
     return np.nanmean(cases, 0), np.nanmean(off, (0, 2))
 
 
-def _fixed(runs: Iterable[Run]) -> list[Run]:
+def _fixed(runs: Iterable[FigureRun]) -> list[FigureRun]:
     return [run for run in runs if run.policy == "fixed"]
 
 
-def chosen_lengths(runs: Iterable[Run]) -> dict[int, Array]:
+def chosen_lengths(runs: Iterable[FigureRun]) -> dict[int, Array]:
     """Fig. 4, left: by N_S the lengths that att chose, (seeds, iterations); NaN behind a run's end.
 
     Of several trajectories the mean.
@@ -148,17 +152,17 @@ def chosen_lengths(runs: Iterable[Run]) -> dict[int, Array]:
     able = [run for run in runs if run.policy == "att" and run.steps]
     chosen = _largest(
         comparable(able, "seed", "syn_steps"),
-        lambda group: len({run.syn_steps for run in group}),
+        lambda group: len({run.options.syn_steps for run in group}),
         "runs with --length att",
     )
     steps = max(run.steps for run in chosen)
     return {
         syn_steps: np.stack([_padded(run.lengths, steps).mean(1) for run in same])
-        for syn_steps, same in _by(chosen, lambda run: run.syn_steps)
+        for syn_steps, same in _by(chosen, lambda run: run.options.syn_steps)
     }
 
 
-def successes(runs: Iterable[Run]) -> list[Successes]:
+def successes(runs: Iterable[FigureRun]) -> list[Successes]:
     """Fig. 4, right: one rate at a time is a multiple of that of the common setting.
 
     A repeat failed if its run stopped for divergence: a loss or images that are not finite, or a
@@ -178,8 +182,8 @@ def successes(runs: Iterable[Run]) -> list[Successes]:
     ]
 
 
-def _rates(run: Run) -> tuple[float, ...]:
-    return tuple(float(run.config[name]) for name in RATES)
+def _rates(run: FigureRun) -> tuple[float, ...]:
+    return tuple(getattr(run.options, name) for name in RATES)
 
 
 def base_rates(settings: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
@@ -192,7 +196,9 @@ def base_rates(settings: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
     raise Missing("repeats that vary lr_img or lr_lr, one at a time")
 
 
-def _successes(runs: Sequence[Run], policy: str, which: int, base: Sequence[float]) -> Successes:
+def _successes(
+    runs: Sequence[FigureRun], policy: str, which: int, base: Sequence[float]
+) -> Successes:
     varied = [run for run in runs if _rates(run)[1 - which] == base[1 - which]]
     by_rate = _by(varied, lambda run: _rates(run)[which])
     return Successes(
@@ -204,7 +210,7 @@ def _successes(runs: Sequence[Run], policy: str, which: int, base: Sequence[floa
     )
 
 
-def accuracies(runs: Iterable[Run]) -> list[Accuracy]:
+def accuracies(runs: Iterable[FigureRun]) -> list[Accuracy]:
     """Mean and standard deviation over seeds, of the network that was distilled with; of several
     N_S that with most runs. A run that diverged is left out.
     """
@@ -221,7 +227,7 @@ def accuracies(runs: Iterable[Run]) -> list[Accuracy]:
     ]
 
 
-def _accuracy(runs: Sequence[Run], policy: str, which: str) -> Accuracy:
+def _accuracy(runs: Sequence[FigureRun], policy: str, which: str) -> Accuracy:
     measured = [_evaluations(run, which) for run in runs]
     iterations = sorted(set.intersection(*map(set, measured)))
     values = 100 * np.array([[found[at] for at in iterations] for found in measured])
@@ -237,14 +243,16 @@ def _accuracy(runs: Sequence[Run], policy: str, which: str) -> Accuracy:
     )
 
 
-def _evaluations(run: Run, which: str) -> dict[int, float]:
+def _evaluations(run: FigureRun, which: str) -> dict[int, float]:
     """By iteration, the accuracy of the network that was distilled with."""
-    model = run.config.get("model")
-    wanted = {"set": which, "model": model}
-    return {e["iteration"]: e["acc_mean"] for e in run.evals if wanted.items() <= e.items()}
+    return {
+        record["iteration"]: record["acc_mean"]
+        for record in run.logged("eval")
+        if record.get("set") == which and canonical_name(record.get("model", "")) == run.model
+    }
 
 
-def pictures(runs: Iterable[Run]) -> tuple[Path, Path]:
+def pictures(runs: Iterable[FigureRun]) -> tuple[Path, Path]:
     """The initial images of a run and those it ended with: the best, else the last. An att run
     where there is one, then the one with the highest accuracy.
     """
@@ -262,25 +270,27 @@ def pictures(runs: Iterable[Run]) -> tuple[Path, Path]:
 
 
 def _largest(
-    groups: Sequence[list[Run]], size: Callable[[list[Run]], Any], wanted: str
-) -> list[Run]:
+    groups: Sequence[list[FigureRun]], size: Callable[[list[FigureRun]], Any], wanted: str
+) -> list[FigureRun]:
     """The group that is first by `size`, then by outer steps; what is `wanted` if there is none."""
     if not groups:
         raise Missing(wanted)
     return max(groups, key=lambda group: (size(group), sum(run.steps for run in group)))
 
 
-def _by(runs: Iterable[Run], key: Callable[[Run], Any]) -> list[tuple[Any, list[Run]]]:
+def _by(
+    runs: Iterable[FigureRun], key: Callable[[FigureRun], Any]
+) -> list[tuple[Any, list[FigureRun]]]:
     """The runs by `key`, in its order."""
     ordered = sorted(runs, key=key)
     return [(value, list(same)) for value, same in itertools.groupby(ordered, key)]
 
 
-def _policies(runs: Iterable[Run]) -> set[str]:
+def _policies(runs: Iterable[FigureRun]) -> set[str]:
     return {run.policy for run in runs}
 
 
-def _in_order(by_policy: Mapping[str, Run]) -> list[Run]:
+def _in_order(by_policy: Mapping[str, FigureRun]) -> list[FigureRun]:
     return [by_policy[policy] for policy in POLICIES if policy in by_policy]
 
 

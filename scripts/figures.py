@@ -29,8 +29,10 @@ from matplotlib.figure import Figure
 
 from scripts import figure_data as data
 from scripts import figure_drawing as drawing
-from scripts.figure_runs import Run, find_runs
+from scripts.figure_runs import FigureRun, with_arrays
 from scripts.flags import Parser
+from scripts.runs import read_runs
+from utils.config import run_script
 from utils.errors import UserError
 
 
@@ -38,7 +40,7 @@ from utils.errors import UserError
 class Spec:
     """A figure: what it shows, and how it looks."""
 
-    collect: Callable[[Sequence[Run]], Any]
+    collect: Callable[[Sequence[FigureRun]], Any]
     draw: Callable[[Any], Figure]
 
 
@@ -56,8 +58,9 @@ def figures(*, gamma: float, interval: int) -> Mapping[str, Spec]:
 
 def main(argv: Sequence[str]) -> int:
     args = parse(argv)
-    runs, complaints = find_runs(args.runs)
-    print(*complaints, sep="\n", end="\n" if complaints else "")
+    runs, problems = read_runs(args.runs, with_arrays)
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
     if not runs:
         raise UserError(f"no finished run in {', '.join(map(str, args.runs))}")
     drawn = 0
@@ -68,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     return 0 if drawn else 2
 
 
-def draw(spec: Spec, runs: Sequence[Run], path: Path) -> bool:
+def draw(spec: Spec, runs: Sequence[FigureRun], path: Path) -> bool:
     """Whether the figure could be drawn; says which files it is in, or what is missing."""
     try:
         found = spec.collect(runs)
@@ -99,8 +102,4 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        print(f"figures.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_script(main))

@@ -8,4 +8,6 @@ from utils.errors import UserError
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see --help)")
+        shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
+        flags = [action.option_strings[0] for action in shown if action.option_strings]
+        raise UserError(f"{message}; flags: {', '.join(flags)}")

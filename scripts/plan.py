@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
 from scripts.cells import RUN_NAME, Cell, Settings, choose
 from scripts.estimate import ASSUMPTIONS
+from scripts.flags import Parser
 from utils.errors import UserError
 from utils.options import DistillOptions
 
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line; UserError for what it should not hold."""
-    parser = _Parser(
+    parser = Parser(
         prog="run_all.sh",
         description="Every row of ATT's table: experts, distillation, evaluation. The same call "
         "again goes on where the last one stopped.",
@@ -171,13 +171,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def smoke_folder() -> str:
     """A new one each time: a smoke run that continued an earlier one would test little."""
     return f"results/smoke/{datetime.now():%Y-%m-%d_%H-%M-%S}"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
-        flags = [action.option_strings[0] for action in shown if action.option_strings]
-        raise UserError(f"{message}; flags: {', '.join(flags)}")
 
 
 def find_devices(*, smoke: bool) -> Devices:

@@ -5,58 +5,25 @@ those of the row; what differs is listed with it. Accuracies are in percent.
 """
 
 import csv
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from networks import CROSS_ARCHITECTURE, canonical_name
 from scripts.cells import RUN_NAME, Row, Settings, make_cells, row_options, table_rows
-from scripts.runs import DISTILLED, EXPERT_SETTINGS, Measured, Run, row_settings
+from scripts.evaluations import DISTILLED, Measured, Score
+from scripts.report_runs import OWN, Group, once
+from scripts.runs import EXPERT_SETTINGS, option_settings
 from utils.options import BufferOptions, DistillOptions, EvaluationOptions
 
 PUBLISHED = Path(__file__).parent / "published.csv"
-OWN = "ATT"
 TABLES = {
     1: "cross-architecture generalisation, CIFAR-10",
     2: "CIFAR-10, CIFAR-100 and Tiny ImageNet",
     3: "ImageNet subsets",
 }
 TABLE_1_IPC = (10, 50)
-# Settings that columns of the list of all runs show, or the method's name does.
-IN_COLUMNS = {
-    *("dataset", "subset", "res", "ipc", "model", "syn_steps", "expert_epochs", "Iteration"),
-    *("length", "flat", "gradient", "select", "experts' number", "experts' epochs"),
-}
-
-
-@dataclass(frozen=True)
-class Score:
-    """Mean and population standard deviation over `n` networks, or over the means of `n` seeds."""
-
-    mean: float
-    std: float
-    n: int
-    of: str
-
-    @classmethod
-    def over(cls, measured: Sequence[Measured]) -> "Score":
-        if len(measured) == 1:
-            accuracies = measured[0].accuracies
-            return cls(
-                100 * accuracies.mean, 100 * accuracies.std, len(accuracies.accs), "networks"
-            )
-        means = [100 * each.accuracies.mean for each in measured]
-        return cls(statistics.fmean(means), statistics.pstdev(means), len(means), "seeds")
-
-    @property
-    def count(self) -> str:
-        return f"{self.n} {self.of if self.n > 1 else self.of.removesuffix('s')}"
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f} ± {self.std:.2f}"
 
 
 @dataclass(frozen=True)
@@ -89,25 +56,6 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Runs that differ in their seeds alone."""
-
-    runs: tuple[Run, ...]
-
-    @property
-    def first(self) -> Run:
-        return self.runs[0]
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        return self.first.settings()
-
-    def measured(self, trained_on: str, network: str) -> list[Measured]:
-        found = (run.measured.get((trained_on, network)) for run in self.runs)
-        return [each for each in found if each is not None]
-
-
-@dataclass(frozen=True)
 class Planned:
     """A row as it is published, and the GPU hours that it and its experts are estimated to cost."""
 
@@ -136,28 +84,17 @@ class Line:
     def is_evaluated(self) -> bool:
         return any(self.measured(set) for set in DISTILLED)
 
+    def score(self, set: str) -> Score | None:
+        measured = self.measured(set)
+        return Score.over(measured) if measured else None
+
     def difference(self, set: str) -> float | None:
         """Percentage points above the published mean."""
-        measured = self.measured(set)
-        return (
-            Score.over(measured).mean - self.published.mean if measured and self.published else None
-        )
+        score = self.score(set)
+        return score.mean - self.published.mean if score and self.published else None
 
-
-@dataclass(frozen=True)
-class RunLine:
-    """A line of the list of all runs: of a group, or of real images under the same protocol."""
-
-    dataset: str
-    ipc: int | None
-    method: str
-    set: str  # raw or ema, empty for real images
-    columns: Mapping[str, Any]  # by title, of what is known of a distillation only
-    seeds: tuple[int, ...]
-    scores: Mapping[str, Score]  # by network
-    chosen_by: str
-    epochs: int
-    paths: tuple[Path, ...] = ()
+    def chosen_by(self, *sets: str) -> str:
+        return once(each.chosen_by for set in sets for each in self.measured(set))
 
 
 def read_published(path: Path = PUBLISHED) -> list[Published]:
@@ -193,21 +130,6 @@ def planned_rows() -> dict[Row, Planned]:
         row: Planned(row_options(row), cell.estimate.hours, hours[cell.needs or ""])
         for row, cell in zip(table_rows(rivals=True), cells, strict=True)
     }
-
-
-def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """The runs by settings, in the order of data sets, IPC, methods and lengths."""
-    groups: dict[str, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: (run.options.seed, run.path)):
-        groups.setdefault(repr(sorted(run.settings().items())), []).append(run)
-    return sorted((Group(tuple(runs)) for runs in groups.values()), key=_order)
-
-
-def _order(group: Group) -> tuple[Any, ...]:
-    run = group.first
-    options = run.options
-    method = (run.method != OWN, run.method)
-    return dataset_name(run), options.ipc, run.model, method, options.syn_steps, run.path
 
 
 def table_lines(
@@ -280,9 +202,13 @@ def differences(group: Group, planned: Planned | None, network: str) -> tuple[st
     measured = [each for name in DISTILLED.values() for each in group.measured(name, network)]
     return (
         *_expert_differences(group.first.experts, row),
-        *_setting_differences(group.settings, row_settings(row)),
-        *(f"diverged at iteration {r.diverged}" for r in group.runs if r.diverged is not None),
-        *(f"went back to half a rate {r.rewinds} times" for r in group.runs if r.rewinds),
+        *_setting_differences(group.settings, option_settings(row)),
+        *(f"diverged at iteration {r.diverged['iteration']}" for r in group.runs if r.diverged),
+        *(
+            f"went back to half a rate {n} times"
+            for r in group.runs
+            if (n := len(r.logged("rewind")))
+        ),
         *_evaluation_differences(measured),
     )
 
@@ -305,11 +231,11 @@ def _expert_differences(experts: Mapping[str, Any] | None, row: DistillOptions) 
 
 
 def _setting_differences(ours: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
-    """How the iteration is chosen has a column of its own."""
+    """But for seeds, which every run may choose, and `select`, which has a column of its own."""
     return [
         f"{name} {ours[name]} instead of {value}"
         for name, value in row.items()
-        if name != "select" and ours[name] != value
+        if name not in ("seed", "select") and ours[name] != value
     ]
 
 
@@ -323,107 +249,3 @@ def _evaluation_differences(measured: Sequence[Measured]) -> list[str]:
             if len(each.accuracies.accs) < usual or each.epochs != epochs
         )
     )
-
-
-def run_lines(groups: Sequence[Group]) -> list[RunLine]:
-    """Lines for the sets of each group, raw and EMA, and behind them those of real images."""
-    lines = [line for group in groups for line in _group_lines(group, groups)]
-    return [*lines, *_real_lines(groups)]
-
-
-def _group_lines(group: Group, groups: Sequence[Group]) -> list[RunLine]:
-    """One for what is measured in the same way: the set, how it was chosen, and the epochs."""
-    ways: dict[tuple[str, str, int], dict[str, list[Measured]]] = {}
-    names = {trained_on: name for name, trained_on in DISTILLED.items()}
-    for run in group.runs:
-        for (trained_on, network), each in run.measured.items():
-            if trained_on in names:
-                way = (names[trained_on], each.chosen_by, each.epochs)
-                ways.setdefault(way, {}).setdefault(network, []).append(each)
-    run, options = group.first, group.first.options
-    diverged = sum(run.diverged is not None for run in group.runs)
-    also = _also(group, groups) + [f"{diverged} of {len(group.runs)} diverged"] * bool(diverged)
-    return [
-        RunLine(
-            dataset=dataset_name(run),
-            ipc=options.ipc,
-            method=run.method,
-            columns={
-                "network": run.model,
-                "N_S": options.syn_steps,
-                "N_T": options.expert_epochs,
-                "iterations": options.Iteration,
-                "experts": _experts(run),
-                "also": ", ".join(also),
-            },
-            set=set,
-            chosen_by=chosen_by,
-            epochs=epochs,
-            seeds=tuple(run.options.seed for run in group.runs),
-            scores={network: Score.over(measured) for network, measured in networks.items()},
-            paths=tuple(run.path for run in group.runs),
-        )
-        for (set, chosen_by, epochs), networks in sorted(ways.items(), reverse=True)
-    ]
-
-
-def dataset_name(run: Run) -> str:
-    """With the subset or, of pictures that come in several sizes, the side in pixels."""
-    options, res = run.options, run.settings()["res"]
-    several = options.dataset in ("digits", "ImageNet", "folder")
-    parts = (options.dataset, options.subset, f"{res}x{res}" if several and res else None)
-    return " ".join(part for part in parts if part)
-
-
-def _experts(run: Run) -> str:
-    if run.experts is None:
-        return "not on record"
-    flat = " flat" if run.options.flat else ""
-    return f"{run.experts.get('number')}{flat} of {run.experts.get('epochs')} epochs"
-
-
-def _also(group: Group, groups: Sequence[Group]) -> list[str]:
-    """The settings, beyond those in columns, by which the runs at this data set and IPC differ."""
-
-    def where(group: Group) -> tuple[str, int]:
-        return dataset_name(group.first), group.first.options.ipc
-
-    others = [other.settings for other in groups if where(other) == where(group)]
-    return [
-        f"{name} {value}"
-        for name, value in group.settings.items()
-        if name not in IN_COLUMNS and any(other.get(name, value) != value for other in others)
-    ]
-
-
-def _real_lines(groups: Sequence[Group]) -> list[RunLine]:
-    """Real images that eval.py trained networks on, each seed once, whatever runs it was beside."""
-    found: dict[tuple[str, int | None, str, str, int], dict[str, dict[int, Measured]]] = {}
-    for run in (run for group in groups for run in group.runs):
-        options = run.options
-        also = ", ".join(
-            ["ZCA"] * options.zca
-            + [f"val_fraction {options.val_fraction}"] * (options.val_fraction > 0)
-        )
-        for (name, network), each in run.measured.items():
-            if name not in DISTILLED.values():
-                ipc = None if name == "full" else options.ipc
-                networks = found.setdefault((dataset_name(run), ipc, name, also, each.epochs), {})
-                seeds = networks.setdefault(network, {})
-                known = seeds.setdefault(each.seed, each)
-                if len(known.accuracies.accs) < len(each.accuracies.accs):
-                    seeds[each.seed] = each
-    return [
-        RunLine(
-            dataset=dataset,
-            ipc=ipc,
-            method=name,
-            columns={"also": also},
-            set="",
-            chosen_by="",
-            epochs=epochs,
-            seeds=tuple(sorted({seed for seeds in networks.values() for seed in seeds})),
-            scores={network: Score.over([*seeds.values()]) for network, seeds in networks.items()},
-        )
-        for (dataset, ipc, name, also, epochs), networks in found.items()
-    ]

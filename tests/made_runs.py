@@ -15,11 +15,14 @@ CONFIG = {
 }
 
 
-def write_run(path, records, **config):
-    """A run directory of `records`, as long as they are unless `config` says otherwise."""
+def write_run(path, records, *, drop=(), **config):
+    """A run directory of `records`, as long as they are unless `config` says otherwise; `drop`
+    names settings that its config.yaml lacks.
+    """
     path.mkdir(parents=True)
     steps = sum(record["kind"] == "step" for record in records)
     content = {**CONFIG, "Iteration": steps, "run_name": path.name, **config}
+    content = {name: value for name, value in content.items() if name not in drop}
     (path / "config.yaml").write_text(yaml.safe_dump(content))
     (path / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
     return path
@@ -69,6 +72,6 @@ def curve(iteration, l2, length):
     }
 
 
-def evaluation(iteration, acc_mean, set="raw", model="ConvNetD2"):
-    numbers = {"acc_mean": acc_mean, "acc_std": 0.0, "accs": [acc_mean]}
-    return {"kind": "eval", "iteration": iteration, "set": set, "model": model, **numbers}
+def evaluation(iteration, *accs, set="raw", model="ConvNetD2", **others):
+    numbers = {"acc_mean": np.mean(accs).item(), "acc_std": np.std(accs).item(), "accs": [*accs]}
+    return {"kind": "eval", "iteration": iteration, "set": set, "model": model, **numbers, **others}

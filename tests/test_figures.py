@@ -5,20 +5,20 @@ import re
 
 import numpy as np
 import pytest
-import yaml
-from made_runs import CONFIG, att, curve, diverged, evaluation, fixed, steps, write_run
+from made_runs import att, curve, diverged, evaluation, fixed, steps, write_run
 from PIL import Image
 
 from scripts import figure_data as data
 from scripts import figure_drawing as drawing
 from scripts import figures
-from scripts.figure_runs import find_runs, read_run
+from scripts.figure_runs import with_arrays
+from scripts.runs import read_run, read_runs
 from utils.errors import UserError
 
 
 def runs_in(path):
-    runs, complaints = find_runs([path])
-    assert complaints == []
+    runs, problems = read_runs([path], with_arrays)
+    assert problems == []
     return runs
 
 
@@ -142,8 +142,8 @@ def test_an_unfinished_repeat_is_named_and_does_not_count(tmp_path):
     repeats(tmp_path, policy="att", lr_img=6.0, lr_lr=1e-7, failing=1)
     cut = tmp_path / "att_6.0_1e-07_3/metrics.jsonl"
     cut.write_text("\n".join(cut.read_text().splitlines()[:3]))
-    runs, complaints = find_runs([tmp_path])
-    assert complaints == [f"left out: {cut.parent} is unfinished: 3 of 5 steps"]
+    runs, problems = read_runs([tmp_path], with_arrays)
+    assert problems == [f"{cut.parent}: is unfinished, 3 of 5 steps"]
     (found,) = data.successes(runs)
     assert (found.successes.tolist(), found.repeats.tolist()) == ([4, 3], [5, 4])
 
@@ -178,6 +178,8 @@ def test_accuracies_over_seeds_and_time(tmp_path):
         ]
         write_run(tmp_path / f"{seed}", records, seed=seed)
     write_run(tmp_path / "not_evaluated", steps([2] * 4, [2] * 4), seed=2)
+    other = [evaluation(0, 0.1), *steps([2] * 4, [2] * 4), evaluation(4, 0.1)]
+    write_run(tmp_path / "in_another_way", other, seed=3, epoch_eval_train=7)
     raw, ema = data.accuracies(runs_in(tmp_path))
     assert (raw.policy, raw.set, raw.seeds, ema.set) == ("att", "raw", 2, "ema")
     assert raw.iterations.tolist() == [0, 4]
@@ -197,12 +199,11 @@ def test_runs_that_differ_in_more_are_not_compared(tmp_path):
 
 
 def test_what_a_run_of_an_earlier_day_does_not_know_was_the_default(tmp_path):
-    path = att(tmp_path / "a", [1, 2], syn_steps=30)
-    old = {name: value for name, value in CONFIG.items() if name != "distance"}
-    (path / "config.yaml").write_text(yaml.safe_dump({**old, "Iteration": 2, "syn_steps": 30}))
-    assert (
-        read_run(path).settings() == read_run(att(tmp_path / "b", [1, 2], syn_steps=30)).settings()
+    old, new = (
+        read_run(att(tmp_path / name, [1, 2], syn_steps=30, drop=drop)).settings()
+        for name, drop in (("old", ["distance"]), ("new", []))
     )
+    assert old == new
 
 
 def test_directories_of_no_use_are_named_in_one_line_each(tmp_path):
@@ -211,6 +212,8 @@ def test_directories_of_no_use_are_named_in_one_line_each(tmp_path):
     att(tmp_path / "short", [1], syn_steps=4, Iteration=2)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign/config.yaml").write_text("lr: 1\n")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare/config.yaml").write_text("seed: 1\n")
     (tmp_path / "no_yaml").mkdir()
     (tmp_path / "no_yaml/metrics.jsonl").write_text("")
     for name, change in (("old", None), ("text", "long")):
@@ -224,22 +227,25 @@ def test_directories_of_no_use_are_named_in_one_line_each(tmp_path):
     write_run(tmp_path / "words", steps([1], [1]), syn_steps="many")
     broken = att(tmp_path / "broken", [1], syn_steps=4)
     (broken / "config.yaml").write_text("a: [")
-    runs, complaints = find_runs([tmp_path, tmp_path / "nowhere"])
+    write_run(tmp_path / "twice", steps([1], [1]) * 2, Iteration=1)
+    runs, problems = read_runs([tmp_path, tmp_path / "nowhere"], with_arrays)
     assert [run.path.name for run in runs] == ["good"]
     for pattern in (
-        r"broken: config\.yaml is not valid YAML",
-        r"foreign is no run of distill_att\.py: config\.yaml has no valid dataset",
-        r"good_again has the settings and seed of \S+good",
-        r"no_yaml: cannot read config\.yaml: No such file",
-        r"old is of another version: its steps lack 'n_opt'",
-        r"short is unfinished: 1 of 2 steps",
-        r"text is damaged: its steps hold no numbers",
-        r"words is no run of distill_att\.py: config\.yaml has no valid syn_steps",
-        r"unknown has --length 'longest'; known: att, fixed",
+        r"broken/config\.yaml is not valid YAML",
+        r"foreign/config\.yaml: unknown key 'lr'",
+        r"bare/config\.yaml: is of another version, it lacks dataset, model, ipc, lr_img,",
+        r"good_again: has the settings and seed of \S+good$",
+        r"no_yaml/config\.yaml: No such file",
+        r"old: is of another version, its steps lack 'n_opt'",
+        r"short: is unfinished, 1 of 2 steps",
+        r"text: is damaged, its steps hold no numbers",
+        r"twice: is damaged, its steps do not follow one another",
+        r"words/config\.yaml: syn_steps: 'many' is not a whole number",
+        r"unknown/config\.yaml: length: unknown value 'longest'; choices: att, fixed",
         r"nowhere: there is no run directory",
     ):
-        assert sum(bool(re.search(pattern, line)) for line in complaints) == 1, pattern
-    assert len(complaints) == 10
+        assert sum(bool(re.search(pattern, line)) for line in problems) == 1, pattern
+    assert len(problems) == 12
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from scripts import figure_data as data
 from scripts import figure_plan, repeats
 from scripts.cells import Settings
 from scripts.figure_plan import STUDIES, distillations, repeat_cells
-from scripts.figure_runs import find_runs
+from scripts.figure_runs import with_arrays
+from scripts.runs import read_runs
 from utils.config import resolve
 from utils.errors import UserError
 from utils.options import DistillOptions
@@ -40,7 +41,7 @@ def test_what_is_planned_is_what_the_figures_need(dataset, tmp_path):
         records = [curve(0, distances, end), *steps([end] * 100, [2] * 100)]
         records.insert(-1, records[0] | {"iteration": 99})
         if options.eval_it:
-            records += [evaluation(at, 0.5, set) for at in (0, 100) for set in ("raw", "ema")]
+            records += [evaluation(at, 0.5, set=set) for at in (0, 100) for set in ("raw", "ema")]
         write_run(tmp_path / options.run_name, records, **asdict(options) | {"model": "ConvNetD2"})
     for cell in repeat_cells(dataset, study, SETTINGS, repeats=3):
         assert " scripts.repeats 3 " in cell.commands[0]
@@ -49,8 +50,8 @@ def test_what_is_planned_is_what_the_figures_need(dataset, tmp_path):
             named = replace(options, seed=seed, run_name=f"{options.run_name}_seed{seed}")
             write_run(tmp_path / named.run_name, steps([4] * 100, [2] * 100), **asdict(named))
 
-    runs, complaints = find_runs([tmp_path])
-    assert complaints == []
+    runs, problems = read_runs([tmp_path], with_arrays)
+    assert problems == []
     fixed = [
         found for found in data.mismatches(runs, gamma=2, interval=50) if found.policy != "att"
     ]
@@ -127,8 +128,8 @@ def test_a_repeat_that_diverges_is_an_outcome_and_is_not_tried_again(
         assert repeats.main(["2", *flags]) == 0
     out = capsys.readouterr().out
     assert out.count("has ended") == 2
-    runs, complaints = find_runs([tmp_path])
-    assert complaints == []
+    runs, problems = read_runs([tmp_path], with_arrays)
+    assert problems == []
     assert [run.diverged["rate"] for run in runs] == ["lr_lr"] * 2
 
 

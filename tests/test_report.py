@@ -4,23 +4,21 @@ import csv
 import json
 import shutil
 from dataclasses import asdict
+from functools import partial
 
+import made_runs
 import pytest
 import yaml
 
-from scripts import report
+from scripts import report, runs
 from scripts.cells import Row, row_options
-from scripts.report_tables import (
-    TABLES,
-    Score,
-    group_runs,
-    planned_rows,
-    read_published,
-    run_lines,
-    table_lines,
-)
-from scripts.runs import method_name, read_run, read_runs
+from scripts.evaluations import Score, with_evaluations
+from scripts.report_markdown import not_run, table_row
+from scripts.report_runs import group_runs, run_lines
+from scripts.report_tables import TABLES, planned_rows, read_published, table_lines
+from scripts.runs import method_name
 from utils.config import CONFIGS
+from utils.errors import UserError
 from utils.options import DistillOptions
 
 ROW = Row("CIFAR10", None, 10)
@@ -44,18 +42,11 @@ def planned_once(monkeypatch):
 
 
 def make_run(folder, *, row=ROW, steps=None, records=(), evaluations=(), **changes):
-    """A finished run of a row, with these settings changed; `drop` names some to leave out."""
-    experts = changes.pop("experts", EXPERTS)
-    drop = changes.pop("drop", ())
-    config = {**asdict(row_options(row)), "res": 32, **changes}
-    config = {name: value for name, value in config.items() if name not in drop}
-    folder.mkdir(parents=True)
-    content = {**config, "experts": experts, "environment": [CALL]}
-    (folder / "config.yaml").write_text(yaml.safe_dump(content))
-    steps = config.get("Iteration", 0) if steps is None else steps
-    lines = [f'{{"kind": "step", "iteration": {k}}}' for k in range(steps)]
-    lines += map(json.dumps, records)
-    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    """A finished run of a row, with these settings changed."""
+    how = {"res": 32, "experts": EXPERTS, "environment": [CALL]}
+    config = {**asdict(row_options(row)), **how, **changes}
+    steps = config["Iteration"] if steps is None else steps
+    made_runs.write_run(folder, [*made_runs.steps([1] * steps, [1] * steps), *records], **config)
     if evaluations:
         (folder / "eval.json").write_text(json.dumps(list(evaluations)))
     return folder
@@ -77,17 +68,22 @@ def evaluation(*accs, set="raw", tag="best", model="ConvNet", epochs=1000, **oth
     }
 
 
-def logged(iteration, *accs, set="raw", **others):
-    mean = sum(accs) / len(accs)
-    record = {"kind": "eval", "iteration": iteration, "set": set, "model": "ConvNetD3"}
-    return {**record, "acc_mean": mean, "accs": list(accs), **others}
+logged = partial(made_runs.evaluation, model="ConvNetD3")
+
+
+def read_run(folder):
+    return with_evaluations(runs.read_run(folder))
+
+
+def read_runs(paths):
+    return runs.read_runs(paths, with_evaluations)
 
 
 def lines_of(folder, table, **wanted):
     """The lines of a table, made from the runs in `folder`, at a place or of a method."""
-    runs, problems = read_runs([folder])
+    found, problems = read_runs([folder])
     assert not problems
-    lines = table_lines(table, group_runs(runs), PUBLISHED, PLANNED)
+    lines = table_lines(table, group_runs(found), PUBLISHED, PLANNED)
     return [
         line
         for line in lines
@@ -190,7 +186,7 @@ def test_improvements_are_those_of_the_text():
 def test_every_row_resolves_to_the_method_of_its_name_and_says_its_source(row):
     options = PLANNED[row].options
     assert (options.dataset, options.ipc) == (row.dataset, row.ipc)
-    assert method_name(asdict(options)) == (row.method or "att").upper()
+    assert method_name(options) == (row.method or "att").upper()
     assert PLANNED[row].hours > 0 and PLANNED[row].expert_hours > 0
     assert options.starts.end > options.starts.first
     if row.method:
@@ -229,8 +225,7 @@ def test_every_yaml_is_a_row_or_of_experts():
     ],
 )
 def test_methods_are_named_after_their_settings(changes, name):
-    assert method_name({"length": "att", **changes}) == name
-    assert method_name({**asdict(DistillOptions()), **changes}) == name
+    assert method_name(DistillOptions(**changes)) == name
 
 
 # The tables
@@ -254,7 +249,7 @@ def test_what_was_not_run_has_no_group_and_a_cost(row_run):
     for line in lines_of(row_run, 2, ipc=1):
         assert line.group is None
         assert line.planned.hours > 0.5
-        assert report.not_run(line).startswith("not run: ")
+        assert not_run(line).startswith("not run: ")
     (line,) = lines_of(row_run, 1, network="ConvNetD3", ipc=50, method="ATT")
     assert line.published.mean == 74.5
     assert line.planned.hours > 100  # a million steps
@@ -265,7 +260,7 @@ def test_a_row_that_is_evaluated_on_its_own_network_only(tmp_path):
     make_run(tmp_path / "r", evaluations=[evaluation(*five)])
     (line,) = lines_of(tmp_path, 1, network="VGG11", ipc=10, method="ATT")
     assert line.group and not line.is_evaluated
-    assert report.table_row(line)[3] == "not evaluated"
+    assert table_row(line)[3] == "not evaluated"
 
 
 @pytest.mark.parametrize(
@@ -294,7 +289,7 @@ def test_a_run_that_is_not_the_row_never_passes_as_it(tmp_path, changes, differe
     bare, line = lines_of(tmp_path, 2, dataset="CIFAR100", ipc=1, method="ATT")
     assert bare.group is None
     assert line.differences == (difference,)
-    assert report.table_row(line)[3] == "60.00 ± 0.00 †"
+    assert table_row(line)[3] == "60.00 ± 0.00 †"
 
 
 def test_a_short_evaluation_is_a_difference_too(tmp_path):
@@ -318,7 +313,7 @@ def test_what_does_not_alter_a_result_is_no_difference(tmp_path):
     )
     (line,) = lines_of(tmp_path, 2, dataset="CIFAR100", ipc=1, method="ATT")
     assert line.differences == ()
-    assert report.table_row(line)[-2] == "last"
+    assert table_row(line)[-2] == "last"
 
 
 def test_a_rival_stands_beside_its_own_figure(tmp_path):
@@ -431,8 +426,8 @@ def test_seeds_share_a_line_with_the_spread_of_their_means(tmp_path):
             Iteration=3,
             evaluations=[evaluation(*accs)],
         )
-    runs, problems = read_runs([tmp_path])
-    (line,) = run_lines(group_runs(runs))
+    found, problems = read_runs([tmp_path])
+    (line,) = run_lines(group_runs(found))
     assert not problems
     assert line.seeds == (0, 1, 2)
     score = line.scores["ConvNetD3"]
@@ -536,9 +531,7 @@ def test_every_line_of_a_table_has_as_many_cells_as_its_head(row_run, tmp_path):
 
 def test_without_runs_the_report_has_figures_and_costs(tmp_path, capsys):
     assert report.main([str(tmp_path / "none"), "--out", str(tmp_path / "docs")]) == 0
-    assert (
-        capsys.readouterr().err == f"report: left out: {tmp_path}/none: there is no run directory\n"
-    )
+    assert capsys.readouterr().err == f"left out: {tmp_path}/none: there is no run directory\n"
     text, records = written(tmp_path / "docs")
     assert "74.5 ± 0.4" in text and "not run: " in text and "All runs" not in text
     assert {r["status"] for r in records} == {"not run", "published"}
@@ -599,7 +592,7 @@ def test_what_cannot_be_used_is_one_line_and_the_rest_is_covered(tmp_path, capsy
     (line,) = capsys.readouterr().err.splitlines()
     text, _ = written(tmp_path)
     (said,) = text[text.index("## Left out") :].splitlines()[2:]
-    assert line == f"report: left out: {said.removeprefix('- ')}"
+    assert line == f"left out: {said.removeprefix('- ')}"
     assert str(bad) in line
     for part in parts:
         assert part in line
@@ -622,8 +615,8 @@ def test_runs_of_a_smoke_run_are_not_results(tmp_path):
 
 def test_a_run_that_is_given_twice_counts_once(tmp_path):
     folder = make_run(tmp_path / "r", Iteration=3, evaluations=[evaluation(0.5)])
-    runs, problems = read_runs([tmp_path, folder])
-    assert (len(runs), problems) == (1, [])
+    found, problems = read_runs([tmp_path, folder])
+    assert (len(found), problems) == (1, [])
 
 
 def test_runs_of_earlier_versions_are_read(tmp_path):
@@ -657,5 +650,5 @@ def test_a_real_run_is_read(finished, tmp_path):
 
 
 def test_bad_flags_are_one_line(tmp_path):
-    with pytest.raises(report.UserError, match="--nix"):
+    with pytest.raises(UserError, match="--nix"):
         report.main(["--nix"])
