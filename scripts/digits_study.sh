@@ -18,8 +18,8 @@ for seed in 0 1 2; do
             command+=" --eval_it 50 --num_eval 3 --log_distances 10 $flags"
             if [ "$syn_steps" = 20 ]; then
                 set="results/digits/ConvNetW32/ipc1/$run/distilled_best.pt"
-                command+=" && $python eval.py --distilled $set --num_eval 2"
-                command+=" --epoch_eval_train 100 --model ConvNet ResNet18 VGG11 AlexNet"
+                command+=" && $python eval.py --distilled $set --num_eval 1"
+                command+=" --epoch_eval_train 300 --model ConvNet ResNet18 VGG11 AlexNet"
             fi
             echo "$command"
         done
