@@ -52,9 +52,9 @@ STUDIES = {
         fixed=(5, 10, 20, 30),
         att=(5, 10, 20),
         seeds=3,
-        runs="--log_distances 10 --num_eval 2 --epoch_eval_train 150",
+        runs="--Iteration 150 --log_distances 10 --num_eval 2 --epoch_eval_train 100",
         eval_it=50,
-        repeats="--Iteration 10 --lr_lr 2e-6",
+        repeats="--Iteration 8 --lr_lr 2e-6",
     ),
     "CIFAR10": Study(
         fixed=(30, 50, 70, 80, 90, 110, 130),
