@@ -12,6 +12,11 @@ from short_runs import distill, train_experts
 UNPACK = Path(__file__).resolve().parents[2] / "shared" / "data" / "unpack.py"
 
 
+def pytest_collection_modifyitems(items):
+    """The longest file begins first, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_run_all.py")
+
+
 @pytest.fixture(scope="session")
 def cifar10_path() -> Iterator[Path]:
     """A data path with the real CIFAR-10 as torchvision's files, removed after the session."""

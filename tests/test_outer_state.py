@@ -16,6 +16,7 @@ def matching(grad_images, grad_syn_lr, loss=1.0):
         distances=torch.tensor([[1.0]]),
         grad_images=torch.full((2, 1, 8, 8), grad_images),
         grad_syn_lr=torch.tensor(grad_syn_lr),
+        curves={},
     )
 
 

@@ -398,14 +398,25 @@ def test_two_calls_do_not_work_on_one_cell_at_a_time(queue):
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    """The whole plan in miniature: its folder and the finished call."""
+    """Half of the plan in miniature, of every kind: its folder and the finished call."""
     folder = tmp_path_factory.mktemp("smoke")
-    return folder, bash("scripts/run_all.sh", "--smoke", "--save_path", folder, "--report", folder)
+    argv = ["--smoke", "--save_path", folder, "--report", folder]
+    for row in ("CIFAR10", "CIFAR100/ipc50", "ImageNet/ipc1"):
+        argv += ["--only", row]
+    return folder, bash("scripts/run_all.sh", *argv)
+
+
+@pytest.mark.slow
+def test_the_whole_plan_in_miniature(tmp_path):
+    done = bash("scripts/run_all.sh", "--smoke", "--save_path", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "16 of 16 cells are done" in done.stdout
+    assert len(list(tmp_path.glob("digits/*/*/*/eval.json"))) == 10
 
 
 def test_the_smoke_run_reports_what_it_ran(smoke):
     folder, done = smoke
-    assert f"10 runs in {folder}/results.md" in done.stdout
+    assert f"5 runs in {folder}/results.md" in done.stdout
     text = (folder / "results.md").read_text()
     assert "| digits 8x8 | 1 | ATT | ConvNetD1 | 2 | 1 | 2 | 2 of 2 epochs |" in text
     assert "Left out" not in text
@@ -416,18 +427,18 @@ def run_dir(folder, row):
     return path
 
 
-def test_smoke_runs_every_row(smoke):
+def test_smoke_runs_its_rows(smoke):
     folder, done = smoke
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "16 of 16 cells are done" in done.stdout
-    for row in ("CIFAR10_ipc50", "CIFAR100_ipc1", "Tiny_ipc10", "ImageNet_imagenette_ipc1"):
+    assert "9 of 9 cells are done" in done.stdout
+    for row in ("CIFAR10_ipc50", "CIFAR100_ipc50", "ImageNet_imagenette_ipc1"):
         record = json.loads((run_dir(folder, row) / "eval.json").read_text())
         models = [entry["model"] for entry in record if entry["trained_on"] == "distilled raw"]
         assert models == ["ConvNetD1"]
         measured = f"{100 * record[0]['acc_mean']:.2f}"
         assert re.search(rf"{row.replace('_', '/')} +distilled raw +{measured} ", done.stdout)
-    assert len(list(folder.glob("digits/*/*/*/eval.json"))) == 10
-    assert len(list(folder.rglob("buffers/**/replay_buffer_0.pt"))) == 6
+    assert len(list(folder.glob("digits/*/*/*/eval.json"))) == 5
+    assert len(list(folder.rglob("buffers/**/replay_buffer_0.pt"))) == 4
 
 
 def test_smoke_uses_the_rows_of_the_table(smoke):
@@ -440,8 +451,10 @@ def test_the_estimated_disk_is_what_the_cells_take(smoke):
     folder, _ = smoke
     where = {"save_path": str(folder), "buffer_path": str(folder / "buffers")}
     experts, rows = make_cells(replace(REAL, smoke=True, **where))
-    for cell in experts:
-        kind = folder / "buffers" / cell.name.removeprefix("experts/")
+    kinds = [folder / "buffers" / cell.name.removeprefix("experts/") for cell in experts]
+    trained = [(kind, cell) for kind, cell in zip(kinds, experts, strict=True) if kind.exists()]
+    assert len(trained) == 4
+    for kind, cell in trained:
         size = (kind / "replay_buffer_0.pt").stat().st_size
         assert cell.estimate.disk * 1e9 == pytest.approx(size, rel=0.1)
     row = rows[5]  # the larger of those with ZCA; small files are dominated by their headers
@@ -489,6 +502,3 @@ def test_data_that_are_missing_fail_their_own_cells(tmp_path):
     assert re.search(r"Tiny/ConvNetD4\.log: buffer\.py: error: .*none", done.stdout)
     assert "Tiny/ipc1: not run: experts/Tiny/ConvNetD4 failed" in done.stdout
     assert not (tmp_path / "r/Tiny").exists()
-    done = bash("scripts/run_all.sh", *where[:-1], "experts/Tiny")
-    assert done.returncode == 1
-    assert "0 of 1 cells are done" in done.stdout
