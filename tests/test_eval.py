@@ -356,7 +356,10 @@ def networks_kept(tmp_path):
     return len(json.loads(path.read_text())) if path.exists() else 0
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_signal_ends_it_with_the_command_that_continues(
     argv, trained, uninterrupted, tmp_path, number, status
 ):

@@ -258,6 +258,7 @@ def test_slots_follow_memory_and_experts_take_all_gpus():
     assert " && .venv/bin/python eval.py " in many.command_line(small)
 
 
+@pytest.mark.slow
 def test_the_command_for_several_gpus_trains_the_experts(tmp_path):
     where = {"save_path": str(tmp_path), "buffer_path": str(tmp_path / "b")}
     experts, _ = make_cells(replace(REAL, smoke=True, **where))

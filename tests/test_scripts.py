@@ -548,7 +548,7 @@ PEAK = (
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from /proc")
-@pytest.mark.parametrize("script", ["buffer", "distill_att"])
+@pytest.mark.parametrize("script", [pytest.param("buffer", marks=pytest.mark.slow), "distill_att"])
 def test_the_estimated_memory_is_near_the_peak(script, experts, tmp_path):
     few = "--dataset digits --num_experts 1 --train_epochs 1".split()
     argv = {
