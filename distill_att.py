@@ -204,14 +204,7 @@ def name_run(resolved: Resolved[DistillOptions]) -> RunDir:
     """The run directory; a new one where the run has no name yet, or begins anew."""
     options = resolved.options
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    run = RunDir.locate(
-        options.save_path,
-        dataset=options.dataset,
-        subset=options.subset,
-        model=options.model,
-        ipc=options.ipc,
-        run_name=now if options.run_name is None else options.run_name,
-    )
+    run = RunDir.of(options, now if options.run_name is None else options.run_name)
     if options.run_name is None or options.restart:
         run = distributed.from_main(run.unused())
         resolved.set("run_name", run.path.name, DEFAULT)

@@ -210,14 +210,7 @@ def experts_name(kind: ExpertKind) -> str:
 def row_cell(
     row: Row, command: str, options: DistillOptions, kind: ExpertKind, settings: Settings
 ) -> Cell:
-    run = RunDir.locate(
-        options.save_path,
-        dataset=options.dataset,
-        subset=options.subset,
-        model=options.model,
-        ipc=options.ipc,
-        run_name=options.run_name or "",
-    )
+    run = RunDir.of(options, options.run_name or "")
     tag = "best" if options.eval_it > 0 else "last"
     flags = ["--data_path", settings.data_path]
     flags += SMOKE_EVALUATION.split() if settings.smoke else evaluation_flags(options.model)

@@ -153,14 +153,7 @@ def cell(dataset: str, flags: str, settings: Settings, *, repeats: int = 0) -> C
     """One distillation, or all repeats of one."""
     options = resolved(dataset, flags, settings)
     kind = expert_kind(options)
-    run = RunDir.locate(
-        options.save_path,
-        dataset=dataset,
-        subset=None,
-        model=options.model,
-        ipc=options.ipc,
-        run_name=options.run_name or "",
-    )
+    run = RunDir.of(options, options.run_name or "")
     words = common(dataset, flags, settings)
     command = ["-m", "scripts.repeats", str(repeats)] if repeats else ["distill_att.py"]
     return Cell(

@@ -27,14 +27,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("repeats need a --run_name, to which their seeds are added")
     for seed in range(count):
         run_name = f"{options.run_name}_seed{seed}"
-        run = RunDir.locate(
-            options.save_path,
-            dataset=options.dataset,
-            subset=options.subset,
-            model=options.model,
-            ipc=options.ipc,
-            run_name=run_name,
-        )
+        run = RunDir.of(options, run_name)
         if has_ended(run, options.Iteration):
             print(f"{run.path} has ended")
             continue

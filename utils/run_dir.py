@@ -18,6 +18,7 @@ from utils import distributed
 from utils.errors import UserError
 from utils.files import torch_load, torch_save, write_text
 from utils.locks import locked
+from utils.options import DistillOptions
 from utils.wandb_log import WandbLog
 
 CHECKPOINT = {
@@ -38,6 +39,18 @@ class RunDir:
         self.path = path
         self.checkpoint = path / "checkpoint.pt"
         self.metrics = path / "metrics.jsonl"
+
+    @classmethod
+    def of(cls, options: DistillOptions, run_name: str) -> "RunDir":
+        """That of a distillation with `options`, under `run_name`."""
+        return cls.locate(
+            options.save_path,
+            dataset=options.dataset,
+            subset=options.subset,
+            model=options.model,
+            ipc=options.ipc,
+            run_name=run_name,
+        )
 
     @classmethod
     def locate(
