@@ -19,7 +19,7 @@ from scripts.cells import Cell, Settings, expert_kind, experts_cell, experts_nam
 from scripts.estimate import Estimate, row_estimate
 from scripts.figure_data import RATES
 from scripts.flags import Parser
-from scripts.plan import PYTHON, find_devices, table, write_queue
+from scripts.plan import PYTHON, find_devices, show, write_queue
 from utils.config import packaged_yaml, resolve
 from utils.errors import UserError
 from utils.options import DistillOptions, EvalOptions
@@ -83,10 +83,7 @@ def main(argv: Sequence[str]) -> int:
     devices = find_devices(smoke=args.dataset == "digits")
     runs = Path(args.save_path, args.dataset)
     draw = shlex.join([PYTHON, "-m", "scripts.figures", str(runs), "--out", args.out])
-    if args.dry_run:
-        lines = [f"{cell.name}: {devices.command_line(cell)}" for cell in [*experts, *rows]]
-        print(*lines, f"figures: {draw}", sep="\n", end="\n\n")
-    print(table([*experts, *rows]), devices, sep="\n")
+    show([*experts, *rows], devices, f"figures: {draw}", commands=args.dry_run)
     if args.queue is not None and not args.dry_run:
         write_queue(args.queue, Path(args.save_path, "logs"), experts, rows, devices)
         (args.queue / "draw").write_text(f"{draw}\n")

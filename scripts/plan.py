@@ -92,10 +92,7 @@ def main(argv: Sequence[str]) -> int:
         print(*(cell.name for cell in (experts if args.list == "experts" else rows)), sep="\n")
         return 0
     devices = find_devices(smoke=args.smoke)
-    if args.dry_run:
-        lines = [f"{cell.name}: {devices.command_line(cell)}" for cell in [*experts, *rows]]
-        print(*lines, sep="\n", end="\n\n")
-    print(table([*experts, *rows]), devices, sep="\n")
+    show([*experts, *rows], devices, commands=args.dry_run)
     if args.queue is not None and not args.dry_run:
         write_queue(Path(args.queue), Path(args.save_path, "run_all"), experts, rows, devices)
         if args.report:
@@ -187,6 +184,14 @@ def find_devices(*, smoke: bool) -> Devices:
     ]
     gpus = tuple(map(Gpu, names, memories))
     return Devices(gpus, SLOTS_PER_GPU if gpus else 1)
+
+
+def show(cells: list[Cell], devices: Devices, *more: str, commands: bool) -> None:
+    """Print what the cells cost and, with `commands`, theirs and lines about `more` before."""
+    if commands:
+        lines = [f"{cell.name}: {devices.command_line(cell)}" for cell in cells]
+        print(*lines, *more, sep="\n", end="\n\n")
+    print(table(cells), devices, sep="\n")
 
 
 def table(cells: list[Cell]) -> str:
