@@ -240,20 +240,16 @@ def train_experts(
     for epoch in range(training.epoch, options.train_epochs):
         decayed = options.decay and options.train_epochs > 1 and epoch >= options.train_epochs // 2
         began = time.monotonic()
-        try:
-            with interruption.deferred(False):
-                trained = training.cohort.train(
-                    train.images,
-                    train.labels,
-                    epochs=1,
-                    lr=options.lr_teacher * (0.1 if decayed else 1),
-                    batch_size=options.batch_train,
-                    dsa_groups=active_groups(dsa=options.dsa, strategy=options.dsa_strategy),
-                    generators=training.generators,
-                )
-        except interruption.Interrupted:
-            training.keep()
-            raise
+        with training.interruptible():
+            trained = training.cohort.train(
+                train.images,
+                train.labels,
+                epochs=1,
+                lr=options.lr_teacher * (0.1 if decayed else 1),
+                batch_size=options.batch_train,
+                dsa_groups=active_groups(dsa=options.dsa, strategy=options.dsa_strategy),
+                generators=training.generators,
+            )
         for number, loss in zip(numbers, trained.losses.tolist(), strict=True):
             if not math.isfinite(loss):
                 raise UserError(
@@ -265,8 +261,9 @@ def train_experts(
         # The last is kept as an expert, but with several processes another may be cut off before.
         if distributed.world() > 1 if is_last else training.is_much_unkept(options.train_epochs):
             training.keep()
-        networks = training.cohort.networks
-        tested = [accuracy(net, data.test.images, data.test.labels) for net in networks]
+        with training.interruptible():
+            networks = training.cohort.networks
+            tested = [accuracy(net, data.test.images, data.test.labels) for net in networks]
         progress.set_description(f"expert {training}", refresh=False)
         progress.set_postfix_str(
             f"train {trained.accuracies.mean():.1%} test {statistics.fmean(tested):.1%}",

@@ -2,14 +2,16 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from short_runs import SHORT, distill, images, records, snapshots, train_experts, without_time
 
+import buffer
 import distill_att
-from utils import reporter
+from utils import interruption, reporter
 from utils.errors import UserError
 from utils.expert_buffer import adding, unfinished_file
 from utils.interruption import Interrupted
@@ -157,6 +159,17 @@ def test_an_expert_goes_on_at_its_last_epoch(experts, tmp_path, monkeypatch, cap
     train_experts(tmp_path, 2)
     assert "going on with expert 1 after 1 epochs" in capsys.readouterr().out
     assert_same_experts(tmp_path, experts)
+
+
+def test_a_signal_while_an_expert_is_tested_costs_no_epoch(tmp_path, monkeypatch):
+    flags = ["--val_fraction", "0.9", "--train_epochs", "1"]
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(interruption, "_first", None)
+        patch.setattr(buffer, "accuracy", lambda *_: interruption._receive(signal.SIGTERM, None))
+        train_experts(tmp_path, 1, *flags)
+    monkeypatch.setattr(Cohort, "train", after(0, Cohort.train))  # nothing is left to train
+    train_experts(tmp_path, 1, *flags)
+    assert len(snapshots(tmp_path)) == 2
 
 
 def test_momentum_goes_on_too(tmp_path, monkeypatch):

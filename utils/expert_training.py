@@ -3,7 +3,8 @@
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utils import interruption
 from utils.errors import UserError
 from utils.expert_buffer import Expert, snapshot, unfinished_file
 from utils.files import torch_load, torch_save
@@ -92,6 +94,16 @@ class ExpertTraining:
     def end_epoch(self) -> None:
         """The cohort has been trained for an epoch more."""
         self._state = self._as_it_is([state.trajectory for state in self._state])
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Within the block a signal ends the call, behind `keep`."""
+        try:
+            with interruption.deferred(False):
+                yield
+        except interruption.Interrupted:
+            self.keep()
+            raise
 
     def is_much_unkept(self, train_epochs: int) -> bool:
         """Whether the work of an expert of so many epochs would be lost, or that of ten minutes."""
