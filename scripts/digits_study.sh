@@ -1,27 +1,43 @@
 #!/usr/bin/env bash
-# ATT beside the fixed length on digits at 32x32 pixels: three N_S with three seeds each; at N_S 20
-# the four architectures too. An hour on two CPU cores. The same call again goes on where the last
-# one stopped; `python -m scripts.report` makes the tables.
+# ATT beside the fixed length on digits, three seeds each. At 32x32 pixels: several N_S, and the four
+# architectures at one of them. At 8x8: what else could explain a difference from the paper, the
+# initial images and the number of experts, with the other settings of paper_figures.sh. The same
+# call again goes on where the last one stopped; --jobs N is for other than two CPU cores.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 export OMP_NUM_THREADS=1
 python=.venv/bin/python
-data="--dataset digits --res 32 --model ConvNetW32"
+jobs=2
+[ "${1:-}" = --jobs ] && jobs=$2
+large="--dataset digits --res 32 --model ConvNetW32"
+small="--dataset digits --syn_steps 20 --Iteration 150 --num_eval 2 --epoch_eval_train 100"
 
-$python buffer.py $data
-for seed in 0 1 2; do
-    for syn_steps in 20 10 40; do
+# The command of a distillation called study_$1, with the flags behind it.
+distil() {
+    echo "$python distill_att.py --ipc 1 --eval_it 50 --log_distances 10 --run_name study_$*"
+}
+
+commands() {
+    for seed in 0 1 2; do
         for length in att fixed; do
-            run="study_${length}_NS${syn_steps}_seed$seed"
-            flags="--length $length --syn_steps $syn_steps --seed $seed --run_name $run"
-            command="$python distill_att.py $data --ipc 1 --lr_img 300 --Iteration 100"
-            command+=" --eval_it 50 --num_eval 3 --log_distances 10 $flags"
-            if [ "$syn_steps" = 20 ]; then
-                set="results/digits/ConvNetW32/ipc1/$run/distilled_best.pt"
-                command+=" && $python eval.py --distilled $set --num_eval 1"
-                command+=" --epoch_eval_train 300 --model ConvNet ResNet18 VGG11 AlexNet"
-            fi
-            echo "$command"
+            same="--length $length --seed $seed"
+            for syn_steps in 20 10 30; do
+                run="${length}_NS${syn_steps}_seed$seed"
+                command=$(distil "$run" "$large" --lr_img 300 --Iteration 100 --num_eval 3 \
+                    --syn_steps "$syn_steps" "$same")
+                if [ "$syn_steps" = 20 ]; then
+                    set="results/digits/ConvNetW32/ipc1/study_$run/distilled_best.pt"
+                    command+=" && $python eval.py --distilled $set --num_eval 1"
+                    command+=" --epoch_eval_train 300 --model ConvNet ResNet18 VGG11 AlexNet"
+                fi
+                echo "$command"
+            done
+            distil "${length}_noise_seed$seed" "$small" --pix_init noise "$same"
+            distil "${length}_experts2_seed$seed" "$small" --max_experts 2 "$same"
         done
     done
-done | xargs -d '\n' -P 2 -I {} bash -c '{}'
+}
+
+$python buffer.py --dataset digits
+$python buffer.py $large
+commands | xargs -d '\n' -P "$jobs" -I {} bash -c '{}'
