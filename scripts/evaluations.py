@@ -56,7 +56,8 @@ class Score:
         return f"{self.n} {self.of if self.n > 1 else self.of.removesuffix('s')}"
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f} ± {self.std:.2f}"
+        spread = f" ± {self.std:.2f}" if self.n > 1 else ""  # one alone has none
+        return f"{self.mean:.2f}{spread}"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from scripts.report_tables import TABLES, planned_rows, read_published, table_li
 from scripts.runs import method_name
 from utils.config import CONFIGS
 from utils.errors import UserError
+from utils.evaluation import Accuracies
 from utils.options import DistillOptions
 
 ROW = Row("CIFAR10", None, 10)
@@ -415,6 +416,12 @@ def test_an_evaluation_of_the_initial_images_is_none_of_the_run(tmp_path):
 
 
 # All runs
+
+
+def test_one_network_alone_has_no_spread():
+    assert str(Score(60.0, 0.0, 1, "networks")) == "60.00"
+    assert str(Score(60.0, 0.0, 2, "networks")) == "60.00 ± 0.00"
+    assert str(Accuracies((0.6,))).split() == ["60.00%", "(n=1)"]
 
 
 def test_seeds_share_a_line_with_the_spread_of_their_means(tmp_path):

@@ -50,7 +50,8 @@ class Accuracies:
         return statistics.pstdev(self.accs)
 
     def __str__(self) -> str:
-        return f"{self.mean:6.2%} ± {self.std:5.2%} (n={len(self.accs)})"
+        spread = f" ± {self.std:5.2%}" if len(self.accs) > 1 else ""  # one alone has none
+        return f"{self.mean:6.2%}{spread} (n={len(self.accs)})"
 
 
 @dataclass(frozen=True)
