@@ -10,11 +10,12 @@ python=.venv/bin/python
 jobs=2
 [ "${1:-}" = --jobs ] && jobs=$2
 large="--dataset digits --res 32 --model ConvNetW32"
-small="--dataset digits --syn_steps 20 --Iteration 150 --num_eval 2 --epoch_eval_train 100"
+small="--dataset digits --syn_steps 20 --Iteration 150 --eval_it 50 --num_eval 2"
+small+=" --epoch_eval_train 100"
 
 # The command of a distillation called study_$1, with the flags behind it.
 distil() {
-    echo "$python distill_att.py --ipc 1 --eval_it 50 --log_distances 10 --run_name study_$*"
+    echo "$python distill_att.py --ipc 1 --log_distances 10 --run_name study_$*"
 }
 
 commands() {
@@ -23,12 +24,12 @@ commands() {
             same="--length $length --seed $seed"
             for syn_steps in 20 10 30; do
                 run="${length}_NS${syn_steps}_seed$seed"
-                command=$(distil "$run" "$large" --lr_img 300 --Iteration 100 --num_eval 3 \
+                command=$(distil "$run" "$large" --lr_img 300 --Iteration 60 --eval_it 30 --num_eval 3 \
                     --syn_steps "$syn_steps" "$same")
                 if [ "$syn_steps" = 20 ]; then
                     set="results/digits/ConvNetW32/ipc1/study_$run/distilled_best.pt"
                     command+=" && $python eval.py --distilled $set --num_eval 1"
-                    command+=" --epoch_eval_train 300 --model ConvNet ResNet18 VGG11 AlexNet"
+                    command+=" --epoch_eval_train 200 --model ConvNet ResNet18 VGG11 AlexNet"
                 fi
                 echo "$command"
             done
