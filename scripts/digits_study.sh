@@ -24,8 +24,8 @@ commands() {
             same="--length $length --seed $seed"
             for syn_steps in 20 10 30; do
                 run="${length}_NS${syn_steps}_seed$seed"
-                command=$(distil "$run" "$large" --lr_img 300 --Iteration 60 --eval_it 30 --num_eval 3 \
-                    --syn_steps "$syn_steps" "$same")
+                command=$(distil "$run" "$large" --lr_img 300 --Iteration 60 --eval_it 30 \
+                    --num_eval 3 --syn_steps "$syn_steps" "$same")
                 if [ "$syn_steps" = 20 ]; then
                     set="results/digits/ConvNetW32/ipc1/study_$run/distilled_best.pt"
                     command+=" && $python eval.py --distilled $set --num_eval 1"
