@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from networks import CROSS_ARCHITECTURE
 from utils import distributed
@@ -167,7 +168,7 @@ def evaluate_on(
         num_eval=options.num_eval,
         epochs=training_set.epochs,
         batch_size=options.batch_train or config["batch_train"],
-        dsa_groups=active_groups(dsa=config["dsa"], strategy=config["dsa_strategy"]),
+        dsa_groups=active_groups(dsa=augments(options, config), strategy=config["dsa_strategy"]),
     )
     return evaluate(
         training_set.images,
@@ -243,11 +244,16 @@ def describe(
         "lr": training_set.lr,
         "epochs": training_set.epochs,
         "batch_train": options.batch_train or distilled.config["batch_train"],
-        "dsa": distilled.config["dsa_strategy"] if distilled.config["dsa"] else None,
+        "dsa": distilled.config["dsa_strategy"] if augments(options, distilled.config) else None,
         "precision": options.precision,
         "seed": options.seed,
     }
     return Evaluation(settings, training_set.digest, options.num_eval)
+
+
+def augments(options: EvalOptions, config: Mapping[str, Any]) -> bool:
+    """Whether training is augmented with DSA, where not said otherwise as in the distillation."""
+    return config["dsa"] if options.dsa is None else options.dsa
 
 
 if __name__ == "__main__":

@@ -109,9 +109,14 @@ def _are_accuracies(accs: Any) -> bool:
 def _evaluated(
     entries: Sequence[Record], options: DistillOptions
 ) -> dict[tuple[str, str], Measured]:
-    """Of what eval.py has measured, the entries that count."""
+    """Of what eval.py has measured, the entries that count: those that are augmented as the
+    distillation is, unless it is not on record.
+    """
+    own_dsa = options.dsa_strategy if options.dsa else None
     ranked = []
     for number, entry in enumerate(entries):
+        if entry.get("dsa", own_dsa) != own_dsa:
+            continue
         tag = _tag(entry) if entry["trained_on"] in DISTILLED.values() else ""
         measured = Measured(
             trained_on=entry["trained_on"],

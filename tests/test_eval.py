@@ -167,6 +167,7 @@ def test_networks_of_another_evaluation_do_not_count(argv, trained):
         "--epoch_eval_train 2": 2 * everyone,
         "--batch_train 5": 2 * everyone,
         "--precision fp32": 2 * everyone,
+        "--no_dsa": 2 * everyone,
         "--model LeNet": 2 * everyone,
         "--lr_real 0.1": everyone,
     }.items():

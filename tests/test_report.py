@@ -366,12 +366,13 @@ def test_the_chosen_iteration_counts_before_the_last_and_any_other(tmp_path):
     assert found.chosen_by == "iteration 100"
 
 
-def test_the_longest_training_counts_then_the_most_networks_then_the_latest(tmp_path):
+def test_what_counts_is_augmented_alike_then_the_longest_then_the_most_then_the_latest(tmp_path):
     entries = [
         evaluation(0.5, 0.5),
         evaluation(0.6, 0.6),
         evaluation(0.7, model="ConvNetD3"),
         evaluation(0.8, 0.8, 0.8, epochs=3),
+        evaluation(0.9, 0.9, dsa=None),
     ]
     assert (
         measured(make_run(tmp_path / "r", Iteration=3, evaluations=entries)).accuracies.mean == 0.6

@@ -401,6 +401,9 @@ class EvalOptions(EvaluationOptions):
     batch_train: int | None = option(
         None, "batch size (default: the distillation's)", group=_EVAL, minimum=1
     )
+    dsa: bool | None = option(
+        None, "augment with DSA (default: as the distillation does)", group=_EVAL
+    )
     data_path: str | None = option(
         None, "folder of the data set (default: the one of the distillation)", group=_DATA
     )
