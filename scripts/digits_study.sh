@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # ATT beside the fixed length on digits, three seeds each. At 32x32 pixels: several N_S, and the four
 # architectures at one of them. At 8x8: what else could explain a difference from the paper, the
-# initial images and the number of experts, with the other settings of paper_figures.sh. The same
-# call again goes on where the last one stopped; --jobs N is for other than two CPU cores.
+# initial images and the number of experts, with the other settings of paper_figures.sh, and longer
+# runs. The same call again goes on where the last one stopped; --jobs N is for other than two cores.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 export OMP_NUM_THREADS=1
@@ -10,8 +10,8 @@ python=.venv/bin/python
 jobs=2
 [ "${1:-}" = --jobs ] && jobs=$2
 large="--dataset digits --res 32 --model ConvNetW32"
-small="--dataset digits --syn_steps 20 --Iteration 150 --eval_it 50 --num_eval 2"
-small+=" --epoch_eval_train 100"
+small="--dataset digits --syn_steps 20 --num_eval 2 --epoch_eval_train 100"
+short="$small --Iteration 150 --eval_it 50"
 
 # The command of a distillation called study_$1, with the flags behind it.
 distil() {
@@ -33,8 +33,9 @@ commands() {
                 fi
                 echo "$command"
             done
-            distil "${length}_noise_seed$seed" "$small" --pix_init noise "$same"
-            distil "${length}_experts2_seed$seed" "$small" --max_experts 2 "$same"
+            distil "${length}_noise_seed$seed" "$short" --pix_init noise "$same"
+            distil "${length}_experts2_seed$seed" "$short" --max_experts 2 "$same"
+            distil "${length}_long_seed$seed" "$small" --Iteration 1000 --eval_it 250 "$same"
         done
     done
 }
