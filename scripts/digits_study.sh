@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# ATT beside the fixed length on digits, three seeds each. At 32x32 pixels: several N_S, and the four
-# architectures at one of them. At 8x8: what else could explain a difference from the paper, the
-# initial images and the number of experts, with the other settings of paper_figures.sh, and longer
-# runs. The same call again goes on where the last one stopped; --jobs N is for other than two cores.
+# ATT beside the fixed length on digits, three seeds each. At 32x32 pixels: several N_S, and the
+# four architectures at one of them. At 8x8: what else could explain a difference from the paper,
+# the initial images and the number of experts, with the other settings of paper_figures.sh, and
+# longer runs. The same call again goes on where the last one stopped; --jobs N is for other than
+# two CPU cores.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 export OMP_NUM_THREADS=1

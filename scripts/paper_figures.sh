@@ -2,7 +2,7 @@
 # The runs behind the paper's figures, queued as those of run_all.sh, and the figures. The same call
 # again goes on where the last one stopped.
 #
-#     bash scripts/paper_figures.sh --dataset digits    on two CPU cores
+#     bash scripts/paper_figures.sh --dataset digits    on two CPU cores: 8 minutes
 #     bash scripts/paper_figures.sh --dataset CIFAR10   as in the paper; --dry-run shows the cost
 #
 # Exit status: 0 all runs are done and drawn, 1 some are not, 2 bad input.
