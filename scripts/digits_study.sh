@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # ATT beside the fixed length on digits, three seeds each. At 32x32 pixels: several N_S, and the
 # four architectures at one of them. At 8x8: what else could explain a difference from the paper,
-# the initial images and the number of experts, with the other settings of paper_figures.sh, and a
-# longer run of each. The same call again goes on where the last one stopped; --jobs N is for other
-# than two CPU cores.
+# the initial images and the number of experts, with the other settings of paper_figures.sh, and
+# longer runs. The same call again goes on where the last one stopped; --jobs N is for other than
+# two CPU cores.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 export OMP_NUM_THREADS=1
@@ -39,7 +39,9 @@ commands() {
         done
     done
     for length in att fixed; do
-        distil "${length}_long_seed0" "$small" --Iteration 1000 --eval_it 250 --length "$length"
+        same="--Iteration 1000 --eval_it 250 --length $length"
+        distil "${length}_long_seed0" "$small" "$same"
+        distil "${length}_long_noise_seed0" "$small" --pix_init noise "$same"
     done
 }
 
