@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,19 @@ def test_networks_of_another_evaluation_do_not_count(argv, trained):
         trained.clear()
         script.main([*argv, "--random", *other.split()])
         assert trained == expected, other
+
+
+def test_no_dsa_is_as_after_a_distillation_without(argv, distilled, uninterrupted, tmp_path):
+    script.main([*argv, "--no_dsa"])
+    (entry,) = results(tmp_path)
+    assert entry["dsa"] is None
+    assert entry["accs"] != uninterrupted[0]["accs"]
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    without = replace(distilled, config={**CONFIG, "dsa": False})
+    without.save(plain / "distilled_x.pt", include_whitening=True)
+    script.main([argv[0], str(plain / "distilled_x.pt"), *argv[2:]])
+    assert results(plain)[0]["accs"] == entry["accs"]
 
 
 def test_a_break_between_the_two_files_loses_and_doubles_nothing(
