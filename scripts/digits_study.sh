@@ -2,14 +2,11 @@
 # ATT beside the fixed length on digits, three seeds each. At 32x32 pixels: several N_S, and the
 # four architectures at one of them. At 8x8: what else could explain a difference from the paper,
 # the initial images and the number of experts, with the other settings of paper_figures.sh, and
-# longer runs. The same call again goes on where the last one stopped; --jobs N is for other than
-# two CPU cores.
+# longer runs. For two CPU cores; the same call again goes on where the last one stopped.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 export OMP_NUM_THREADS=1
 python=.venv/bin/python
-jobs=2
-[ "${1:-}" = --jobs ] && jobs=$2
 large="--dataset digits --res 32 --model ConvNetW32"
 small="--dataset digits --syn_steps 20 --num_eval 2 --epoch_eval_train 100"
 short="$small --Iteration 150 --eval_it 50"
@@ -47,4 +44,4 @@ commands() {
 
 $python buffer.py --dataset digits
 $python buffer.py $large
-commands | xargs -d '\n' -P "$jobs" -I {} bash -c '{}'
+commands | xargs -d '\n' -P 2 -I {} bash -c '{}'
