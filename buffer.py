@@ -18,25 +18,26 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from utils import distributed, expert_buffer, interruption
-from utils.augment import active_groups
-from utils.auto import choose_at_once, choose_compile
-from utils.config import Resolved, fixed_values, packaged_yaml, resolve, run_script
-from utils.cost import network_cost, training_flop
-from utils.data import ImageDataset, find_dataset, read_dataset
-from utils.device import default_device
-from utils.errors import UserError
-from utils.estimate import expected_experts_time, experts_demand
-from utils.execution import Execution
-from utils.expert_buffer import ExpertKind
-from utils.expert_training import ExpertTraining
-from utils.files import check_writable
+from utils.compute.cohort import Recipe, accuracy
+from utils.compute.cost import network_cost, training_flop
+from utils.compute.device import compute_dtype, default_device, storage_dtype, use_precision
+from utils.compute.execution import Execution
+from utils.config.resolve import Resolved, fixed_values, packaged_yaml, resolve
+from utils.core import ranks, stopping
+from utils.core.errors import UserError
+from utils.core.files import check_writable
+from utils.core.progress import progress_bar, time_left
+from utils.core.script import run_script
+from utils.data.augment import active_groups
+from utils.data.dataset import ImageDataset, find_dataset, read_dataset
+from utils.data.source import Source
+from utils.experts.files import Expert, adding, missing_experts, save_expert
+from utils.experts.kind import ExpertKind
+from utils.experts.unfinished import ExpertTraining
 from utils.options import BufferOptions
-from utils.precision import compute_dtype, storage_dtype, use_precision
-from utils.progress import progress_bar, time_left
-from utils.room import check_room
-from utils.sources import Source
-from utils.training import Recipe, accuracy
+from utils.plan.auto import choose_at_once, choose_compile
+from utils.plan.estimate import expected_experts_time, experts_demand
+from utils.plan.room import check_room
 
 EPOCHS_TO_JUDGE = 5  # epochs of a call before it says how long the rest takes
 
@@ -46,7 +47,7 @@ def find_yaml(given: Mapping[str, Any]) -> Path | None:
 
 
 def main(argv: Sequence[str]) -> int:
-    with distributed.process_group():
+    with ranks.process_group():
         return make_experts(argv)
 
 
@@ -76,34 +77,32 @@ def make_experts(argv: Sequence[str]) -> int:
     ).folder(options.buffer_path)
     check_writable(folder)
     numbers, per_file = check_numbers(options), options.save_interval
-    missing = distributed.from_main(
-        expert_buffer.missing_experts(folder, numbers, experts_per_file=per_file)
-        if distributed.is_main()
-        else []
+    missing = ranks.from_main(
+        missing_experts(folder, numbers, experts_per_file=per_file) if ranks.is_main() else []
     )
     print(f"buffer.py\n{resolved.table()}")
     print(f"{len(numbers) - len(missing)} of {len(numbers)} experts are in {folder}")
     recipe, at_once = choose_recipe(options, found, device, len(missing))
     say_what_it_takes(options, found, recipe, folder, missing, at_once, device)
-    distributed.barrier()  # nothing is written before everyone has looked
+    ranks.barrier()  # nothing is written before everyone has looked
     if options.dry_run:
         return 0
     with hold_files(options, folder, numbers) as missing:
         if not missing:
             return 0
         data = read_dataset(found, zca=options.zca).to(device, storage_dtype(precision))
-        rounds = distributed.shares(missing, at_once)
+        rounds = ranks.shares(missing, at_once)
         seconds: list[float] = []
         with (
-            interruption.deferred(),
+            stopping.deferred(),
             progress_bar(total=len(rounds) * options.train_epochs, unit="epoch") as progress,
         ):
             for own in rounds:
                 experts = {}
                 if own:
                     experts = train_experts(options, recipe, data, own, folder, progress, seconds)
-                for number, expert in sorted(distributed.gather_on_main(experts).items()):
-                    expert_buffer.save_expert(folder, number, expert, experts_per_file=per_file)
+                for number, expert in sorted(ranks.gather_on_main(experts).items()):
+                    save_expert(folder, number, expert, experts_per_file=per_file)
     print(f"{len(numbers)} experts of {options.train_epochs} epochs are in {folder}")
     return 0
 
@@ -157,9 +156,9 @@ def check_numbers(options: BufferOptions) -> range:
             f"{options.num_experts} and begin a file, so be a multiple of --save_interval "
             f"{options.save_interval}"
         )
-    if distributed.world() > len(numbers):
+    if ranks.world() > len(numbers):
         raise UserError(
-            f"{distributed.world()} processes are more than the {len(numbers)} experts: start fewer"
+            f"{ranks.world()} processes are more than the {len(numbers)} experts: start fewer"
         )
     return numbers
 
@@ -167,13 +166,13 @@ def check_numbers(options: BufferOptions) -> range:
 @contextmanager
 def hold_files(options: BufferOptions, folder: Path, numbers: range) -> Iterator[list[int]]:
     """The main process has the experts' files to itself; yields which are missing, to everyone."""
-    if not distributed.is_main():
-        yield distributed.from_main([])
+    if not ranks.is_main():
+        yield ranks.from_main([])
         return
-    with expert_buffer.adding(
+    with adding(
         folder, fixed_values(options), numbers, experts_per_file=options.save_interval
     ) as missing:
-        yield distributed.from_main(missing)
+        yield ranks.from_main(missing)
 
 
 def choose_recipe(
@@ -187,7 +186,7 @@ def choose_recipe(
         image_size=source.image_size,
     )
     images = len(source.labels["train"])
-    epochs = options.num_experts * options.train_epochs / distributed.world()
+    epochs = options.num_experts * options.train_epochs / ranks.world()
     flop = epochs * training_flop(cost, images=images, epochs=1, flat=options.flat)
     layers = cost.layers * (1 + options.flat)  # a flat step is two functions to compile
     compiled = choose_compile(options.compile, flop, device, work="training", layers=layers)
@@ -220,7 +219,7 @@ def train_experts(
     folder: Path,
     progress: tqdm,
     seconds: list[float],
-) -> dict[int, expert_buffer.Expert]:
+) -> dict[int, Expert]:
     """For each of the experts `numbers` its snapshots: before the first epoch and after each.
 
     What a signal cuts off is kept as of the last epoch, and with several experts in step so often
@@ -259,7 +258,7 @@ def train_experts(
         training.end_epoch()
         is_last = training.epoch == options.train_epochs
         # The last is kept as an expert, but with several processes another may be cut off before.
-        if distributed.world() > 1 if is_last else training.is_much_unkept(options.train_epochs):
+        if ranks.world() > 1 if is_last else training.is_much_unkept(options.train_epochs):
             training.keep()
         with training.interruptible():
             networks = training.cohort.networks
@@ -271,7 +270,7 @@ def train_experts(
         )
         progress.update()
         seconds.append(time.monotonic() - began)
-        if len(seconds) == EPOCHS_TO_JUDGE and distributed.is_main():
+        if len(seconds) == EPOCHS_TO_JUDGE and ranks.is_main():
             left = int(progress.total - progress.n)
             progress.write(time_left(seconds, left, unit="epoch"), file=sys.stdout)
     return training.trajectories

@@ -18,49 +18,50 @@ import torch
 from torch import Tensor, nn
 
 from networks import canonical_name
-from utils import distributed, interruption
-from utils.augment import active_groups
-from utils.config import (
+from utils.compute.cost import fitting_network, network_cost
+from utils.compute.device import compute_dtype, default_device, storage_dtype, use_precision
+from utils.compute.execution import Execution
+from utils.compute.flat import FlatNetwork
+from utils.config.resolve import (
     DEFAULT,
     Resolved,
     check_unchanged,
     fixed_values,
     nearest_row,
     resolve,
-    run_script,
 )
-from utils.cost import fitting_network, network_cost
-from utils.data import ImageDataset, find_dataset, read_dataset
-from utils.device import default_device
-from utils.environment import describe_environment
-from utils.errors import UserError
-from utils.estimate import distillation_demand, expected_distillation_time
-from utils.evaluation import HowToRun, Protocol
-from utils.execution import Execution
-from utils.expert_buffer import ExpertBuffer, ExpertKind, find_experts
-from utils.files import check_writable
-from utils.flat_params import FlatNetwork
-from utils.matching import Matcher, Sampling
+from utils.core import ranks, stopping
+from utils.core.errors import UserError
+from utils.core.files import check_writable
+from utils.core.progress import progress_bar
+from utils.core.provenance import describe_environment
+from utils.core.script import run_script
+from utils.data.augment import active_groups
+from utils.data.dataset import ImageDataset, find_dataset, read_dataset
+from utils.data.real_images import check_ipc, class_labels, initial_images
+from utils.data.source import Source
+from utils.experts.buffer import ExpertBuffer
+from utils.experts.kind import ExpertKind, find_experts
+from utils.measure.protocol import HowToRun, Protocol
+from utils.methods.outer_state import Diverged, OuterState
+from utils.methods.trajectory.lengths import DISTANCES, LENGTH_POLICIES
+from utils.methods.trajectory.matching import Matcher, Sampling
+from utils.methods.trajectory.pruning import prune_dissimilar
+from utils.methods.trajectory.unroll import NOTHING, Objective
 from utils.options import DistillOptions
-from utils.outer_state import Diverged, OuterState
-from utils.precision import compute_dtype, storage_dtype, use_precision
-from utils.progress import progress_bar
-from utils.pruning import prune_dissimilar
-from utils.reporter import BEST, Reporter
-from utils.room import check_room
-from utils.run_dir import MetricsLog, RunDir
-from utils.run_plan import RunPlan, evaluations_left, plan_run
-from utils.sources import Source
-from utils.synthetic_set import check_ipc, class_labels, initial_images
-from utils.trajectory_length import DISTANCES, LENGTH_POLICIES
-from utils.unroll import NOTHING, Objective
+from utils.plan.estimate import distillation_demand, expected_distillation_time
+from utils.plan.room import check_room
+from utils.plan.run_plan import RunPlan, evaluations_left, plan_run
+from utils.run.directory import RunDir
+from utils.run.log import MetricsLog
+from utils.run.recorder import BEST, Reporter
 
 MAX_REWINDS = 3
 STEPS_TO_JUDGE = 5  # outer steps of a call before it says how long the rest takes
 
 
 def main(argv: Sequence[str]) -> int:
-    with distributed.process_group():
+    with ranks.process_group():
         return distil(argv)
 
 
@@ -97,7 +98,7 @@ def distil(argv: Sequence[str]) -> int:
     if options.eval_it > 0:
         print(f"distilled_best.pt: {BEST[options.select]}")
     say_what_it_takes(options, source, how, experts, run, checkpoint, device)
-    distributed.barrier()  # nothing is written before everyone has looked
+    ranks.barrier()  # nothing is written before everyone has looked
     if options.dry_run:
         return 0
     with run.alone(checkpoint):
@@ -206,11 +207,11 @@ def name_run(resolved: Resolved[DistillOptions]) -> RunDir:
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     run = RunDir.of(options, now if options.run_name is None else options.run_name)
     if options.run_name is None or options.restart:
-        run = distributed.from_main(run.unused())
+        run = ranks.from_main(run.unused())
         resolved.set("run_name", run.path.name, DEFAULT)
         resolved.set("restart", False, DEFAULT)  # whoever continues does not
         again = ["--no_restart"] if options.restart else []
-        interruption.to_continue("--run_name", run.path.name, *again)
+        stopping.to_continue("--run_name", run.path.name, *again)
     return run
 
 
@@ -311,11 +312,11 @@ def make_reporter(
     run.save_config(
         config,
         experts={**experts.settings, "number": len(experts), "epochs": experts.epochs},
-        environment=describe_environment() | {"processes": str(distributed.world())},
+        environment=describe_environment() | {"processes": str(ranks.world())},
     )
     return Reporter(
         run=run,
-        log=MetricsLog(run, wandb_mode=options.wandb, config=config),
+        log=MetricsLog(run.path, wandb_mode=options.wandb, config=config),
         config=config,
         data=data,
         labels=labels,
@@ -381,7 +382,7 @@ def take_outer_steps(
     """
     seconds: list[float] = []
     with (
-        interruption.deferred(),
+        stopping.deferred(),
         progress_bar(total=options.Iteration, initial=state.iteration, unit="it") as progress,
     ):
         while True:
@@ -411,10 +412,10 @@ def take_outer_steps(
                 refresh=False,
             )
             progress.update()
-            if interruption.asked_anyone():
+            if stopping.asked_anyone():
                 reporter.save_checkpoint(state)
-                distributed.barrier()  # torchrun ends everyone once one has left
-                raise interruption.Interrupted
+                ranks.barrier()  # torchrun ends everyone once one has left
+                raise stopping.Interrupted
 
 
 def leave_behind(options: DistillOptions, state: OuterState, reporter: Reporter) -> None:
@@ -428,7 +429,7 @@ def leave_behind(options: DistillOptions, state: OuterState, reporter: Reporter)
         reporter.save(state)
     if evaluates:
         reporter.save_checkpoint(state)  # to come back to if the evaluation is cut off
-        with interruption.deferred(False):
+        with stopping.deferred(False):
             reporter.evaluate(state)
     checkpoints = due(at, options.checkpoint_it) or reporter.is_checkpoint_old()
     if evaluates or saves or is_end or checkpoints:

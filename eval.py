@@ -2,11 +2,10 @@
 
     python eval.py --distilled results/.../distilled_best.pt --model ConvNetD3 ResNet18
 
-needs that file and the test data, nothing else (but for a whitened set of a single iteration the
-training data: such sets leave the whitening out). Real images are measured beside it where asked
-for, as many by a rule of utils/selection.py, some of which ask experts of the buffer, or all.
-Prints a table and keeps it in eval.json beside the file, and until that is whole each network as
-soon as it is trained: what is there already is not measured again.
+needs that file and the test data, nothing else. (A whitened set of a single iteration also needs
+the training data: such sets leave their whitening out.) Flags add real images for comparison: as
+many as the set has, chosen by a rule of `utils/measure/selection.py`, or all. The table is kept in
+eval.json beside the file; what is measured already is not measured again.
 """
 
 import sys
@@ -17,33 +16,34 @@ from pathlib import Path
 from typing import Any
 
 from networks import CROSS_ARCHITECTURE
-from utils import distributed
-from utils.augment import active_groups
-from utils.auto import choose_at_once, choose_compile
-from utils.config import resolve, run_script
-from utils.cost import network_cost, training_flop
-from utils.data import ImageDataset, find_dataset, needed_splits, read_dataset
-from utils.device import default_device
-from utils.errors import UserError
-from utils.estimate import evaluation_demand
-from utils.eval_record import EvalRecord, Evaluation
-from utils.evaluation import Accuracies, HowToRun, Protocol, evaluate
-from utils.execution import Execution
-from utils.expert_buffer import ExpertKind
-from utils.files import check_writable
-from utils.observer import Observer
+from utils.compute.cost import network_cost, training_flop
+from utils.compute.device import compute_dtype, default_device, storage_dtype, use_precision
+from utils.compute.execution import Execution
+from utils.config.resolve import resolve
+from utils.core import ranks
+from utils.core.errors import UserError
+from utils.core.files import check_writable
+from utils.core.rng import derive_seed
+from utils.core.script import run_script
+from utils.data.augment import active_groups
+from utils.data.dataset import ImageDataset, find_dataset, needed_splits, read_dataset
+from utils.data.distilled import SyntheticSet
+from utils.data.real_images import check_ipc
+from utils.data.source import Source
+from utils.experts.features import Observer
+from utils.experts.kind import ExpertKind
+from utils.measure.protocol import Accuracies, HowToRun, Protocol, evaluate
+from utils.measure.record import EvalRecord, Evaluation
+from utils.measure.selection import need_experts
+from utils.measure.sets import TrainingSet, checksum, training_sets
 from utils.options import DistillOptions, EvalOptions
-from utils.precision import compute_dtype, storage_dtype, use_precision
-from utils.rng import derive_seed
-from utils.room import check_room
-from utils.selection import asked_for, need_experts
-from utils.sources import Source
-from utils.synthetic_set import SyntheticSet, check_ipc
-from utils.training_sets import TrainingSet, checksum, training_sets
+from utils.plan.auto import choose_at_once, choose_compile
+from utils.plan.estimate import evaluation_demand
+from utils.plan.room import check_room
 
 
 def main(argv: Sequence[str]) -> int:
-    with distributed.process_group():
+    with ranks.process_group():
         return measure(argv)
 
 
@@ -56,9 +56,9 @@ def measure(argv: Sequence[str]) -> int:
     device = default_device()
     precision = use_precision(options.precision, device)
     options = replace(options, precision=precision)
-    if distributed.world() > options.num_eval:
+    if ranks.world() > options.num_eval:
         raise UserError(
-            f"{distributed.world()} processes are more than the --num_eval {options.num_eval} "
+            f"{ranks.world()} processes are more than the --num_eval {options.num_eval} "
             "networks: start fewer"
         )
     path = Path(options.distilled)
@@ -70,7 +70,7 @@ def measure(argv: Sequence[str]) -> int:
     )
     if distilled.normalisation.needs_fit:
         print("fitting ZCA on the training images: only the sets last and best bring theirs along")
-    selections = asked_for(options)
+    selections = options.selections
     test_only = not (selections or options.full)
     source = find_dataset(
         distilled.dataset,
@@ -110,7 +110,18 @@ def fill_table(
     tested_on = checksum(data.test.images, data.test.labels)
     print(f"{path}: {distilled.dataset}, ipc {distilled.ipc}, iteration {distilled.iteration}")
     print(f"{'trained on':14} {'model':12} {'lr':>8} {'epochs':>6}  test accuracy")
-    for training_set in training_sets(options, distilled, data, observer):
+    for training_set in training_sets(
+        distilled,
+        data,
+        observer,
+        selections=options.selections,
+        full=options.full,
+        networks=options.num_eval,
+        seed=options.seed,
+        lr_real=options.lr_real,
+        epochs=options.epoch_eval_train,
+        epochs_full=options.epoch_full_train or options.epoch_eval_train,
+    ):
         for model in models:
             evaluation = describe(path, training_set, options, distilled, tested_on, model)
             known = record.networks(evaluation)
@@ -195,7 +206,7 @@ def note(known: int, num_eval: int) -> str:
 def how_to_run(
     options: EvalOptions, protocol: Protocol, images: int, data: ImageDataset, model: str
 ) -> HowToRun:
-    device, world = data.test.images.device, distributed.world()
+    device, world = data.test.images.device, ranks.world()
     cost = network_cost(
         model, channels=data.channels, num_classes=data.num_classes, image_size=data.image_size
     )

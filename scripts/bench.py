@@ -31,22 +31,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from networks import build_network
-from utils import augment, distributed, unroll
-from utils.augment import DSA_STRATEGY, parse_strategy
-from utils.auto import choose_at_once, choose_micro_batch, choose_unroll
-from utils.cost import NetworkCost, network_cost
-from utils.data import Split
-from utils.device import default_device
-from utils.environment import describe_environment
-from utils.evaluation import MOMENTUM, WEIGHT_DECAY, HowToRun, Protocol, evaluate
-from utils.execution import PLAIN, Execution
-from utils.files import write_text
-from utils.flat_params import FlatNetwork, flatten
-from utils.matching import draw_problem
-from utils.precision import PRECISIONS, compute_dtype, storage_dtype, use_precision
-from utils.rng import derive_seed, stream
-from utils.training import Cohort, Recipe
-from utils.trajectory_length import DISTANCES, fixed
+from utils.compute.cohort import Cohort, Recipe
+from utils.compute.cost import NetworkCost, network_cost
+from utils.compute.device import (
+    PRECISIONS,
+    compute_dtype,
+    default_device,
+    storage_dtype,
+    use_precision,
+)
+from utils.compute.execution import PLAIN, Execution
+from utils.compute.flat import FlatNetwork, flatten
+from utils.core import ranks
+from utils.core.files import write_text
+from utils.core.provenance import describe_environment
+from utils.core.rng import derive_seed, stream
+from utils.data import augment
+from utils.data.augment import DSA_STRATEGY, parse_strategy
+from utils.data.dataset import Split
+from utils.measure.protocol import MOMENTUM, WEIGHT_DECAY, HowToRun, Protocol, evaluate
+from utils.methods.trajectory import unroll
+from utils.methods.trajectory.lengths import DISTANCES, fixed
+from utils.methods.trajectory.matching import draw_problem
+from utils.plan.auto import choose_at_once, choose_micro_batch, choose_unroll
 
 DSA = parse_strategy(DSA_STRATEGY)
 FIXED = unroll.Objective(DISTANCES["l2"], fixed)
@@ -142,7 +149,7 @@ class OuterStep:
             batch_syn=args.batch_syn,
             dsa_groups=DSA,
             generators=[torch.Generator().manual_seed(0)],
-            share=(distributed.rank(), distributed.world()),
+            share=(ranks.rank(), ranks.world()),
         )
 
     def _network(self) -> nn.Module:
@@ -172,7 +179,7 @@ class OuterStep:
                 steps,
                 FIXED,
                 micro_batch=size,
-                sum_over_ranks=distributed.sum_over_ranks,
+                sum_over_ranks=ranks.sum_over_ranks,
             )
         )
 
@@ -197,7 +204,7 @@ class OuterStep:
             self.cost,
             self.device,
             compiled=False,
-            divided=distributed.world() > 1,
+            divided=ranks.world() > 1,
             syn_steps=self.args.syn_steps,
             images=self.batch,
         )
@@ -228,7 +235,7 @@ def bench_unroll(args: argparse.Namespace, device: torch.device) -> dict[str, An
         variant.work()
         return {"peak_bytes": _peak_bytes(device)}
     results = compare(step.variants(args.variants), args.repeats, device)
-    if device.type == "cpu" and distributed.world() == 1 and not args.no_peaks:
+    if device.type == "cpu" and ranks.world() == 1 and not args.no_peaks:
         titles = dict(zip(args.variants, step.variants(args.variants), strict=True))
         for name, title in titles.items():
             peak = _run_apart(args, name, ["--peak_only"])["peak_bytes"]
@@ -575,13 +582,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    with distributed.process_group():
+    with ranks.process_group():
         device = default_device()
         args.precision = use_precision(args.precision, device)
         results = BENCHMARKS[args.benchmark](args, device)
         settings = {key: str(value) for key, value in vars(args).items()}
         record = {"environment": describe_environment(), "settings": settings, "results": results}
-        if distributed.is_main():
+        if ranks.is_main():
             write_text(json.dumps(record, indent=1) + "\n", args.out)
             print(f"written to {args.out}")
 

@@ -10,8 +10,8 @@ set -euo pipefail
 # shellcheck source=scripts/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 # shellcheck source=scripts/queue.sh
-source scripts/queue.sh scripts.figure_plan "$@"
+source scripts/queue.sh scripts.figures.plan "$@"
 status=0
-.venv/bin/python -m scripts.summary "$queue" || status=1
+.venv/bin/python -m scripts.plan.summary "$queue" || status=1
 bash -c "$(<"$queue/draw")" || status=1
 exit $status

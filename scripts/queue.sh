@@ -1,4 +1,4 @@
-# Sourced by run_all.sh and paper_figures.sh: let a module of Python plan cells, as scripts/plan.py
+# Sourced by run_all.sh and paper_figures.sh: let a module of Python plan cells, as scripts/plan
 # does, and work on them. What the plan wrote lies in the folder $queue until the script ends. Where
 # it has written nothing, since it was asked for a dry run, the script ends here.
 #

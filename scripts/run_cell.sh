@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One cell of run_all.sh: wait for slots of a device, run the commands there, note how it went.
 #
-#     run_cell.sh QUEUE LINE       a folder and a line as scripts/plan.py writes them
+#     run_cell.sh QUEUE LINE       a folder and a line as scripts/plan writes them
 #
 # A cell that fails is an outcome, not an error: the exit status is 0, so that xargs goes on.
 set -euo pipefail

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import buffer
 import distill_att
 import eval as evaluation
-from utils import distributed
+from utils.core import ranks
 
 SCRIPTS = {
     "buffer": buffer.make_experts,
@@ -20,7 +20,7 @@ SCRIPTS = {
     "eval": evaluation.measure,
 }
 
-with distributed.process_group():
+with ranks.process_group():
     for script, argv in json.loads(sys.argv[1]):
         status = SCRIPTS[script](argv)
         assert status == 0, (script, status)

@@ -9,7 +9,7 @@ import torch
 
 import buffer
 import distill_att
-from utils.expert_buffer import read_file
+from utils.experts.files import read_file
 
 ROOT = Path(__file__).parent.parent
 SHORT = [

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils import augment
-from utils.augment import DSA_STRATEGY, Augmentation, parse_strategy
+from utils.data import augment
+from utils.data.augment import DSA_STRATEGY, Augmentation, parse_strategy
 
 GROUPS = parse_strategy(DSA_STRATEGY)
 

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from networks import NETWORKS
-from utils import auto, execution, memory
-from utils.auto import choose_at_once, choose_compile, choose_micro_batch, choose_unroll
-from utils.cost import (
+from utils.compute import execution
+from utils.compute.cost import (
     ADJOINT_COPIES,
     TRAINING_COPIES,
     TRAINING_VECTORS,
@@ -21,8 +20,10 @@ from utils.cost import (
     training_bytes,
     training_flop,
 )
-from utils.errors import UserError
-from utils.memory import disk_of, free_bytes, free_disk_bytes, held_bytes
+from utils.core.errors import UserError
+from utils.plan import auto, memory
+from utils.plan.auto import choose_at_once, choose_compile, choose_micro_batch, choose_unroll
+from utils.plan.memory import disk_of, free_bytes, free_disk_bytes, held_bytes
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GB = 2**30

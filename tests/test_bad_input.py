@@ -10,8 +10,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.config import FLOAT_LIMIT, INT_LIMIT, resolve
-from utils.errors import UserError
+from utils.config.fields import FLOAT_LIMIT, INT_LIMIT
+from utils.config.resolve import resolve
+from utils.core.errors import UserError
 from utils.options import BufferOptions, DistillOptions, EvalOptions
 
 OPTIONS = [BufferOptions, DistillOptions, EvalOptions]

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from utils import augment, batches
-from utils.augment import DSA_STRATEGY, parse_strategy
-from utils.batches import Batches, Draw, draw_batches, steps_per_block
+from utils.compute import batches
+from utils.compute.batches import Batches, Draw, draw_batches, steps_per_block
+from utils.data import augment
+from utils.data.augment import DSA_STRATEGY, parse_strategy
 
 GROUPS = parse_strategy(DSA_STRATEGY)
 CPU = torch.device("cpu")

@@ -4,18 +4,19 @@ import pytest
 import torch
 
 from networks import build_network
-from utils.augment import DSA_STRATEGY, parse_strategy
-from utils.data import Split, load_dataset
-from utils.expert_buffer import ExpertBuffer, save_expert, snapshot
-from utils.flat_params import FlatNetwork
-from utils.matching import Matcher, Sampling
-from utils.outer_state import OuterState
-from utils.rng import stream
-from utils.start_epochs import StartEpochs
-from utils.synthetic_set import class_labels, initial_images
-from utils.training import Cohort, Recipe
-from utils.trajectory_length import DISTANCES, att
-from utils.unroll import Objective
+from utils.compute.cohort import Cohort, Recipe
+from utils.compute.flat import FlatNetwork
+from utils.core.rng import stream
+from utils.data.augment import DSA_STRATEGY, parse_strategy
+from utils.data.dataset import Split, load_dataset
+from utils.data.real_images import class_labels, initial_images
+from utils.experts.buffer import ExpertBuffer
+from utils.experts.files import save_expert, snapshot
+from utils.methods.outer_state import OuterState
+from utils.methods.trajectory.lengths import DISTANCES, att
+from utils.methods.trajectory.matching import Matcher, Sampling
+from utils.methods.trajectory.starts import StartEpochs
+from utils.methods.trajectory.unroll import Objective
 
 GROUPS = parse_strategy(DSA_STRATEGY)
 

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from utils.config import (
+from utils.config.fields import option
+from utils.config.resolve import (
     CONFIGS,
     check_unchanged,
     fixed_values,
     nearest_row,
-    option,
     packaged_yaml,
     resolve,
 )
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.options import BufferOptions, DistillOptions, EvalOptions
 
 ROOT = Path(__file__).parent.parent

@@ -11,12 +11,13 @@ from short_runs import SHORT, distill, images, records, snapshots, train_experts
 
 import buffer
 import distill_att
-from utils import interruption, reporter
-from utils.errors import UserError
-from utils.expert_buffer import adding, unfinished_file
-from utils.interruption import Interrupted
-from utils.outer_state import Diverged, OuterState
-from utils.training import Cohort
+from utils.compute.cohort import Cohort
+from utils.core import stopping
+from utils.core.errors import UserError
+from utils.core.stopping import Interrupted
+from utils.experts.files import adding, unfinished_file
+from utils.methods.outer_state import Diverged, OuterState
+from utils.run import recorder as reporter
 
 
 def after(calls, function, error=Interrupted):
@@ -67,7 +68,7 @@ def test_a_run_killed_between_checkpoints_goes_back_to_the_last(
 def test_a_signal_ends_a_run_behind_its_step(finished, experts, tmp_path, monkeypatch):
     asked = iter([False, False, True])
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(distill_att.interruption, "asked_anyone", lambda: next(asked))
+        patch.setattr(distill_att.stopping, "asked_anyone", lambda: next(asked))
         distill(experts, tmp_path)
     run_dir = tmp_path / "digits/ConvNetD2/ipc1/run"
     checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)
@@ -83,7 +84,7 @@ def test_restart_begins_anew_beside_what_is_there(finished, experts, tmp_path, c
     assert str(second) in capsys.readouterr().out
     assert len(records(second, "step")) == 4
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert distill_att.interruption.command().endswith("--run_name run_2 --no_restart")
+    assert distill_att.stopping.command().endswith("--run_name run_2 --no_restart")
 
 
 def diverge_above(monkeypatch, rate, value, *, at):
@@ -164,8 +165,8 @@ def test_an_expert_goes_on_at_its_last_epoch(experts, tmp_path, monkeypatch, cap
 def test_a_signal_while_an_expert_is_tested_costs_no_epoch(tmp_path, monkeypatch):
     flags = ["--val_fraction", "0.9", "--train_epochs", "1"]
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(interruption, "_first", None)
-        patch.setattr(buffer, "accuracy", lambda *_: interruption._receive(signal.SIGTERM, None))
+        patch.setattr(stopping, "_first", None)
+        patch.setattr(buffer, "accuracy", lambda *_: stopping._receive(signal.SIGTERM, None))
         train_experts(tmp_path, 1, *flags)
     monkeypatch.setattr(Cohort, "train", after(0, Cohort.train))  # nothing is left to train
     train_experts(tmp_path, 1, *flags)

@@ -13,13 +13,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from utils.cache import cached
-from utils.errors import UserError
-from utils.expert_buffer import Expert, ExpertBuffer, save_expert
-from utils.files import torch_load, torch_save
-from utils.flat_params import flatten
-from utils.normalisation import Normalisation
-from utils.synthetic_set import SyntheticSet
+from utils.compute.flat import flatten
+from utils.core.cache import cached
+from utils.core.errors import UserError
+from utils.core.files import torch_load, torch_save
+from utils.data.distilled import SyntheticSet
+from utils.data.normalisation import Normalisation
+from utils.experts.buffer import ExpertBuffer
+from utils.experts.files import Expert, save_expert
 
 SHAPES = [torch.Size([2, 3]), torch.Size([2])]
 LEGACY = {"_use_new_zipfile_serialization": False}

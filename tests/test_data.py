@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from utils import image_tree
-from utils.data import DATASETS, ImageDataset, find_dataset, load_dataset
-from utils.errors import UserError
-from utils.imagenet_subsets import IMAGENET_SUBSETS
-from utils.normalisation import Normalisation, fit_zca
+from utils.core.errors import UserError
+from utils.data import decode as image_tree
+from utils.data.dataset import DATASETS, ImageDataset, find_dataset, load_dataset
+from utils.data.imagenet_subsets import IMAGENET_SUBSETS
+from utils.data.normalisation import Normalisation, fit_zca
 
 NETTE = IMAGENET_SUBSETS["imagenette"]
 
@@ -621,7 +621,7 @@ def test_without_a_writable_folder_it_goes_on_with_one_warning_each(folder, capl
 
 def test_zca_is_fitted_once_for_the_same_images(folder, monkeypatch):
     first = load_dataset("folder", data_path=folder, res=8, zca=True)
-    monkeypatch.setattr("utils.data.fit_zca", None)
+    monkeypatch.setattr("utils.data.dataset.fit_zca", None)
     second = load_dataset("folder", data_path=folder, res=8, zca=True)
     assert torch.equal(first.train.images, second.train.images)
     picture(folder / "train/cat/0.png", 99)
@@ -654,7 +654,7 @@ def test_zca_is_fitted_and_kept_without_the_images_held_out(folder, monkeypatch)
     pixels = find_dataset("folder", data_path=folder, res=8, val_fraction=0.5).read["train"]()
     assert torch.equal(rest.normalisation.zca_matrix, fit_zca(pixels / 255).zca_matrix)
     assert not torch.equal(rest.normalisation.zca_matrix, whole.normalisation.zca_matrix)
-    monkeypatch.setattr("utils.data.fit_zca", None)  # both are kept
+    monkeypatch.setattr("utils.data.dataset.fit_zca", None)  # both are kept
     for fraction, first in ((0.0, whole), (0.5, rest)):
         again = load_dataset("folder", data_path=folder, res=8, zca=True, val_fraction=fraction)
         assert torch.equal(again.train.images, first.train.images)

@@ -14,8 +14,8 @@ import torch
 import buffer
 import distill_att
 import eval as evaluation
-from utils import distributed
-from utils.expert_buffer import read_file
+from utils.core import ranks
+from utils.experts.files import read_file
 
 ROOT = Path(__file__).parent.parent
 RUN = "--dataset digits --precision fp64 --Iteration 3 --eval_it 3 --num_eval 3".split()
@@ -149,11 +149,11 @@ def test_a_process_that_dies_ends_the_run(one, tmp_path):
 
 
 def test_shares_are_disjoint_and_whole(monkeypatch):
-    monkeypatch.setattr(distributed, "world", lambda: 3)
+    monkeypatch.setattr(ranks, "world", lambda: 3)
     parts = []
     for rank in range(3):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        parts.append(distributed.shares(list(range(10)), 2))
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        parts.append(ranks.shares(list(range(10)), 2))
     assert [len(part) for part in parts] == [2, 2, 2]  # as many rounds for everyone
     assert [part[0] for part in parts] == [[0, 1], [2, 3], [4, 5]]
     assert sorted(i for part in parts for own in part for i in own) == list(range(10))

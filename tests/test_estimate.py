@@ -8,17 +8,29 @@ import pytest
 import torch
 import yaml
 
-from utils import distributed, estimate, room
-from utils.cost import ADJOINT_COPIES, GRAPH_VECTORS, TRAINING_COPIES, TRAINING_VECTORS, NetworkCost
-from utils.errors import UserError
-from utils.estimate import (
+from utils.compute.cost import (
+    ADJOINT_COPIES,
+    GRAPH_VECTORS,
+    TRAINING_COPIES,
+    TRAINING_VECTORS,
+    NetworkCost,
+)
+from utils.core import ranks
+from utils.core.errors import UserError
+from utils.core.progress import duration, time_left
+from utils.data.distilled import SyntheticSet
+from utils.data.normalisation import CHUNK, Normalisation
+from utils.data.source import Source
+from utils.options import BufferOptions, DistillOptions, EvalOptions
+from utils.plan import estimate, room
+from utils.plan.estimate import (
     distillation_demand,
     evaluation_demand,
     expected_distillation_time,
     expected_experts_time,
     experts_demand,
 )
-from utils.footprint import (
+from utils.plan.footprint import (
     COMPILER_BYTES,
     CONTEXT_BYTES,
     FILE_BYTES,
@@ -37,14 +49,9 @@ from utils.footprint import (
     reading_bytes,
     run_bytes,
 )
-from utils.normalisation import CHUNK, Normalisation
-from utils.options import BufferOptions, DistillOptions, EvalOptions
-from utils.progress import duration, time_left
-from utils.room import Demand, Disk, Need, check_room, readable
-from utils.run_dir import RunDir
-from utils.run_plan import RunPlan, Workload, evaluations_left
-from utils.sources import Source
-from utils.synthetic_set import SyntheticSet
+from utils.plan.room import Demand, Disk, Need, check_room, readable
+from utils.plan.run_plan import RunPlan, Workload, evaluations_left
+from utils.run.directory import RunDir
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GB, HELD = 10**9, 7_000
@@ -514,9 +521,9 @@ def test_by_force_it_is_only_a_warning(tmp_path, has, caplog):
 
 def test_processes_of_one_machine_share_its_memory(tmp_path, has, monkeypatch):
     alone = distillation(tmp_path).of({})
-    monkeypatch.setattr(distributed, "world", lambda: 8)
+    monkeypatch.setattr(ranks, "world", lambda: 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    monkeypatch.setattr(distributed, "least", lambda value: value)
+    monkeypatch.setattr(ranks, "least", lambda value: value)
     several = distillation(tmp_path, ipc=8)
     assert several.of({}).held == 4 * HELD
     assert several.of({}).host > 3 * alone.host
@@ -529,13 +536,13 @@ def test_processes_of_one_machine_share_its_memory(tmp_path, has, monkeypatch):
 
 
 def test_what_one_process_lacks_stops_all_of_them(tmp_path, has, monkeypatch, capsys):
-    monkeypatch.setattr(distributed, "gather", lambda value: ["", "short there", value])
+    monkeypatch.setattr(ranks, "gather", lambda value: ["", "short there", value])
     with pytest.raises(UserError, match="short there, or pass --force"):
         check_room(distillation(tmp_path), CPU, force=False)
     assert capsys.readouterr().out.startswith("needs about ")
     has(disk=0)
-    monkeypatch.setattr(distributed, "is_main", lambda: False)
-    monkeypatch.setattr(distributed, "gather", lambda value: [value])
+    monkeypatch.setattr(ranks, "is_main", lambda: False)
+    monkeypatch.setattr(ranks, "gather", lambda value: [value])
     check_room(distillation(tmp_path), CPU, force=False)  # the disk is the main process's
 
 

@@ -15,13 +15,15 @@ import pytest
 import torch
 
 import eval as script
-from utils import eval_record, evaluation
-from utils.data import load_dataset
-from utils.errors import UserError
-from utils.eval_record import EvalRecord, Evaluation
-from utils.evaluation import Accuracies
-from utils.rng import stream
-from utils.synthetic_set import SyntheticSet, class_labels, random_real_images
+from utils.core.errors import UserError
+from utils.core.rng import stream
+from utils.data.dataset import load_dataset
+from utils.data.distilled import SyntheticSet
+from utils.data.real_images import class_labels, random_real_images
+from utils.measure import protocol as evaluation
+from utils.measure import record as eval_record
+from utils.measure.protocol import Accuracies
+from utils.measure.record import EvalRecord, Evaluation
 
 ROOT = Path(__file__).parent.parent
 CONFIG = {"data_path": "data", "res": 8, "dsa": True, "dsa_strategy": "flip", "batch_train": 256}
@@ -339,7 +341,7 @@ STUCK = """
 import os, runpy, sys, time
 root, stuck_in, *sys.argv = sys.argv[1:]
 sys.path.insert(0, root)
-from utils import evaluation
+from utils.measure import protocol as evaluation
 train, calls = evaluation._train_and_measure, []
 def stuck(*arguments):
     calls.append(1)

@@ -16,21 +16,20 @@ import torch
 from torch import nn
 
 from networks import build_network
-from utils import expert_buffer
-from utils.errors import UserError
-from utils.expert_buffer import (
+from utils.compute.flat import flatten
+from utils.core.errors import UserError
+from utils.experts import buffer as expert_buffer
+from utils.experts.buffer import ExpertBuffer
+from utils.experts.files import (
     Expert,
-    ExpertBuffer,
-    ExpertKind,
     begin,
     buffer_files,
-    find_experts,
     missing_experts,
     read_file,
     save_expert,
     snapshot,
 )
-from utils.flat_params import flatten
+from utils.experts.kind import ExpertKind, find_experts
 
 SHAPES = [torch.Size([2, 3]), torch.Size([2])]
 LEGACY = {"_use_new_zipfile_serialization": False}

@@ -1,4 +1,4 @@
-"""Kills, full disks, signals and second processes: the jobs of scripts/faults.py, a few of each.
+"""Kills, full disks, signals and second processes: the jobs of scripts/faults, a few of each.
 
 Each test strikes, continues, and compares all files with those of the undisturbed job.
 """
@@ -6,10 +6,11 @@ Each test strikes, continues, and compares all files with those of the undisturb
 import pytest
 import torch
 
-from scripts import fault_kinds, faults
-from scripts.bad_input import make_case, try_case
-from scripts.fault_calls import AtWrite
-from scripts.fault_jobs import LEAST, SECONDS, damaged, differences, lost, make_jobs
+from scripts.faults import __main__ as faults
+from scripts.faults import kinds as fault_kinds
+from scripts.faults.bad_input import make_case, try_case
+from scripts.faults.calls import AtWrite
+from scripts.faults.jobs import LEAST, SECONDS, damaged, differences, lost, make_jobs
 
 BUFFER, DISTILL, EVAL = range(3)
 each_script = pytest.mark.parametrize("k", range(3), ids=["buffer", "distill_att", "eval"])

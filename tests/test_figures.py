@@ -8,12 +8,11 @@ import pytest
 from made_runs import att, curve, diverged, evaluation, fixed, steps, write_run
 from PIL import Image
 
-from scripts import figure_data as data
-from scripts import figure_drawing as drawing
-from scripts import figures
-from scripts.figure_runs import with_arrays
-from scripts.runs import read_run, read_runs
-from utils.errors import UserError
+from scripts.figures import __main__ as figures
+from scripts.figures import data, drawing
+from scripts.figures.runs import with_arrays
+from scripts.results.runs import read_run, read_runs
+from utils.core.errors import UserError
 
 
 def runs_in(path):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.errors import UserError
-from utils.files import atomic_write, torch_load, torch_save, write_text
+from utils.core.errors import UserError
+from utils.core.files import atomic_write, torch_load, torch_save, write_text
 
 
 def names(folder: Path) -> list[str]:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from networks import build_network
-from utils.flat_params import (
+from utils.compute.flat import (
     FlatNetwork,
     TrainingNetwork,
     flatten,

@@ -9,10 +9,10 @@ from short_runs import SHORT, distill, images, records, train_experts, without_t
 
 import distill_att
 import eval as evaluation
-from utils.data import find_dataset, load_dataset, read_dataset
-from utils.errors import UserError
-from utils.evaluation import Accuracies
-from utils.synthetic_set import random_real_images
+from utils.core.errors import UserError
+from utils.data.dataset import find_dataset, load_dataset, read_dataset
+from utils.data.real_images import random_real_images
+from utils.measure.protocol import Accuracies
 
 VAL = ["--val_fraction", "0.5"]
 RUN = "digits/ConvNetD2/ipc1/run"
@@ -35,7 +35,7 @@ def accuracies(monkeypatch):
         on_test, on_val = next(pairs)
         return Accuracies((on_test,), None if val is None else Accuracies((on_val,)))
 
-    monkeypatch.setattr("utils.reporter.evaluate", measured)
+    monkeypatch.setattr("utils.run.recorder.evaluate", measured)
 
 
 def test_a_run_with_images_held_out(held_out, tmp_path, capsys):

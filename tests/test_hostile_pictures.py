@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from utils import image_tree
-from utils.data import find_dataset, load_dataset
-from utils.errors import UserError
-from utils.synthetic_set import random_real_images
+from utils.core.errors import UserError
+from utils.data import decode as image_tree
+from utils.data.dataset import find_dataset, load_dataset
+from utils.data.real_images import random_real_images
 
 RED, BLUE, GREY, WHITE = (255, 0, 0), (0, 0, 255), (120, 120, 120), (255, 255, 255)
 RES = 8

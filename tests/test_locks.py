@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from utils.errors import UserError
-from utils.locks import is_held, locked
+from utils.core.errors import UserError
+from utils.core.locks import is_held, locked
 
 ROOT = Path(__file__).parent.parent
-HOLD = "import sys, time; from pathlib import Path; from utils.locks import locked\n"
+HOLD = "import sys, time; from pathlib import Path; from utils.core.locks import locked\n"
 HOLD += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
 
@@ -48,7 +48,7 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog)
     def acquire(*args, **kwargs):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr("utils.locks.FileLock.acquire", acquire)
+    monkeypatch.setattr("utils.core.locks.FileLock.acquire", acquire)
     with locked(tmp_path / ".lock", refusal="no"):
         pass
     assert "without locks" in caplog.text

@@ -8,16 +8,17 @@ import pytest
 import torch
 
 from networks import build_network
-from utils import matching, unroll
-from utils.augment import DSA_STRATEGY, parse_strategy
-from utils.errors import UserError
-from utils.execution import Execution
-from utils.expert_buffer import ExpertBuffer, save_expert, snapshot
-from utils.flat_params import FlatNetwork
-from utils.matching import Matcher, Sampling, draw_problem
-from utils.start_epochs import StartEpochs
-from utils.trajectory_length import DISTANCES, LENGTH_POLICIES
-from utils.unroll import Objective
+from utils.compute.execution import Execution
+from utils.compute.flat import FlatNetwork
+from utils.core.errors import UserError
+from utils.data.augment import DSA_STRATEGY, parse_strategy
+from utils.experts.buffer import ExpertBuffer
+from utils.experts.files import save_expert, snapshot
+from utils.methods.trajectory import matching, unroll
+from utils.methods.trajectory.lengths import DISTANCES, LENGTH_POLICIES
+from utils.methods.trajectory.matching import Matcher, Sampling, draw_problem
+from utils.methods.trajectory.starts import StartEpochs
+from utils.methods.trajectory.unroll import Objective
 
 SHAPE = {"channels": 1, "num_classes": 2, "image_size": 8}
 LABELS = torch.tensor([0, 0, 1, 1])

@@ -4,9 +4,9 @@ import pytest
 import torch
 from kornia.enhance import ZCAWhitening
 
-from utils import normalisation as module
-from utils.errors import UserError
-from utils.normalisation import Normalisation, check_zca_size, fit_mean_std, fit_zca
+from utils.core.errors import UserError
+from utils.data import normalisation as module
+from utils.data.normalisation import Normalisation, check_zca_size, fit_mean_std, fit_zca
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from utils.outer_state import Diverged, OuterState
-from utils.unroll import Matching
+from utils.methods.outer_state import Diverged, OuterState
+from utils.methods.trajectory.unroll import Matching
 
 
 def matching(grad_images, grad_syn_lr, loss=1.0):

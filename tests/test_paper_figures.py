@@ -9,14 +9,14 @@ import torch
 from made_runs import curve, evaluation, steps, write_run
 from short_runs import SHORT, distill, without_time
 
-from scripts import figure_data as data
-from scripts import figure_plan, repeats
-from scripts.cells import Settings
-from scripts.figure_plan import STUDIES, distillations, repeat_cells
-from scripts.figure_runs import with_arrays
-from scripts.runs import read_runs
-from utils.config import resolve
-from utils.errors import UserError
+from scripts.figures import data, repeats
+from scripts.figures import plan as figure_plan
+from scripts.figures.plan import STUDIES, distillations, repeat_cells
+from scripts.figures.runs import with_arrays
+from scripts.plan.cells import Settings
+from scripts.results.runs import read_runs
+from utils.config.resolve import resolve
+from utils.core.errors import UserError
 from utils.options import DistillOptions
 
 SETTINGS = Settings("data", "buffers", "results", "", distill_flags=("--Iteration", "100"))
@@ -44,7 +44,7 @@ def test_what_is_planned_is_what_the_figures_need(dataset, tmp_path):
             records += [evaluation(at, 0.5, set=set) for at in (0, 100) for set in ("raw", "ema")]
         write_run(tmp_path / options.run_name, records, **asdict(options) | {"model": "ConvNetD2"})
     for cell in repeat_cells(dataset, study, SETTINGS, repeats=3):
-        assert " scripts.repeats 3 " in cell.commands[0]
+        assert " scripts.figures.repeats 3 " in cell.commands[0]
         options = options_of(cell)
         for seed in range(3):
             named = replace(options, seed=seed, run_name=f"{options.run_name}_seed{seed}")
@@ -73,7 +73,7 @@ def test_a_dry_run_prints_all_commands_and_does_nothing(tmp_path, capsys):
     out = capsys.readouterr().out
     assert not list(tmp_path.iterdir())
     assert f"buffer.py --dataset CIFAR10 --model ConvNetD3 --buffer_path {tmp_path}/b " in out
-    assert "-m scripts.repeats 20 --dataset CIFAR10 " in out
+    assert "-m scripts.figures.repeats 20 --dataset CIFAR10 " in out
     assert f"figures: .venv/bin/python -m scripts.figures {tmp_path}/r/CIFAR10 " in out
     cells = [line for line in out.splitlines() if line.startswith("CIFAR10/") and ": " not in line]
     assert len(cells) == 7 + 2 + 4 + 2 + 2 * 7

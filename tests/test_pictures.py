@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.pictures import save_grid
+from utils.core.pictures import save_grid
 
 SIDE, GAP = 64, 4  # of an 8x8 image on the sheet, enlarged 8 times
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from networks import build_network
-from utils import precision
-from utils.errors import UserError
-from utils.flat_params import FlatNetwork, TrainingNetwork, flatten, without_batch_counts
-from utils.precision import compute_dtype, storage_dtype, use_precision
-from utils.training import Cohort, Recipe
+from utils.compute import device as precision
+from utils.compute.cohort import Cohort, Recipe
+from utils.compute.device import compute_dtype, storage_dtype, use_precision
+from utils.compute.flat import FlatNetwork, TrainingNetwork, flatten, without_batch_counts
+from utils.core.errors import UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

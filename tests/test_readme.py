@@ -26,7 +26,7 @@ def test_a_length_policy_of_ones_own(experts, tmp_path):
     copy_of_the_code(tmp_path)
     new_file = block("python", "def first_rise")
     (tmp_path / new_file.split()[1]).write_text(new_file)
-    registry = tmp_path / "utils/trajectory_length.py"
+    registry = tmp_path / "utils/methods/trajectory/lengths.py"
     imported, entry = block("python", "import first_rise").strip().split("\n\n")
     text, count = re.subn(
         r"^LENGTH_POLICIES.*$", lambda match: entry, registry.read_text(), flags=re.MULTILINE

@@ -1,4 +1,4 @@
-"""scripts/report.py: published figures, run directories with known answers, and bad ones."""
+"""scripts/report: published figures, run directories with known answers, and bad ones."""
 
 import csv
 import json
@@ -10,16 +10,17 @@ import made_runs
 import pytest
 import yaml
 
-from scripts import report, runs
-from scripts.cells import Row, row_options
-from scripts.evaluations import Score, with_evaluations
-from scripts.report_markdown import not_run, table_row
-from scripts.report_runs import group_runs, run_lines
-from scripts.report_tables import TABLES, planned_rows, read_published, table_lines
-from scripts.runs import method_name
-from utils.config import CONFIGS
-from utils.errors import UserError
-from utils.evaluation import Accuracies
+from scripts.plan.cells import Row, row_options
+from scripts.report import __main__ as report
+from scripts.report.markdown import not_run, table_row
+from scripts.report.runs import group_runs, run_lines
+from scripts.report.tables import TABLES, planned_rows, read_published, table_lines
+from scripts.results import runs
+from scripts.results.evaluations import Score, with_evaluations
+from scripts.results.runs import method_name
+from utils.config.resolve import CONFIGS
+from utils.core.errors import UserError
+from utils.measure.protocol import Accuracies
 from utils.options import DistillOptions
 
 ROW = Row("CIFAR10", None, 10)

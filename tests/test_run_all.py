@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import plan
-from scripts.cells import RUN_NAME, Settings, choose, make_cells, table_rows
-from scripts.plan import Devices, Gpu
-from utils.errors import UserError
-from utils.expert_buffer import read_file
+from scripts.plan import __main__ as plan
+from scripts.plan.__main__ import Devices, Gpu
+from scripts.plan.cells import RUN_NAME, Settings, choose, make_cells, table_rows
+from utils.core.errors import UserError
+from utils.experts.files import read_file
 
 ROOT = Path(__file__).parent.parent
 REAL = Settings(data_path="data", buffer_path="buffers", save_path="results", run_name=RUN_NAME)

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from utils.errors import UserError
-from utils.run_dir import MetricsLog, RunDir, read_records
+from utils.core.errors import UserError
+from utils.run.directory import RunDir
+from utils.run.log import MetricsLog, read_records
 
 STEP, EVAL = {"kind": "step", "iteration": 0}, {"kind": "eval", "iteration": 0}
 
@@ -18,7 +19,7 @@ def run(tmp_path):
 @pytest.fixture
 def log(run):
     run.path.mkdir()
-    return MetricsLog(run, wandb_mode="disabled", config={})
+    return MetricsLog(run.path, wandb_mode="disabled", config={})
 
 
 def test_an_unused_directory(run):

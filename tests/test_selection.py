@@ -13,15 +13,17 @@ from torch.nn import functional as F
 
 import eval as script
 from networks import NETWORKS, build_network
-from utils import evaluation
-from utils.data import Split, load_dataset
-from utils.errors import UserError
-from utils.expert_buffer import ExpertBuffer, read_file, save_expert, snapshot
-from utils.observer import Observer
+from utils.core.errors import UserError
+from utils.core.rng import stream
+from utils.data.dataset import Split, load_dataset
+from utils.data.distilled import SyntheticSet
+from utils.data.real_images import random_real_images
+from utils.experts.buffer import ExpertBuffer
+from utils.experts.features import Observer
+from utils.experts.files import read_file, save_expert, snapshot
+from utils.measure import protocol as evaluation
+from utils.measure.selection import SELECTIONS, forgetting, herding, k_center, select
 from utils.options import EvalOptions
-from utils.rng import stream
-from utils.selection import SELECTIONS, forgetting, herding, k_center, select
-from utils.synthetic_set import SyntheticSet, random_real_images
 
 EXPERT_RULES = ["herding", "k_center", "forgetting"]
 
@@ -170,7 +172,7 @@ def test_what_an_expert_sees_in_batches_of_any_size(digits, tmp_path, monkeypatc
     train = digits.require_train()
     split = Split(train.images[:50].double(), train.labels[:50])
     whole = seen.features(1, split), seen.right_answers(1, split)
-    monkeypatch.setattr("utils.observer.images_per_test_batch", lambda size: 7)
+    monkeypatch.setattr("utils.experts.features.images_per_test_batch", lambda size: 7)
     assert torch.allclose(whole[0], seen.features(1, split), rtol=1e-12)
     assert torch.equal(whole[1], seen.right_answers(1, split))
     assert whole[0].dtype == torch.float64 and whole[1].shape == (50, 3)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.execution import PLAIN, Execution
-from utils.sharpness import EPS, Sharpness
-from utils.training import Cohort, Recipe
+from utils.compute.cohort import Cohort, Recipe
+from utils.compute.execution import PLAIN, Execution
+from utils.compute.sharpness import EPS, Sharpness
 
 RHO, ALPHA = 0.5, 0.4
 VECTORISED = Execution(vectorised=True)

@@ -2,9 +2,9 @@ from collections import Counter
 
 import pytest
 
+from utils.core.rng import stream
+from utils.methods.trajectory.starts import StartEpochs
 from utils.options import DistillOptions
-from utils.rng import stream
-from utils.start_epochs import StartEpochs
 
 
 def draws(starts, iteration, count=300):

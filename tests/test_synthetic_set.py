@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from utils.data import load_dataset
-from utils.errors import UserError
-from utils.rng import stream
-from utils.synthetic_set import SyntheticSet, class_labels, initial_images, random_real_images
+from utils.core.errors import UserError
+from utils.core.rng import stream
+from utils.data.dataset import load_dataset
+from utils.data.distilled import SyntheticSet
+from utils.data.real_images import class_labels, initial_images, random_real_images
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from networks import build_network
-from utils import augment, batches, evaluation, training
-from utils.augment import DSA_STRATEGY, parse_strategy
-from utils.data import Split
-from utils.evaluation import Accuracies, HowToRun, Protocol, evaluate
-from utils.execution import PLAIN, Execution
-from utils.rng import derive_seed, stream
-from utils.training import Cohort, Progress, Recipe, accuracy
+from utils.compute import batches
+from utils.compute import cohort as training
+from utils.compute.cohort import Cohort, Progress, Recipe, accuracy
+from utils.compute.execution import PLAIN, Execution
+from utils.core.rng import derive_seed, stream
+from utils.data import augment
+from utils.data.augment import DSA_STRATEGY, parse_strategy
+from utils.data.dataset import Split
+from utils.measure import protocol as evaluation
+from utils.measure.protocol import Accuracies, HowToRun, Protocol, evaluate
 
 DSA = parse_strategy(DSA_STRATEGY)
 VECTORISED = Execution(vectorised=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from utils.trajectory_length import DISTANCES, LENGTH_POLICIES, att, fixed
+from utils.methods.trajectory.lengths import DISTANCES, LENGTH_POLICIES, att, fixed
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -8,15 +8,16 @@ import torch
 from torch.nn import functional as F
 
 from networks.convnet import ConvNet
-from utils import batches, unroll
-from utils.augment import parse_strategy
-from utils.errors import UserError
-from utils.execution import PLAIN, Execution
-from utils.flat_params import FlatNetwork, flatten
-from utils.matching import draw_problem
-from utils.pruning import prune_dissimilar
-from utils.trajectory_length import DISTANCES, att, fixed
-from utils.unroll import Loss, Objective, Problem, Steps
+from utils.compute import batches
+from utils.compute.execution import PLAIN, Execution
+from utils.compute.flat import FlatNetwork, flatten
+from utils.core.errors import UserError
+from utils.data.augment import parse_strategy
+from utils.methods.trajectory import unroll
+from utils.methods.trajectory.lengths import DISTANCES, att, fixed
+from utils.methods.trajectory.matching import draw_problem
+from utils.methods.trajectory.pruning import prune_dissimilar
+from utils.methods.trajectory.unroll import Loss, Objective, Problem, Steps
 
 CLASSES, IPC, SIZE = 3, 2, 8
 GROUPS = ("color", "crop", "cutout", "flip", "scale", "rotate")

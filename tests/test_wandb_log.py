@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from utils import wandb_log
-from utils.wandb_log import WandbLog
+from utils.run import wandb_log
+from utils.run.wandb_log import WandbLog
 
 ROOT = Path(__file__).parent.parent
 
@@ -186,7 +186,7 @@ import signal, sys, time
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell's & has it ignored
 sys.path.insert(0, sys.argv[1])
-from utils import wandb_log
+from utils.run import wandb_log
 wandb_log.WAIT_SECONDS = 60
 log = wandb_log.WandbLog.start(name="x", mode=sys.argv[3], config={}, folder=Path(sys.argv[2]))
 log.log({"kind": "step", "iteration": 0, "loss": 0.5})

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from networks import build_network
-from utils.winograd import MIN_CHANNELS, winograd_conv2d, with_winograd
+from utils.compute.winograd import MIN_CHANNELS, winograd_conv2d, with_winograd
 
 
 @pytest.mark.parametrize(("height", "width"), [(2, 2), (4, 6), (8, 8)])

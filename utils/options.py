@@ -4,15 +4,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from networks import CROSS_ARCHITECTURE, NETWORKS
-from utils.augment import DSA_STRATEGY, parse_strategy
-from utils.config import option
-from utils.data import DATASETS
-from utils.errors import UserError
-from utils.imagenet_subsets import IMAGENET_SUBSETS
-from utils.precision import PRECISIONS
-from utils.sharpness import Sharpness
-from utils.start_epochs import StartEpochs
-from utils.trajectory_length import DISTANCES, LENGTH_POLICIES
+from utils.compute.device import PRECISIONS
+from utils.compute.sharpness import Sharpness
+from utils.config.fields import option
+from utils.core.errors import UserError
+from utils.data.augment import DSA_STRATEGY, parse_strategy
+from utils.data.dataset import DATASETS
+from utils.data.imagenet_subsets import IMAGENET_SUBSETS
+from utils.measure.selection import SELECTIONS
+from utils.methods.trajectory.lengths import DISTANCES, LENGTH_POLICIES
+from utils.methods.trajectory.starts import StartEpochs
 
 _DATA, _EXPERTS, _METHOD = "data", "experts", "matching"
 _SET, _EVAL, _FILES, _RUN = "synthetic set", "evaluation", "files", "run"
@@ -417,3 +418,8 @@ class EvalOptions(EvaluationOptions):
         False, "go on without buffer files that are damaged", group=_FILES
     )
     seed: int = option(0, "seed of every random stream", group=_RUN, minimum=0)
+
+    @property
+    def selections(self) -> list[str]:
+        """The rules of utils/measure/selection.py whose flags are given."""
+        return [name for name in SELECTIONS if getattr(self, name)]

@@ -1,0 +1,1 @@
+"""Commands around the three scripts; they may import everything."""

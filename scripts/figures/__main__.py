@@ -1,0 +1,103 @@
+"""The paper's figures, drawn from run directories alone.
+
+    python -m scripts.figures [RUN_DIR ...] [--out docs/figures]
+
+A path may be a run directory or a folder of them at any depth. Each figure comes as PNG and PDF,
+one for each data set; a figure whose runs are not there, and a run that cannot be used, are named
+in one line each.
+
+    fig1        distance to the target along a student's trajectory, and the step that is matched
+    fig2        how far the matched step is from the nearest one, every --interval iterations
+    fig4_left   the length that ATT chooses
+    fig4_right  runs that do not diverge when lr_img or lr_lr is multiplied
+    accuracy    over iterations and over time
+    images      before and after
+
+Exit status: 0 something was drawn, 2 nothing was.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from scripts.figures import data, drawing
+from scripts.figures.runs import FigureRun, with_arrays
+from scripts.results.runs import read_runs
+from utils.core.errors import UserError
+from utils.core.script import Parser, run_script
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A figure: what it shows, and how it looks."""
+
+    collect: Callable[[Sequence[FigureRun]], Any]
+    draw: Callable[[Any], Figure]
+
+
+def figures(*, gamma: float, interval: int) -> Mapping[str, Spec]:
+    how: dict[str, Any] = {"gamma": gamma, "interval": interval}
+    return {
+        "fig1": Spec(data.distance_curves, drawing.draw_distances),
+        "fig2": Spec(partial(data.mismatches, **how), partial(drawing.draw_mismatches, **how)),
+        "fig4_left": Spec(data.chosen_lengths, drawing.draw_lengths),
+        "fig4_right": Spec(data.successes, drawing.draw_successes),
+        "accuracy": Spec(data.accuracies, drawing.draw_accuracies),
+        "images": Spec(data.pictures, drawing.draw_pictures),
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parse(argv)
+    runs, problems = read_runs(args.runs, with_arrays)
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    if not runs:
+        raise UserError(f"no finished run in {', '.join(map(str, args.runs))}")
+    drawn = 0
+    for dataset in sorted({run.dataset for run in runs}):
+        own = [run for run in runs if run.dataset == dataset]
+        for name, spec in figures(gamma=args.gamma, interval=args.interval).items():
+            drawn += draw(spec, own, args.out / f"{name}_{dataset}")
+    return 0 if drawn else 2
+
+
+def draw(spec: Spec, runs: Sequence[FigureRun], path: Path) -> bool:
+    """Whether the figure could be drawn; says which files it is in, or what is missing."""
+    try:
+        found = spec.collect(runs)
+    except data.Missing as wanted:
+        print(f"{path.name} skipped: it needs {wanted}")
+        return False
+    with rc_context(drawing.STYLE):
+        figure = spec.draw(found)
+    print(*drawing.save(figure, path))
+    return True
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="figures.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="*", type=Path, default=[Path("results")])
+    parser.add_argument("--out", type=Path, default=Path("docs/figures"))
+    parser.add_argument("--gamma", type=float, default=2, help="tolerance of fig2, in steps")
+    parser.add_argument("--interval", type=int, default=50, help="of fig2, in outer iterations")
+    args = parser.parse_args(argv)
+    if args.interval < 1:
+        raise UserError(f"--interval must be at least 1, not {args.interval}")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

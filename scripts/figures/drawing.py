@@ -1,0 +1,271 @@
+"""How the figures look. One style for all: a column wide, and nothing told by colour alone."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from matplotlib.ticker import MaxNLocator
+
+from scripts.figures.data import POLICIES, RATES, Accuracy, Curve, Mismatch, Successes
+from scripts.figures.runs import Array
+
+MARKERS = 12  # the most on a line, about
+COLUMN = 3.4  # inches, of a page with two columns
+STYLE: dict[Any, Any] = {
+    "figure.constrained_layout.use": True,
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "hatch.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+    "savefig.dpi": 250,
+    "pdf.fonttype": 42,  # text that can be searched
+}
+ITERATION = "outer iteration"
+NAMES = {"att": "ATT", "fixed": "fixed"}
+
+
+@dataclass(frozen=True)
+class Look:
+    """Of one series; any two differ by line, marker and hatch. The colours suit the colour-blind
+    (Okabe and Ito).
+    """
+
+    color: str
+    line: str | tuple[int, tuple[int, ...]]
+    marker: str
+    hatch: str
+
+
+LOOKS = (
+    Look("#0072b2", "-", "o", ""),
+    Look("#d55e00", "--", "s", "////"),
+    Look("#009e73", "-.", "^", "...."),
+    Look("#cc79a7", ":", "D", "xxxx"),
+    Look("#e69f00", (0, (5, 1, 1, 1, 1, 1)), "v", "\\\\\\\\"),
+    Look("#56b4e9", (0, (8, 2)), "P", "++++"),
+    Look("#000000", (0, (1, 3)), "X", "oooo"),
+    Look("#7f7f7f", (0, (3, 1)), "<", "----"),
+    Look("#6a3d9a", (0, (8, 2, 1, 2)), ">", "||||"),
+    Look("#b15928", (0, (2, 2)), "*", "**"),
+)
+
+
+def look(number: int) -> Look:
+    return LOOKS[number % len(LOOKS)]
+
+
+def look_of(policy: str) -> Look:
+    return look(POLICIES.index(policy))
+
+
+def name_of(policy: str) -> str:
+    return NAMES.get(policy, policy)
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write <path>.png and <path>.pdf, the same bytes for the same figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [path.with_name(f"{path.name}{suffix}") for suffix in (".png", ".pdf")]
+    with rc_context(STYLE):
+        figure.savefig(files[0], metadata={"Software": None})
+        figure.savefig(files[1], metadata={"CreationDate": None})
+    return files
+
+
+def draw_distances(found: Mapping[int, Sequence[Curve]]) -> Figure:
+    """Fig. 1. A curve holds the picks of both policies, whoever learned the images."""
+    figure = Figure(figsize=(COLUMN, 2.6))
+    for axes, (iteration, curves) in zip(
+        _panels(figure, 1, len(found)), found.items(), strict=True
+    ):
+        axes.set_title(f"iteration {iteration:,}")
+        axes.set_xlabel("student step t")
+        for curve in curves:
+            own, end = look_of(curve.policy), curve.syn_steps
+            axes.plot(
+                curve.distances,
+                color=own.color,
+                linestyle=own.line,
+                label=f"images by {name_of(curve.policy)}",
+            )
+            for step, pick, size in ((curve.n_opt, "att", 6), (end, "fixed", 5)):
+                axes.plot(
+                    step,
+                    curve.distances[step],
+                    look_of(pick).marker,
+                    color=own.color,
+                    markersize=size,
+                    markerfacecolor="white",
+                )
+    left = figure.axes[0]
+    left.set_ylabel(r"$\|\theta_t-\theta^*\|^2 \,/\, \|\theta_0-\theta^*\|^2$")
+    for pick, text in (("att", "ATT picks $N_{opt}$"), ("fixed", "fixed picks $N_S$")):
+        left.plot([], [], look_of(pick).marker, color="black", markerfacecolor="white", label=text)
+    _legend_below(figure, left)
+    return figure
+
+
+def draw_mismatches(found: Sequence[Mismatch], *, gamma: float, interval: int) -> Figure:
+    """Fig. 2. ATT's line is one for all N_S: it matches N_opt."""
+    figure = Figure(figsize=(COLUMN, 4.2))
+    cases, mean = _panels(figure, 2, 1, sharey=False)
+    for number, (label, series) in enumerate(_labelled(found).items()):
+        own = look(number)
+        line: dict[str, Any] = {"color": own.color, "linestyle": own.line, "marker": own.marker}
+        line["markevery"] = max(1, len(series.cases) // MARKERS)
+        at = interval * (np.arange(len(series.cases)) + 0.5)
+        for axes, values in ((cases, series.cases), (mean, series.mean)):
+            axes.plot(at, values, label=label, **line)
+    cases.set_ylabel(f"cases with $|n-N_{{opt}}| > {gamma:g}$\nper {interval} iterations")
+    mean.set_ylabel("mean $|n-N_{opt}|$, steps")
+    mean.set_xlabel(f"{ITERATION} (middle of {interval})")
+    for axes in (cases, mean):
+        axes.axhline(0, color="0.6", linewidth=0.6, zorder=0)
+        axes.margins(y=0.08)
+    _legend_below(figure, cases)
+    return figure
+
+
+def _labelled(found: Iterable[Mismatch]) -> dict[str, Mismatch]:
+    """By label; what matches N_opt by construction comes once."""
+    return {
+        f"{name_of(series.policy)}: 0 by construction"
+        if series.policy == "att"
+        else f"{name_of(series.policy)}, $N_S$ = {series.syn_steps}": series
+        for series in found
+    }
+
+
+def draw_lengths(found: Mapping[int, Array]) -> Figure:
+    """Fig. 4, left. Dots are single choices, the line is their running median over seeds."""
+    figure = Figure(figsize=(COLUMN, 0.9 + 1.05 * len(found)))
+    for axes, (syn_steps, lengths) in zip(
+        _panels(figure, len(found), 1), found.items(), strict=True
+    ):
+        iterations = np.arange(lengths.shape[1])
+        for seed in lengths:
+            axes.plot(iterations, seed, ".", color="0.7", markersize=2, rasterized=True)
+        reach = len(iterations) // 80
+        text = f"ATT: n, median of {2 * reach + 1} iterations"
+        for policy, values, label in (
+            ("att", running_median(lengths, reach), text),
+            ("fixed", np.full(len(iterations), syn_steps), "fixed: $N_S$"),
+        ):
+            own = look_of(policy)
+            axes.plot(iterations, values, color=own.color, linestyle=own.line, label=label)
+        axes.set_ylabel(f"length, steps\n($N_S$ = {syn_steps})")
+    figure.axes[-1].set_ylim(0, 1.1 * max(found))
+    figure.axes[-1].set_xlabel(ITERATION)
+    _legend_below(figure, figure.axes[0])
+    return figure
+
+
+def running_median(lengths: Array, reach: int) -> Array:
+    """(seeds, iterations) -> (iterations,): over seeds and `reach` iterations to either side."""
+    windows = [lengths[:, max(0, at - reach) : at + reach + 1] for at in range(lengths.shape[1])]
+    return np.array([np.nanmedian(window) for window in windows])
+
+
+def draw_successes(found: Sequence[Successes]) -> Figure:
+    """Fig. 4, right. The number is above each bar, with the repeats where some are missing."""
+    figure = Figure(figsize=(COLUMN, 2.5))
+    rates = [rate for rate in RATES if any(each.rate == rate for each in found)]
+    most = max(int(each.repeats.max()) for each in found)
+    for axes, rate in zip(_panels(figure, 1, len(rates)), rates, strict=True):
+        shown = [each for each in found if each.rate == rate]
+        multipliers = sorted({value for each in shown for value in each.multipliers})
+        for number, each in enumerate(shown):
+            _bars(axes, each, multipliers, shift=(number + 0.5) / len(shown) - 0.5, most=most)
+        axes.set_xticks(range(len(multipliers)), [f"{value:g}" for value in multipliers])
+        axes.set_xlabel(f"multiplier of {rate}")
+        axes.grid(visible=False, axis="x")
+        axes.set_ylim(0, 1.12 * most)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.axes[0].set_ylabel(f"successes out of {most}")
+    _legend_below(figure, figure.axes[0])
+    return figure
+
+
+def _bars(
+    axes: Axes, found: Successes, multipliers: Sequence[float], *, shift: float, most: int
+) -> None:
+    own = look_of(found.policy)
+    bars = axes.bar(
+        [multipliers.index(value) + 0.8 * shift for value in found.multipliers],
+        found.successes,
+        width=0.36,
+        facecolor="white" if own.hatch else own.color,
+        edgecolor=own.color,
+        hatch=own.hatch,
+        label=name_of(found.policy),
+    )
+    counts = zip(found.successes, found.repeats, strict=True)
+    texts = [f"{done}" if of == most else f"{done}/{of}" for done, of in counts]
+    axes.bar_label(bars, texts, fontsize=6, padding=1)
+
+
+def draw_accuracies(found: Sequence[Accuracy]) -> Figure:
+    """Over iterations and over wall time. Open markers are the moving average of the images."""
+    figure = Figure(figsize=(COLUMN, 4.4))
+    by_iteration, by_time = _panels(figure, 2, 1, sharex=False)
+    for each in found:
+        own, is_raw = look_of(each.policy), each.set == "raw"
+        for axes, at in ((by_iteration, each.iterations), (by_time, each.seconds / 60)):
+            axes.plot(
+                at,
+                each.mean,
+                color=own.color,
+                linestyle=own.line,
+                marker=own.marker,
+                markevery=max(1, len(at) // MARKERS),
+                linewidth=1.2 if is_raw else 0.7,
+                markerfacecolor=own.color if is_raw else "white",
+                label=f"{name_of(each.policy)}, {'raw' if is_raw else 'EMA'}",
+            )
+            if each.seeds > 1:
+                band = each.mean - each.std, each.mean + each.std
+                axes.fill_between(at, *band, color=own.color, alpha=0.15, linewidth=0)
+    seeds = "/".join(str(n) for n in sorted({each.seeds for each in found}))
+    for axes, label in ((by_iteration, ITERATION), (by_time, "time in outer steps, minutes")):
+        axes.set_ylabel("test accuracy, %")
+        axes.set_xlabel(label)
+    by_iteration.set_title(f"mean ± std of {seeds} seeds" if seeds != "1" else "one seed")
+    _legend_below(figure, by_iteration)
+    return figure
+
+
+def draw_pictures(files: Sequence[Path]) -> Figure:
+    """The initial images beside those that were learned, a class a column."""
+    sheets = [imread(file) for file in files]
+    height = sum(sheet.shape[0] / sheet.shape[1] for sheet in sheets)
+    figure = Figure(figsize=(COLUMN, 0.5 + COLUMN * height))
+    titles = ("before: initial images", "after: distilled")
+    for axes, sheet, title in zip(_panels(figure, len(files), 1), sheets, titles, strict=True):
+        axes.imshow(sheet, interpolation="nearest")
+        axes.set_title(title)
+        axes.set_axis_off()
+    return figure
+
+
+def _panels(
+    figure: Figure, rows: int, columns: int, *, sharex: bool = True, sharey: bool = True
+) -> list[Axes]:
+    grid = figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False)
+    return list(grid.flat)
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    """That of one panel, for all."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)

@@ -1,0 +1,201 @@
+"""The runs behind the paper's figures, as a queue for paper_figures.sh.
+
+    python -m scripts.figures.plan --dataset digits --dry-run
+
+Two kinds of cells. A distillation logs its distances: with a fixed length for several N_S (Fig. 2),
+with ATT (Fig. 4, left), and with both policies and several seeds at the row's own N_S, evaluated
+(Fig. 1, accuracies, pictures). A setting of Fig. 4, right, is one process for all its repeats.
+"""
+
+import argparse
+import dataclasses
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.figures.data import RATES
+from scripts.plan.__main__ import PYTHON, find_devices, show, write_queue
+from scripts.plan.cells import Cell, Settings, expert_kind, experts_cell, experts_name
+from scripts.plan.estimate import Estimate, row_estimate
+from utils.config.resolve import packaged_yaml, resolve
+from utils.core.errors import UserError
+from utils.core.script import Parser
+from utils.options import DistillOptions, EvalOptions
+from utils.run.directory import RunDir
+
+POLICIES = ("att", "fixed")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is run on a data set at one image per class, beside its row's own settings.
+
+    `fixed` and `att` are the N_S of either policy. Fig. 4, right, multiplies the rates of
+    `repeats`, one at a time, by the `multipliers`.
+    """
+
+    fixed: tuple[int, ...]
+    att: tuple[int, ...]
+    seeds: int
+    runs: str
+    eval_it: int
+    repeats: str
+    multipliers: tuple[float, ...] = (1, 10, 100, 1000)
+
+
+# On digits the row's lr_lr of 1e-7 is so far from harm that no multiplier of lr_img ends a run
+# within a minute; at twenty times that rate a fixed length of 20 lasts, but not far above.
+STUDIES = {
+    "digits": Study(
+        fixed=(5, 10, 20, 30),
+        att=(5, 10, 20),
+        seeds=3,
+        runs="--Iteration 150 --log_distances 10 --num_eval 2 --epoch_eval_train 100",
+        eval_it=50,
+        repeats="--Iteration 8 --lr_lr 2e-6",
+    ),
+    "CIFAR10": Study(
+        fixed=(30, 50, 70, 80, 90, 110, 130),
+        att=(30, 50, 70, 80),
+        seeds=3,
+        runs="--log_distances 50",
+        eval_it=500,
+        repeats="--Iteration 500",
+    ),
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parse(argv)
+    settings = Settings(
+        data_path=args.data_path,
+        buffer_path=args.buffer_path,
+        save_path=args.save_path,
+        run_name="",
+        distill_flags=tuple(args.distill_flags),
+    )
+    study = STUDIES[args.dataset]
+    rows = [*distillations(args.dataset, study, settings)]
+    rows += [*repeat_cells(args.dataset, study, settings, repeats=args.repeats)]
+    experts = [experts_of(args.dataset, settings)]
+    devices = find_devices(smoke=args.dataset == "digits")
+    runs = Path(args.save_path, args.dataset)
+    draw = shlex.join([PYTHON, "-m", "scripts.figures", str(runs), "--out", args.out])
+    show([*experts, *rows], devices, f"figures: {draw}", commands=args.dry_run)
+    if args.queue is not None and not args.dry_run:
+        write_queue(args.queue, Path(args.save_path, "logs"), experts, rows, devices)
+        (args.queue / "draw").write_text(f"{draw}\n")
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="paper_figures.sh",
+        description="The runs behind the paper's figures, and the figures.",
+        epilog="Flags behind -- go to all distillations.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--dataset", choices=STUDIES, required=True)
+    parser.add_argument(
+        "--dry-run", "--dry_run", action="store_true", help="print the commands and their cost"
+    )
+    parser.add_argument("--repeats", type=int, default=20, help="of fig4_right (default: 20)")
+    parser.add_argument("--data_path", default=DistillOptions.data_path)
+    parser.add_argument("--buffer_path", default=DistillOptions.buffer_path)
+    parser.add_argument("--save_path", default="results/paper_figures")
+    parser.add_argument("--out", default="docs/figures", help="folder of the figures")
+    parser.add_argument("--queue", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("distill_flags", nargs="*", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.repeats < 1:
+        raise UserError(f"--repeats must be at least 1, not {args.repeats}")
+    return args
+
+
+def distillations(dataset: str, study: Study, settings: Settings) -> Iterator[Cell]:
+    """Those with distances: every N_S once, the row's own with all seeds and evaluations."""
+    own = resolved(dataset, "", settings).syn_steps
+    for policy, lengths in (("fixed", study.fixed), ("att", study.att)):
+        for syn_steps in lengths:
+            for seed in range(study.seeds if syn_steps == own else 1):
+                flags = f"--length {policy} --syn_steps {syn_steps} --seed {seed} {study.runs}"
+                flags += f" --eval_it {study.eval_it if syn_steps == own else 0}"
+                run_name = f"{policy}_NS{syn_steps}_seed{seed}"
+                yield cell(dataset, f"{flags} --run_name {run_name}", settings)
+
+
+def repeat_cells(dataset: str, study: Study, settings: Settings, *, repeats: int) -> Iterator[Cell]:
+    """A cell for each policy and rates; those without a multiplier count for both rates."""
+    base = resolved(dataset, study.repeats, settings)
+    for policy in POLICIES:
+        for name, multiplier in _multiples(study.multipliers):
+            flags = f"{study.repeats} --length {policy} --eval_it 0"
+            if name is not None:
+                flags += f" --{name} {getattr(base, name) * multiplier:g}"
+            run_name = f"repeats_{policy}_{name or 'base'}_x{multiplier:g}"
+            yield cell(dataset, f"{flags} --run_name {run_name}", settings, repeats=repeats)
+
+
+def _multiples(multipliers: Sequence[float]) -> Iterator[tuple[str | None, float]]:
+    yield None, 1
+    for name in RATES:
+        for multiplier in multipliers:
+            if multiplier != 1:
+                yield name, multiplier
+
+
+def cell(dataset: str, flags: str, settings: Settings, *, repeats: int = 0) -> Cell:
+    """One distillation, or all repeats of one."""
+    options = resolved(dataset, flags, settings)
+    kind = expert_kind(options)
+    run = RunDir.of(options, options.run_name or "")
+    words = common(dataset, flags, settings)
+    command = ["-m", "scripts.figures.repeats", str(repeats)] if repeats else ["distill_att.py"]
+    return Cell(
+        f"{dataset}/{options.run_name}",
+        f"{repeats} x {options.Iteration:,} steps" if repeats else f"{options.Iteration:,} steps",
+        (shlex.join([*command, *words]),),
+        estimate(options, kind.res, repeats),
+        needs=experts_name(kind),
+        run_dir=run.path,
+    )
+
+
+def common(dataset: str, flags: str, settings: Settings) -> list[str]:
+    """`flags` among those that all distillations have; the user's own come last, and win."""
+    where = ["--save_path", settings.save_path, "--buffer_path", settings.buffer_path]
+    where += ["--data_path", settings.data_path]
+    return ["--dataset", dataset, "--ipc", "1", *flags.split(), *where, *settings.distill_flags]
+
+
+def resolved(dataset: str, flags: str, settings: Settings) -> DistillOptions:
+    return resolve(
+        DistillOptions,
+        common(dataset, flags, settings),
+        description="",
+        find_yaml=lambda given: packaged_yaml(dataset, "ipc1"),
+    ).options
+
+
+def experts_of(dataset: str, settings: Settings) -> Cell:
+    options = resolved(dataset, "", settings)
+    epochs = options.starts.end + options.expert_epochs
+    return experts_cell(expert_kind(options), epochs, settings)
+
+
+def estimate(options: DistillOptions, res: int, repeats: int) -> Estimate:
+    """Without eval.py, of which the least is counted; repeats follow one another and leave little
+    behind.
+    """
+    once = row_estimate(options, EvalOptions(num_eval=1, epoch_eval_train=1), res=res)
+    return dataclasses.replace(once, hours=once.hours * max(1, repeats))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        print(f"paper_figures.sh: error: {error}", file=sys.stderr)
+        sys.exit(2)

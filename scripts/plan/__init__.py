@@ -1,0 +1,1 @@
+"""The rows of the paper, what they cost, and the queue that runs them."""

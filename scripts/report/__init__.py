@@ -1,0 +1,1 @@
+"""The paper's tables beside what was measured: docs/results.md and .csv."""

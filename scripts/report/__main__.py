@@ -1,0 +1,78 @@
+"""The tables of the paper beside what runs here have measured, as docs/results.md and results.csv.
+
+    python -m scripts.report [RUN_DIR ...] [--out docs]
+
+A path may be a run directory or a folder of them at any depth (default: results). What is in no
+run directory is not in the report: a row without a run says so, and what it would cost. What cannot
+be used is named in one line each, and the report covers the rest; without any run it has the
+published figures and the costs.
+
+Exit status: 0 the report is written, 2 bad input.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.report import markdown
+from scripts.report.csv import as_csv
+from scripts.report.runs import group_runs, run_lines
+from scripts.report.tables import TABLES, planned_rows, read_published, table_lines
+from scripts.results.evaluations import with_evaluations
+from scripts.results.runs import read_runs
+from utils.core.files import check_writable, write_text
+from utils.core.script import Parser, run_script
+from utils.options import DistillOptions
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parse(argv)
+    check_writable(args.out)
+    runs, problems = read_runs(args.paths, with_evaluations)
+    groups = group_runs(runs)
+    problems += [f"{g.where}: not evaluated, see eval.py" for g in groups if not g.is_evaluated]
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    published, planned = read_published(), planned_rows()
+    tables = {table: table_lines(table, groups, published, planned) for table in TABLES}
+    listed = run_lines(groups)
+    sections = [
+        markdown.HEAD.format(command=shlex.join(["python", "-m", "scripts.report", *argv])),
+        *(markdown.table_section(table, tables[table], published) for table in TABLES),
+        markdown.runs_section(listed),
+        markdown.figures_section(args.out),
+        markdown.origins_section([group for group in groups if group.is_evaluated]),
+        markdown.problems_section(problems),
+    ]
+    write_text("\n".join(filter(None, sections)), args.out / "results.md")
+    lines = [line for table in TABLES for line in tables[table]]
+    write_text(as_csv(lines, listed, published), args.out / "results.csv")
+    print(f"{len(runs)} runs in {args.out / 'results.md'} and {args.out / 'results.csv'}")
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m scripts.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "paths",
+        nargs="*",
+        type=Path,
+        default=[Path(DistillOptions.save_path)],
+        metavar="RUN_DIR",
+        help="a run, or a folder of runs",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs"), help="folder of the report (default: docs)"
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

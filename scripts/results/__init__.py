@@ -1,0 +1,1 @@
+"""Read run directories: what was run there and what was measured."""

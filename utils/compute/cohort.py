@@ -1,0 +1,254 @@
+"""Train networks on images that lie on their device, several in step, and measure them."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from networks import build_network
+from utils.compute.batches import Batches, draw_batches, steps_per_block
+from utils.compute.execution import PLAIN, Execution, Function
+from utils.compute.flat import TrainingNetwork, flatten, unflatten, without_batch_counts
+from utils.compute.sharpness import Sharpness
+
+TEST_PIXELS = 512 * 32 * 32
+STATE = ("weights", "velocity", "statistics")
+
+# (theta, statistics, x, y) -> the gradient, (the mean loss, (statistics, number of right answers))
+Gradient = Callable[
+    [Tensor, Tensor, Tensor, Tensor], tuple[Tensor, tuple[Tensor, tuple[Tensor, Tensor]]]
+]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, and how one step is taken: everything that a compiled step depends on."""
+
+    model: str
+    channels: int
+    num_classes: int
+    image_size: int
+    momentum: float
+    weight_decay: float
+    sharpness: Sharpness | None = None  # None: steps along the plain gradient
+    execution: Execution = PLAIN
+    dtype: torch.dtype | None = None  # that the network computes in; None: that of the images
+
+    def build(self, seed: int) -> nn.Module:
+        """A fresh network, on the CPU."""
+        return build_network(
+            self.model,
+            channels=self.channels,
+            num_classes=self.num_classes,
+            image_size=self.image_size,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Means over the steps of one call, (k,) each, on the device, so that nothing waits for them.
+
+    The accuracy is that on the augmented batches.
+    """
+
+    losses: Tensor
+    accuracies: Tensor
+
+
+class Cohort:
+    """k networks of one recipe that train in step, each as it would alone.
+
+    Between calls of `train` the weights are in `networks`.
+    """
+
+    def __init__(
+        self, recipe: Recipe, seeds: Sequence[int], *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.networks = [
+            without_batch_counts(recipe.build(seed)).to(device, dtype) for seed in seeds
+        ]
+        self._theta = torch.stack([flatten(net.parameters()).detach() for net in self.networks])
+        self._velocity = torch.zeros_like(self._theta)
+        self._statistics = torch.stack(
+            [flatten([self._theta.new_empty(0), *net.buffers()]) for net in self.networks]
+        )
+        self._step = _training_step(recipe, len(seeds))
+
+    def state_dicts(self) -> list[dict[str, Tensor]]:
+        """What each network's training goes on from: copies, on the CPU."""
+        stacks = (self._theta, self._velocity, self._statistics)
+        return [
+            {name: row.to("cpu", copy=True) for name, row in zip(STATE, rows, strict=True)}
+            for rows in zip(*stacks, strict=True)
+        ]
+
+    def load_state_dicts(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Undo `state_dicts`; other keys are ignored."""
+        self._theta, self._velocity, self._statistics = (
+            torch.stack([state[name] for state in states]).to(self._theta) for name in STATE
+        )
+        self._return_weights()
+
+    def train(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        epochs: int,
+        lr: float,
+        batch_size: int,
+        dsa_groups: tuple[str, ...] | None,
+        generators: Sequence[torch.Generator],
+    ) -> Progress:
+        """`epochs` passes by SGD over images (N, C, H, W), or (k, N, C, H, W) with different ones
+        for each network, and labels (N,); order and augmentation of network j come from
+        `generators[j]` (CPU). Every batch gets one draw of DSA from `dsa_groups`, if there are any.
+        """
+        count, k, offset = len(labels), len(self.networks), 0
+        if images.dim() == 5:
+            images, labels = images.flatten(0, 1), labels.repeat(k)
+            offset = count
+        plan = zip(
+            *(
+                draw_batches(count, batch_size, dsa_groups, generator, first=j * offset)
+                for j, generator in enumerate(generators)
+            ),
+            strict=True,
+        )
+        left = epochs * -(-count // batch_size)
+        rates = torch.full((k,), lr, device=images.device, dtype=images.dtype)
+        losses = torch.zeros_like(rates)
+        correct = torch.zeros(k, device=images.device, dtype=torch.int64)
+        while left > 0:
+            block = min(left, steps_per_block(images[0], k * min(batch_size, count)))
+            left -= block
+            batches = Batches(list(itertools.islice(plan, block)), images.device)
+            for x, y in zip(batches.images(images), batches.labels(labels), strict=True):
+                self._theta, self._velocity, self._statistics, loss, hits = self._step(
+                    self._theta, self._velocity, self._statistics, x, y, rates
+                )
+                losses += loss * y.shape[1]
+                correct += hits
+        self._return_weights()
+        return Progress(losses / (epochs * count), correct / (epochs * count))
+
+    def _return_weights(self) -> None:
+        for network, theta, statistics in zip(
+            self.networks, self._theta, self._statistics, strict=True
+        ):
+            params, buffers = list(network.parameters()), list(network.buffers())
+            for tensor, value in zip(
+                [*params, *buffers],
+                [
+                    *unflatten(theta, [param.shape for param in params]),
+                    *unflatten(statistics, [buffer.shape for buffer in buffers]),
+                ],
+                strict=True,
+            ):
+                tensor.data = value
+
+
+@cache
+def _training_step(recipe: Recipe, rows: int) -> Function:
+    """(theta, velocity, statistics, x, y, lr) -> the three of them after one step of SGD, the mean
+    loss and the number of right answers before it; stacks with `rows` rows. Cached: compiled once a
+    process.
+    """
+    gradient_and_value = _gradient_and_value(recipe, rows)
+
+    def prepare(function: Function) -> Function:
+        return recipe.execution.prepare(torch.no_grad()(function), rows=rows)
+
+    def update(
+        theta: Tensor, velocity: Tensor, direction: Tensor, lr: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        velocity = recipe.momentum * velocity + direction + recipe.weight_decay * theta
+        return theta - lr * velocity, velocity
+
+    def step(
+        theta: Tensor, velocity: Tensor, statistics: Tensor, x: Tensor, y: Tensor, lr: Tensor
+    ) -> tuple[Tensor, ...]:
+        g, (value, (statistics, hits)) = gradient_and_value(theta, statistics, x, y)
+        return *update(theta, velocity, g, lr), statistics, value, hits
+
+    if recipe.sharpness is None:
+        return prepare(step)
+    return _flat_step(recipe.sharpness, gradient_and_value, update, prepare)
+
+
+def _gradient_and_value(recipe: Recipe, rows: int) -> Gradient:
+    template = recipe.execution.adapt(recipe.build(seed=0))
+    network = TrainingNetwork(template, dtype=recipe.dtype)
+
+    def loss(
+        theta: Tensor, statistics: Tensor, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        logits, statistics = network(theta, statistics, x)
+        return F.cross_entropy(logits, y), (statistics, (logits.argmax(1) == y).sum())
+
+    @torch.enable_grad()
+    def by_autograd(
+        theta: Tensor, statistics: Tensor, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, tuple[Tensor, Tensor]]]:
+        theta = theta.detach().requires_grad_()
+        value, (statistics, hits) = loss(theta, statistics, x, y)
+        (g,) = torch.autograd.grad(value, theta)
+        return g, (value.detach(), (statistics.detach(), hits))
+
+    by_func = torch.func.grad_and_value(loss, has_aux=True)
+    return by_autograd if recipe.execution.is_plain(rows) else by_func
+
+
+def _flat_step(
+    sharpness: Sharpness,
+    gradient_and_value: Gradient,
+    update: Function,
+    prepare: Callable[[Function], Function],
+) -> Function:
+    """The step in two halves, since the compiler takes parameters that are given to it, but not
+    all that it has computed itself.
+    """
+
+    def look(theta: Tensor, statistics: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        g, (value, (after, hits)) = gradient_and_value(theta, statistics, x, y)
+        return sharpness.beside(theta, g), g, after, value, hits
+
+    def go(
+        theta: Tensor, velocity: Tensor, lr: Tensor, g: Tensor, beside: Tensor, *batch: Tensor
+    ) -> tuple[Tensor, ...]:
+        g_s, _ = gradient_and_value(beside, *batch)
+        return update(theta, velocity, sharpness.direction(g, g_s), lr)
+
+    first, second = prepare(look), prepare(go)
+
+    def step(
+        theta: Tensor, velocity: Tensor, statistics: Tensor, x: Tensor, y: Tensor, lr: Tensor
+    ) -> tuple[Tensor, ...]:
+        beside, g, after, value, hits = first(theta, statistics, x, y)
+        moved = second(theta, velocity, lr, g, beside, statistics, x, y)
+        return *moved, after, value, hits
+
+    return step
+
+
+def images_per_test_batch(image_size: int) -> int:
+    """How many test images of that side are measured at a time: 512 of CIFAR's."""
+    return max(1, TEST_PIXELS // image_size**2)
+
+
+@torch.no_grad()
+def accuracy(
+    network: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int | None = None
+) -> float:
+    """The fraction of images (N, C, H, W) that `network` gives their label (N,), in eval mode."""
+    network.eval()
+    size = batch_size or images_per_test_batch(images.shape[-1])
+    correct = torch.zeros((), device=images.device, dtype=torch.int64)
+    for x, y in zip(images.split(size), labels.split(size), strict=True):
+        correct += (network(x).argmax(1) == y).sum()
+    return correct.item() / len(images)

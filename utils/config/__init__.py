@@ -1,0 +1,1 @@
+"""How flags, YAML and defaults combine, and where each value came from. May import core."""

@@ -1,0 +1,228 @@
+"""Options of a script: one dataclass declares flags, YAML keys, types, defaults, checks and help.
+
+Precedence: command line, then the YAML file, then the default. argparse of the standard library
+does the parsing; this file adds the field's spellings of booleans and the memory of where a value
+came from.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import yaml
+
+from utils.config.fields import METAVARS, check_value, converter, quoted, scalar_type
+from utils.core.errors import UserError
+from utils.core.script import Parser
+
+T = TypeVar("T")
+
+FLAG, DEFAULT = "flag", "default"
+RECORDS = ("experts", "environment")  # in a run's own config.yaml, beside its options
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@dataclasses.dataclass
+class Resolved(Generic[T]):
+    """The final options and, per name, their source: "flag", "default" or the YAML file's path."""
+
+    options: T
+    sources: dict[str, str]
+
+    def given_by_hand(self, name: str) -> bool:
+        return self.sources[name] == FLAG
+
+    def set(self, name: str, value: Any, source: str) -> None:
+        """Replace one value, remembering where the new one came from."""
+        self.options = dataclasses.replace(self.options, **{name: value})  # type: ignore[type-var]
+        self.sources[name] = source
+
+    def table(self) -> str:
+        """One aligned line per option: name, value, and the source where it is not the default."""
+        lines = []
+        for name, value in dataclasses.asdict(self.options).items():  # type: ignore[call-overload]
+            source = self.sources[name]
+            lines.append(f"  {name:18} {value!s:34} {'' if source == DEFAULT else source}".rstrip())
+        return "\n".join(lines)
+
+
+def resolve(
+    options: type[T],
+    argv: Sequence[str],
+    *,
+    description: str,
+    find_yaml: Callable[[Mapping[str, Any]], Path | None] = lambda given: None,
+) -> Resolved[T]:
+    """Parse `argv` and the YAML file into an `options` object.
+
+    `find_yaml` gets the values given as flags and names the YAML file, or None for none.
+    Raises UserError for an unknown flag or key and for a value of a wrong type or range.
+    """
+    fields = {field.name: field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
+    for word in argv:
+        if word.startswith("--") and word.endswith("=--"):  # which argparse would leave out
+            raise UserError(f"{word}: '--' is no value")
+    given = vars(_parser(options, description).parse_args(argv))
+    for name, value in given.items():
+        check_value(fields[name], value, f"--{name}")
+    path = find_yaml(given)
+    from_yaml = _read_yaml(path, fields, _types(options)) if path is not None else {}
+    for name, value in from_yaml.items():
+        check_value(fields[name], value, f"{path}: {name}")
+    sources = {
+        name: FLAG if name in given else str(path) if name in from_yaml else DEFAULT
+        for name in fields
+    }
+    return Resolved(options(**{**from_yaml, **given}), sources)
+
+
+def packaged_yaml(dataset: str, name: str) -> Path | None:
+    """configs/<dataset>/<name>.yaml of this repository, or None where it has none."""
+    path = CONFIGS / dataset / f"{name}.yaml"
+    return Path(os.path.relpath(path)) if path.exists() else None
+
+
+def nearest_row(dataset: str, ipc: int) -> Path | None:
+    """configs/<dataset>/ipc<k>.yaml with the k nearest to `ipc`, the smaller on a tie."""
+    names = [path.stem for path in (CONFIGS / dataset).glob("ipc*.yaml")]
+    rows = [int(name[3:]) for name in names if name[3:].isdecimal()]
+    if not rows:
+        return None
+    return packaged_yaml(dataset, f"ipc{min(sorted(rows), key=lambda row: abs(row - ipc))}")
+
+
+def check_unchanged(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, where: Path, instead: str
+) -> None:
+    """Refuse to go on with `where`, begun with the values `before`, under other values.
+
+    UserError names the first that differs, with both values; `instead` is the flag that chooses
+    another place. A setting that `before` does not know yet had no other value than the default.
+    """
+    for name, value in now.items():
+        if name in before and before[name] != value:
+            raise UserError(
+                f"{where} was begun with {name}={before[name]}, not {value}: "
+                f"pass that value or another {instead}"
+            )
+
+
+def fixed_values(options: Any) -> dict[str, Any]:
+    """The options that alter a result, by name."""
+    fields = dataclasses.fields(options)
+    return {f.name: getattr(options, f.name) for f in fields if not f.metadata["may_change"]}
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=100)
+
+
+def _types(options: type) -> dict[str, Any]:
+    return typing.get_type_hints(options)
+
+
+def _parser(options: type, description: str) -> argparse.ArgumentParser:
+    parser = Parser(
+        description=description,
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    hints = _types(options)
+    groups: dict[str, Any] = {}
+    for field in dataclasses.fields(options):
+        title, alias = field.metadata["group"], field.metadata["alias"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        flags = [f"--{field.name}", *([f"--{alias}"] if alias else [])]
+        _add_argument(groups[title], field, hints[field.name], flags)
+    return parser
+
+
+def _add_argument(group: Any, field: dataclasses.Field, hint: Any, flags: list[str]) -> None:
+    kind, is_list = scalar_type(hint)
+    keywords: dict[str, Any] = {"dest": field.name, "type": converter(kind, field)}
+    if kind is bool:
+        keywords |= {"nargs": "?", "const": True, "metavar": "BOOL"}
+    elif is_list:
+        keywords |= {"nargs": "+", "metavar": METAVARS[kind]}
+    else:
+        keywords["metavar"] = METAVARS[kind]
+    group.add_argument(*flags, help=_help(field), **keywords)
+    if kind is bool and not field.name.startswith("no_"):
+        group.add_argument(
+            f"--no_{field.name}", dest=field.name, action="store_false", help=argparse.SUPPRESS
+        )
+
+
+def _help(field: dataclasses.Field) -> str:
+    text = field.metadata["help"].replace("%", "%%")
+    choices = field.metadata["choices"]
+    # A long list of choices is named by the error message instead.
+    shown = f" [{', '.join(choices)}]" if choices and len(choices) <= 10 else ""
+    default = "auto" if field.metadata["auto"] else _default(field)
+    if default is None:
+        return text + shown
+    value = " ".join(default) if isinstance(default, list) else default
+    return f"{text}{shown} (default: {value})"
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def _read_yaml(
+    path: Path, fields: Mapping[str, dataclasses.Field], hints: Mapping[str, Any]
+) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read --config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not valid YAML: {reason}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold `name: value` lines, not a {type(content).__name__}")
+    values = {}
+    for record in RECORDS:
+        content.pop(record, None)
+    aliases = {field.metadata["alias"]: name for name, field in fields.items()}
+    for written, value in content.items():
+        key = str(aliases.get(written, written))
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, n=3) or list(fields)
+            raise UserError(f"{path}: unknown key {quoted(written)}; choices: {', '.join(close)}")
+        values[key] = _from_yaml(value, hints[key], fields[key], f"{path}: {key}")
+    return values
+
+
+def _from_yaml(value: Any, hint: Any, field: dataclasses.Field, name: str) -> Any:
+    kind, is_list = scalar_type(hint)
+    if value is None:
+        if isinstance(hint, types.UnionType):
+            return None
+        raise UserError(f"{name} has no value")
+    if isinstance(value, bool) and "on" in (field.metadata["choices"] or ()):
+        value = "on" if value else "off"  # YAML reads these two words as booleans
+    try:
+        if is_list:
+            return [
+                converter(kind, field)(item)
+                for item in (value if isinstance(value, list) else [value])
+            ]
+        if isinstance(value, list | dict):
+            raise argparse.ArgumentTypeError(f"{quoted(value)} is not a single value")
+        return converter(kind, field)(value)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"{name}: {error}") from None

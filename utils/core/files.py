@@ -1,0 +1,145 @@
+"""Files that are whole or absent: written beside the target, synced, then renamed over it.
+
+Writers hold a lock (`utils/core/locks.py`), so the temporary file has a fixed name, and one that a
+killed process left is overwritten.
+"""
+
+import os
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from utils.core.errors import UserError
+
+CHUNK = 2**20  # bytes read at a time
+MARKED_AS_FOLDER = 0x10  # in a zip archive; torch's reader gives uninitialised memory for such
+# torch says so of some files before it refuses them, which an error tells in one line.
+warnings.filterwarnings("ignore", message="Detected pickle protocol")
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a temporary file that becomes `path` when the block ends without an error.
+
+    Missing parent folders are made; text is UTF-8. On any error the temporary file is removed
+    and the file already at `path`, if there is one, stays as it is.
+
+    Raises:
+        UserError: the operating system refuses (no room, no permission), with its reason.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renamings in `folder` outlast a power failure, where its file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):
+        os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def torch_save(obj: Any, path: str | Path) -> None:
+    """`torch.save(obj, path)`, atomically. Raises UserError like `atomic_write`."""
+    with atomic_write(path) as file:
+        try:
+            torch.save(obj, file)
+        except RuntimeError as error:
+            # torch reports a full disk as a failed assertion; the OSError is its context.
+            raise error.__context__ or error from None
+
+
+def torch_load(path: Path, *, mmap: bool = False) -> Any:
+    """What `torch_save` wrote, on the CPU: tensors and plain containers only, never code.
+
+    With `mmap` the tensors are read from disk when they are used. Either way the whole file is read
+    once, to compare the checksums in it, a bounded piece at a time; torch.load itself does not look
+    at them. Torch's format from before 1.6 is no zip archive: it has no checksums, so that damage
+    to the values of a tensor goes unseen, and cannot be mapped.
+
+    Raises:
+        UserError: the file is not there, may not be read, is damaged, or holds something else.
+    """
+    is_archive = False
+    try:
+        if not path.is_file():
+            raise UserError(f"{path} is {'no file' if path.exists() else 'not there'}")
+        is_archive = _is_archive(path)
+        if is_archive:
+            _check_archive(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_archive)
+    except UserError:
+        raise
+    except PermissionError:
+        raise UserError(f"{path} may not be read: check its permissions") from None
+    except Exception as error:  # a damaged file can fail anywhere in the readers
+        if is_archive and (isinstance(error, MemoryError) or "allocate memory" in str(error)):
+            raise torch.OutOfMemoryError(f"{path} does not fit into memory") from None
+        raise UserError(f"{path} is damaged, or more than tensors and plain values") from None
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether torch would read `path` as a zip archive."""
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _check_archive(path: Path) -> None:
+    """UserError where a record of the archive does not match its checksum."""
+    with zipfile.ZipFile(path) as archive:
+        if not archive.infolist():
+            raise UserError(f"{path} is damaged (its list of records is empty)")
+        for record in archive.infolist():
+            if not _is_whole(archive, record):
+                name = record.filename.partition("/")[2]  # the folder's name is the file's
+                raise UserError(f"{path} is damaged (record {name!r} does not match its checksum)")
+
+
+def _is_whole(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:
+    if record.external_attr & MARKED_AS_FOLDER:
+        return False
+    try:
+        with archive.open(record) as content:
+            while content.read(CHUNK):
+                pass
+    except zipfile.BadZipFile:
+        return False
+    return True
+
+
+def write_text(text: str, path: str | Path) -> None:
+    """Write `text` as UTF-8, atomically. Raises UserError like `atomic_write`."""
+    with atomic_write(path, "w") as file:
+        file.write(text)
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raise UserError if `folder` cannot be made or written to; for checks before long work."""
+    existing = Path(folder)
+    try:
+        while not (existing.is_symlink() or existing.exists()):
+            existing = existing.parent
+        is_folder = existing.is_dir()
+    except (OSError, ValueError) as error:  # a name that is too long, or has a null in it
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write to {folder}: {reason}") from None
+    if not is_folder or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {folder}: {existing} is no folder that may be written to")

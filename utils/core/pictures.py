@@ -1,0 +1,36 @@
+"""Pictures of a synthetic set that a person can read."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+
+from utils.core.files import atomic_write
+
+MIN_SIDE = 64  # of an image on the sheet, in pixels
+MAX_COLUMNS = 20
+
+
+def save_grid(images01: Tensor, path: Path, *, ipc: int) -> None:
+    """Write images (classes * ipc, C, H, W) in [0, 1] as one PNG sheet; values outside are clipped.
+
+    A class begins a new row; where there is one image of each, a row holds ten classes. Small
+    images are enlarged without smoothing.
+    """
+    images01 = images01.detach().float().cpu().clamp(0, 1)
+    if ipc == 1:
+        columns = 10
+    else:
+        columns = min(ipc, MAX_COLUMNS)
+        by_class = images01.unflatten(0, (-1, ipc))
+        # White images fill up the last row of a class.
+        blank = by_class.new_ones(1).expand(len(by_class), -ipc % columns, *images01.shape[1:])
+        images01 = torch.cat([by_class, blank], 1).flatten(0, 1)
+    factor = max(1, MIN_SIDE // images01.shape[-1])
+    enlarged = F.interpolate(images01, scale_factor=factor, mode="nearest")
+    sheet = make_grid(enlarged, nrow=columns, padding=2 * max(1, factor // 4), pad_value=1.0)
+    with atomic_write(path) as file:
+        to_pil_image(sheet).save(file, format="PNG")

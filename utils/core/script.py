@@ -1,0 +1,77 @@
+"""Turn a script's main(argv) into an exit status, and its parser's complaints into one line."""
+
+import argparse
+import io
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from utils.core import ranks, stopping
+from utils.core.errors import UserError
+
+SECONDS_FOR_MAIN = 5
+FEW_FLAGS = 15  # that an error message can list
+
+
+def run_script(main: Callable[[Sequence[str]], int]) -> int:
+    """Call `main` with the command line; a UserError becomes one line on stderr and status 2,
+    memory that runs out one line and status 1, a signal that asks to end a line with the command
+    that continues and status 130 or 143.
+
+    Of several processes that make the same mistake the first one says so: torchrun ends the others
+    while they wait. A process that fails leaves at once, without waiting for the others.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A log file shows lines as they come; a name that is no text in its encoding is escaped.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    script = Path(sys.argv[0]).name
+    stopping.listen()
+    try:
+        return main(sys.argv[1:])
+    except UserError as error:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(SECONDS_FOR_MAIN)
+        status, message = 2, f"{script}: error: {' '.join(str(error).splitlines())}"
+    except (Exception, stopping.Interrupted) as error:
+        if stopping.asked():  # whatever broke then, broke off
+            status = stopping.status()
+            message = f"{script}: interrupted; to continue: {stopping.command()}"
+        elif _is_out_of_memory(error):
+            status = 1
+            message = (
+                f"{script}: out of memory: lower --micro_batch, --experts_at_once or "
+                "--eval_at_once, or leave out --load_all"
+            )
+        elif ranks.under_torchrun():
+            status, message = 1, traceback.format_exc()
+        else:
+            raise
+    if ranks.is_main() or not stopping.asked():
+        print(message, file=sys.stderr, flush=True)
+    if ranks.under_torchrun():
+        os._exit(status)
+    return status
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Of a device or of the host, which torch reports without a type of its own."""
+    host = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    return host or isinstance(error, torch.OutOfMemoryError)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are UserErrors, one line each."""
+
+    def error(self, message: str) -> NoReturn:
+        shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
+        flags = [action.option_strings[-1] for action in shown if action.option_strings]
+        names_them = "unrecognized" in message and len(flags) <= FEW_FLAGS
+        raise UserError(
+            f"{message}; flags: {', '.join(flags)}" if names_them else f"{message} (see --help)"
+        )

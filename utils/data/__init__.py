@@ -1,0 +1,1 @@
+"""Data sets, normalisation, DSA, the distilled file. May import core and networks."""

@@ -1,0 +1,90 @@
+"""A data set that has been found and not yet read, and images held out of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from utils.core.errors import UserError
+from utils.core.rng import stream
+from utils.data.normalisation import Normalisation
+
+SplitName = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that has been found and not yet read.
+
+    Attributes:
+        class_names: by label.
+        channels, image_size: what the images will have; they are square.
+        labels: for each split asked for, int64 (N,).
+        read: for each split asked for, a function that returns its pixels, uint8 (N, C, H, W).
+        normalisation: the field's constants, or None: computed from the training images.
+        cache: what is derived from the images is kept in `<cache>_<what>.pt`; None: nowhere.
+        decoded: for each split of picture files, where its pixels are kept once they are decoded.
+        val_fraction: the part of the training images that has been held out of them.
+        name, subset: what it was asked for as.
+    """
+
+    class_names: tuple[str, ...]
+    channels: int
+    image_size: int
+    labels: dict[SplitName, Tensor]
+    read: dict[SplitName, Callable[[], Tensor]]
+    normalisation: Normalisation | None = None
+    cache: Path | None = None
+    decoded: dict[SplitName, Path] = field(default_factory=dict)
+    val_fraction: float = 0.0
+    name: str = ""
+    subset: str | None = None
+
+    @property
+    def zca_cache(self) -> Path | None:
+        """Where a whitening fitted on the training images is kept."""
+        held_out = f"_val{self.val_fraction}" if self.val_fraction else ""
+        return self.cache and self.cache.with_name(f"{self.cache.name}{held_out}_zca.pt")
+
+    def hold_out(self, fraction: float) -> "Source":
+        """With that part of the training images of every class as a split of its own, "val".
+
+        Which images depends on the labels alone, so that experts and distillations of one data set
+        hold out the same. Each split reads all training images, and keeps its own.
+        """
+        whole, read = self.labels["train"], self.read["train"]
+        parts = _divide(whole, fraction, self.class_names)
+        labels = {split: whole[members] for split, members in parts.items()}
+        reads = {split: partial(_read_part, read, members) for split, members in parts.items()}
+        return replace(
+            self, labels=self.labels | labels, read=self.read | reads, val_fraction=fraction
+        )
+
+
+def _divide(labels: Tensor, fraction: float, class_names: Sequence[str]) -> dict[SplitName, Tensor]:
+    """Which of the images with `labels` are left for training, and which are held out: of every
+    class that part, rounded, but at least one image for either.
+    """
+    is_held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label, name in enumerate(class_names):
+        members = (labels == label).nonzero().flatten()
+        if len(members) < 2:
+            raise UserError(
+                f"--val_fraction {fraction}: class {name} has {len(members)} training images, too "
+                "few to hold one out and keep one; leave --val_fraction out"
+            )
+        part = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        drawn = torch.randperm(len(members), generator=stream(0, "val", label))[:part]
+        is_held_out[members[drawn]] = True
+    return {
+        "train": (~is_held_out).nonzero().flatten(),
+        "val": is_held_out.nonzero().flatten(),
+    }
+
+
+def _read_part(read: Callable[[], Tensor], members: Tensor) -> Tensor:
+    return read()[members]

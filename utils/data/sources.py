@@ -1,0 +1,367 @@
+"""Where images come from: one function per data set that finds the files and checks them.
+
+Finding is quick and refuses whatever is wrong; pixels are read only when a split's `read` is
+called. Every function takes the data path, the splits that are needed, and the options.
+"""
+
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.core.cache import cached
+from utils.core.errors import UserError
+from utils.data import decode
+from utils.data.folders import class_names as class_folders
+from utils.data.folders import list_images
+from utils.data.imagenet_subsets import IMAGENET_SUBSETS
+from utils.data.normalisation import Normalisation
+from utils.data.source import Source, SplitName
+
+Files = list[tuple[Path, int]]  # (image file, label)
+
+CIFAR_NORMALISATION = Normalisation((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+IMAGENET_NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def find_digits(
+    data_path: Path, splits: Sequence[SplitName], *, subset: str | None, res: int | None
+) -> Source:
+    """scikit-learn's 1,797 scans, 1x8x8, split 80/20 by class the same way every time.
+
+    `res` other than 8 resizes them. Nothing is read from `data_path`.
+    """
+    from sklearn.datasets import load_digits  # slow to import, needed only here
+    from sklearn.model_selection import train_test_split
+
+    size = res or 8
+    scans = load_digits()
+    labels = torch.from_numpy(scans.target).long()
+    train, test = train_test_split(
+        torch.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0
+    )
+    members: dict[SplitName, Tensor] = {"train": train, "test": test}
+    return Source(
+        class_names=tuple("0123456789"),
+        channels=1,
+        image_size=size,
+        labels={split: labels[members[split]] for split in splits},
+        read={
+            split: partial(_digits_pixels, scans.images, members[split], size) for split in splits
+        },
+    )
+
+
+def _digits_pixels(scans: np.ndarray, members: Tensor, size: int) -> Tensor:
+    """The scans, whose values are 0 ... 16, as bytes."""
+    images = torch.from_numpy(scans)[members].float().unsqueeze(1) * (255 / 16)
+    if size != images.shape[-1]:
+        images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+    return images.round().clamp(0, 255).to(torch.uint8)
+
+
+def find_cifar(
+    name: Literal["CIFAR10", "CIFAR100"],
+    data_path: Path,
+    splits: Sequence[SplitName],
+    *,
+    subset: str | None,
+    res: int | None,
+) -> Source:
+    """CIFAR, 3x32x32: torchvision's files in `data_path`, or a tree of class folders.
+
+    A tree is `train/<class>/*` and `test/<class>/*` in `data_path/<name>` or in `data_path`.
+    Where there is neither, torchvision's files are downloaded.
+    """
+    if res not in (None, 32):
+        raise UserError(f"--res {res} does not fit {name}, whose images are 32x32: leave it out")
+    from torchvision import datasets  # slow to import, needed only here
+
+    files: type[Any] = getattr(datasets, name)
+    cache = _cache(data_path, name, 32)
+    if not (data_path / files.base_folder).is_dir():
+        for root in (data_path / name, data_path):
+            if folders := _split_folders(root, splits, test=("test", "val")):
+                source = _class_folders(folders, 32, cache, CIFAR_NORMALISATION)
+                return _with_classes(source, int(name.removeprefix("CIFAR")), root)
+    batches = {split: _torchvision_cifar(files, data_path, split) for split in splits}
+    return Source(
+        class_names=tuple(batches[splits[0]].classes),
+        channels=3,
+        image_size=32,
+        labels={split: torch.tensor(batch.targets) for split, batch in batches.items()},
+        read={split: partial(_cifar_pixels, batch.data) for split, batch in batches.items()},
+        normalisation=CIFAR_NORMALISATION,
+        cache=cache,
+    )
+
+
+def _torchvision_cifar(files: type[Any], data_path: Path, split: SplitName) -> Any:
+    """torchvision's data set object, after its checksums; downloads what is missing."""
+    if split == "test":  # the training files need not be there
+        files = type(files.__name__, (files,), {"train_list": []})
+    try:
+        with _network_timeout(seconds=20):
+            return files(data_path, train=split == "train", download=True)
+    except (OSError, RuntimeError, HTTPException) as error:
+        raise UserError(
+            f"no complete {files.__name__} in {data_path}: looked for {files.base_folder}/ and for "
+            f"train/<class>/*, test/<class>/*, and the download failed ({_one_line(error)}); "
+            f"fetch {files.url} and put {files.filename} there as it is"
+        ) from error
+
+
+def _cifar_pixels(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def find_tiny(
+    data_path: Path, splits: Sequence[SplitName], *, subset: str | None, res: int | None
+) -> Source:
+    """Tiny ImageNet, 3x64x64 (or `res`), in `data_path` or `data_path/tiny-imagenet-200`.
+
+    Training images: `train/<wnid>/images/*`. Test images: `val/images/*` with
+    `val/val_annotations.txt` as unzipped, or re-foldered `val/<wnid>/*`, with or without a
+    folder `images` in between. Labels follow the sorted wnids.
+    """
+    folders = _locate(
+        (data_path / "tiny-imagenet-200", data_path),
+        splits,
+        "fetch http://cs231n.stanford.edu/tiny-imagenet-200.zip and unzip it there",
+    )
+    root = folders["test"].parent
+    wnids = _tiny_wnids(root)
+    if not wnids:
+        raise UserError(f"no class folders in {root}: unzip the data set again")
+    files: dict[SplitName, Files] = {}
+    for split, folder in folders.items():
+        annotations = folder / "val_annotations.txt"
+        if annotations.is_file() and (folder / "images").is_dir():  # as unzipped
+            files[split] = _annotated_files(annotations, wnids)
+        else:
+            files[split] = list_images(_inner(folder / wnid) for wnid in wnids)
+    size = res or 64
+    return _tree_source(
+        files, _words(root, wnids), size, _cache(data_path, "Tiny", size), IMAGENET_NORMALISATION
+    )
+
+
+def _tiny_wnids(root: Path) -> tuple[str, ...]:
+    """The classes: the training folders, or where those are not there wnids.txt or val's."""
+    if (root / "train").is_dir():
+        return class_folders(root / "train")
+    if (root / "wnids.txt").is_file():
+        return tuple(sorted(_lines(root / "wnids.txt")))
+    return tuple(name for name in class_folders(root / "val") if name != "images")
+
+
+def _inner(folder: Path) -> Path:
+    """The folder `images` inside a class folder, where there is one."""
+    inner = folder / "images"
+    return inner if inner.is_dir() else folder
+
+
+def _annotated_files(annotations: Path, wnids: Sequence[str]) -> Files:
+    """What `val_annotations.txt` lists: a file of `images` and its wnid at each line's start."""
+    labels = {wnid: label for label, wnid in enumerate(wnids)}
+    files: Files = []
+    for number, line in enumerate(_lines(annotations), start=1):
+        name, wnid, *_ = [*line.split(), "", ""]
+        if wnid not in labels:
+            raise UserError(
+                f"{annotations} line {number}: {line[:80]!r} does not start with a file name and "
+                f"one of the {len(wnids)} classes' wnids; unzip the data set again"
+            )
+        files.append((annotations.parent / "images" / name, labels[wnid]))
+    if missing := set(wnids) - {wnids[label] for _, label in files}:
+        raise UserError(f"{annotations} lists no image of {_some(missing)}; unzip it again")
+    return files
+
+
+def find_imagenet(
+    data_path: Path, splits: Sequence[SplitName], *, subset: str | None, res: int | None
+) -> Source:
+    """Ten classes of ImageNet, 3x128x128 (or `res`): `train/<wnid>/*` and `val/<wnid>/*`.
+
+    Only the ten folders need be there. A label is the wnid's position in IMAGENET_SUBSETS.
+    """
+    if subset not in IMAGENET_SUBSETS:
+        raise UserError(
+            f"--dataset ImageNet with --subset {subset}: choose one of "
+            f"{', '.join(IMAGENET_SUBSETS)}"
+        )
+    wnids = IMAGENET_SUBSETS[subset]
+    folders = _locate(
+        (data_path, data_path / "ImageNet"),
+        splits,
+        "get ImageNet (ILSVRC2012) from image-net.org and sort both into a folder a class",
+    )
+    files = {
+        split: list_images(folder / wnid for wnid in wnids) for split, folder in folders.items()
+    }
+    size = res or 128
+    return _tree_source(
+        files,
+        _words(folders["test"].parent, wnids),
+        size,
+        _cache(data_path, f"ImageNet_{subset}", size),
+        IMAGENET_NORMALISATION,
+    )
+
+
+def find_folder(
+    data_path: Path, splits: Sequence[SplitName], *, subset: str | None, res: int | None
+) -> Source:
+    """The user's pictures at 3x32x32 (or `res`): `train/<class>/*`, `test/<class>/*` or `val/`.
+
+    Classes are the same in both, sorted by name, or by value where all names are numbers.
+    """
+    folders = _locate((data_path,), splits, "make a folder a class in each", test=("test", "val"))
+    size = res or 32
+    return _class_folders(folders, size, _cache(data_path, "folder", size))
+
+
+def _class_folders(
+    folders: dict[SplitName, Path],
+    size: int,
+    cache: Path,
+    normalisation: Normalisation | None = None,
+) -> Source:
+    """A source whose splits hold the same class folders, the class names."""
+    names = {split: class_folders(folder) for split, folder in folders.items()}
+    for split, folder in folders.items():
+        if not names[split]:
+            raise UserError(f"no class folders in {folder}: put images into {folder}/<class>/")
+        if odd := set(names[split]).symmetric_difference(names["test"]):
+            raise UserError(
+                f"{folder} and {folders['test']} must have the same classes; "
+                f"only one of them has {_some(odd)}"
+            )
+    files = {
+        split: list_images(folder / name for name in names[split])
+        for split, folder in folders.items()
+    }
+    return _tree_source(files, names["test"], size, cache, normalisation)
+
+
+def _tree_source(
+    files: dict[SplitName, Files],
+    class_names: tuple[str, ...],
+    size: int,
+    cache: Path,
+    normalisation: Normalisation | None,
+) -> Source:
+    """A source that decodes image files to 3 x size x size, once."""
+    decoded = {split: cache.with_name(f"{cache.name}_{split}.pt") for split in files}
+    return Source(
+        class_names=class_names,
+        channels=3,
+        image_size=size,
+        labels={
+            split: torch.tensor([label for _, label in items]) for split, items in files.items()
+        },
+        read={
+            split: partial(_read_tree, [file for file, _ in items], size, decoded[split])
+            for split, items in files.items()
+        },
+        normalisation=normalisation,
+        cache=cache,
+        decoded=decoded,
+    )
+
+
+def _read_tree(files: Sequence[Path], size: int, cache_file: Path) -> Tensor:
+    key = decode.fingerprint(files, size)
+    return cached(cache_file, key, lambda: {"images": decode.decode(files, size)})["images"]
+
+
+def _locate(
+    roots: Sequence[Path],
+    splits: Sequence[SplitName],
+    advice: str,
+    test: Sequence[str] = ("val",),
+) -> dict[SplitName, Path]:
+    """The folder of each split, in the first of `roots` that has all of them."""
+    for root in roots:
+        if folders := _split_folders(root, splits, test):
+            return folders
+    wanted = [*(["train"] if "train" in splits else []), " or ".join(test)]
+    raise UserError(
+        f"no data: looked for the folders {' and '.join(wanted)} in "
+        f"{' and in '.join(map(str, roots))}; {advice}, or give another --data_path"
+    )
+
+
+def _split_folders(
+    root: Path, splits: Sequence[SplitName], test: Sequence[str]
+) -> dict[SplitName, Path] | None:
+    """The folder of each split in `root`, or None if one is missing; `test`: names, best first."""
+    choices: dict[SplitName, Sequence[str]] = {"train": ("train",), "test": test}
+    folders: dict[SplitName, Path] = {}
+    for split in splits:
+        found = [root / name for name in choices[split] if (root / name).is_dir()]
+        if not found:
+            return None
+        folders[split] = found[0]
+    return folders
+
+
+def _with_classes(source: Source, count: int, root: Path) -> Source:
+    if len(source.class_names) != count:
+        raise UserError(
+            f"{root} has {len(source.class_names)} class folders instead of {count}: "
+            "give another --data_path, or --dataset folder"
+        )
+    return source
+
+
+def _words(root: Path, wnids: Sequence[str]) -> tuple[str, ...]:
+    """A readable name for each wnid, from the list that ImageNet comes with, if it is there."""
+    words: dict[str, str] = {}
+    for file in (root / "words.txt", root / "LOC_synset_mapping.txt"):
+        if file.is_file():
+            lines = (line.split(maxsplit=1) for line in _lines(file))
+            words |= {line[0]: line[1].split(",")[0] for line in lines if len(line) == 2}
+    return tuple(words.get(wnid, wnid) for wnid in wnids)
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a text file, empty ones left out."""
+    try:
+        text = file.read_text("utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _cache(data_path: Path, name: str, size: int) -> Path:
+    return data_path / ".cache" / f"{name}_{size}"
+
+
+def _some(names: set[str]) -> str:
+    """The first few of `names`, for a message of one line."""
+    first = sorted(names)[:5]
+    return ", ".join(first) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def _network_timeout(seconds: float) -> Iterator[None]:
+    """torchvision sets no timeout, and a network that drops packets would hang it."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,97 @@
+"""What the experts of a buffer see in images: the features and the answers of a trained network."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from utils.compute.cohort import images_per_test_batch
+from utils.compute.cost import fitting_network
+from utils.compute.flat import FlatNetwork
+from utils.data.dataset import Split
+from utils.data.source import Source
+from utils.experts.buffer import ExpertBuffer
+from utils.experts.kind import ExpertKind, find_experts
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Experts and the network whose parameters they are. Images come as they are, without DSA.
+
+    Buffers hold no statistics of batch norm, so that takes those of each batch.
+    """
+
+    experts: ExpertBuffer
+    network: nn.Module
+
+    @classmethod
+    def open(
+        cls, source: Source, kind: ExpertKind, buffer_path: str, *, most: int, skip_bad: bool
+    ) -> "Observer":
+        """The first `most` experts of exactly this `kind`; UserError where there are none, naming
+        the command that makes them.
+        """
+        found = find_experts(buffer_path, kind, model_fixed=True, zca_fixed=True)
+        network = fitting_network(
+            found.model,
+            channels=source.channels,
+            num_classes=len(source.class_names),
+            image_size=source.image_size,
+        )
+        experts = ExpertBuffer(
+            found.folder(buffer_path),
+            [param.shape for param in network.parameters()],
+            max_experts=most,
+            skip_bad=skip_bad,
+        )
+        return cls(experts, network)
+
+    @property
+    def width(self) -> int:
+        """F, the number of features of an image."""
+        return _last_linear(self.network).in_features
+
+    def features(self, expert: int, split: Split) -> Tensor:
+        """What goes into the last linear layer of `expert` after its last epoch: (N, F)."""
+        seen = split.images.new_empty(len(split.images), self.width)
+        rows = iter(_batches(seen, split.images.shape[-1]))
+
+        def keep(module: nn.Module, inputs: tuple[Tensor]) -> None:
+            next(rows).copy_(inputs[0])
+
+        with _last_linear(self.network).register_forward_pre_hook(keep):
+            self._answers(expert, self.experts.epochs, split.images)
+        return seen
+
+    def right_answers(self, expert: int, split: Split) -> Tensor:
+        """Whether `expert` gives each image its label after each of its epochs: bool (N, epochs).
+
+        Not before the first one, where it would be by chance.
+        """
+        epochs = range(1, self.experts.epochs + 1)
+        answers = (self._answers(expert, epoch, split.images) for epoch in epochs)
+        return torch.stack([answer == split.labels for answer in answers], dim=1)
+
+    @torch.no_grad()
+    def _answers(self, expert: int, epoch: int, images: Tensor) -> Tensor:
+        """The labels (N,) that `expert` gives after `epoch` epochs, batch by batch."""
+        network, theta = FlatNetwork(self.network), self.experts.params(expert, epoch).to(images)
+        batches = tqdm(
+            _batches(images, images.shape[-1]),
+            desc=f"expert {expert} after {epoch} epochs",
+            unit="batch",
+            leave=False,
+            delay=2,
+            disable=None,
+        )
+        return torch.cat([network(theta, batch).argmax(1) for batch in batches])
+
+
+def _batches(rows: Tensor, image_size: int) -> tuple[Tensor, ...]:
+    return rows.split(images_per_test_batch(image_size))
+
+
+def _last_linear(network: nn.Module) -> nn.Linear:
+    """The layer that gives the logits: of all of `networks/` the linear layer that comes last."""
+    return [module for module in network.modules() if isinstance(module, nn.Linear)][-1]

@@ -1,0 +1,213 @@
+"""Expert trajectories on disk, in the field's layout (MTT, FTD, ATT, DATM): write, check, read.
+
+`<buffer_path>/<dataset>/<model>/replay_buffer_<n>.pt` is a list of experts, an expert a list of
+snapshots (before the first epoch, then after each), a snapshot the list of parameter tensors in
+`network.parameters()` order, float32 on the CPU.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.config.resolve import check_unchanged
+from utils.core.errors import UserError
+from utils.core.files import torch_load, torch_save, write_text
+from utils.core.locks import is_held, locked
+
+Snapshot = list[Tensor]
+
+
+Expert = list[Snapshot]
+
+
+SETTINGS = "experts.json"
+
+
+UNFINISHED = "unfinished_expert_{}.pt"
+
+
+LOCKS = ".replay_buffer_*.lock"
+
+
+def snapshot(network: nn.Module) -> Snapshot:
+    """A copy of the parameters, float32 on the CPU; `cpu()` alone would alias what is there."""
+    return [param.detach().cpu().float().clone() for param in network.parameters()]
+
+
+def buffer_files(folder: Path) -> list[Path]:
+    """The files replay_buffer_<n>.pt of `folder`, by n."""
+    names = re.compile(r"replay_buffer_(0|[1-9][0-9]*)\.pt")
+    files = (path for path in folder.glob("replay_buffer_*.pt") if names.fullmatch(path.name))
+    try:
+        return sorted(files, key=file_number)
+    except OSError as error:
+        raise UserError(f"cannot look into {folder}: {error.strerror}") from None
+
+
+def file_number(file: Path) -> int:
+    return int(file.stem.rpartition("_")[2])
+
+
+def read_file(path: Path, *, mmap: bool = True) -> list[Expert]:
+    """The experts of one file; with `mmap` read from disk when they are used.
+
+    Raises UserError for a file that is damaged or holds something else. Shapes and values are
+    checked where they are used, by ExpertBuffer.
+    """
+    try:
+        experts = torch_load(path, mmap=mmap)
+    except UserError as error:
+        raise UserError(f"buffer file {error}") from None
+    if not _is_list_of_experts(experts):
+        raise UserError(f"buffer file {path} does not hold a list of expert trajectories")
+    return experts
+
+
+def _is_list_of_experts(content: Any) -> bool:
+    return (
+        isinstance(content, list)
+        and len(content) > 0
+        and all(isinstance(expert, list) and len(expert) > 1 for expert in content)
+        and all(isinstance(snap, list) for expert in content for snap in expert)
+        and all(_is_plain(param) for expert in content for snap in expert for param in snap)
+    )
+
+
+def _is_plain(param: Any) -> bool:
+    """Whether it is a tensor of numbers in memory, not a sparse, nested or empty shell of one."""
+    return (
+        isinstance(param, Tensor)
+        and param.is_floating_point()
+        and param.layout == torch.strided
+        and not param.is_nested
+        and param.device.type == "cpu"
+    )
+
+
+@contextmanager
+def adding(
+    folder: Path, settings: dict[str, Any], numbers: Sequence[int], *, experts_per_file: int
+) -> Iterator[list[int]]:
+    """Have the files of the experts `numbers` to oneself during the block; yields those missing.
+
+    Another process may add other files meanwhile. UserError where one is at work on these, and
+    where the experts in `folder` are trained otherwise than with `settings`.
+    """
+    with ExitStack() as held:
+        with locked(folder / ".lock"):  # one process at a time takes and begins
+            taken = {_lock_of(_file_of(folder, number, experts_per_file)) for number in numbers}
+            for lock in sorted(taken):
+                refusal = (
+                    f"another process trains the experts of {lock.stem[1:]} in {folder}: wait "
+                    "until it ends, or choose others by --first_expert and --num_experts"
+                )
+                held.enter_context(locked(lock, refusal=refusal))
+            missing = missing_experts(folder, numbers, experts_per_file=experts_per_file)
+            is_alone = not any(is_held(lock) for lock in set(folder.glob(LOCKS)) - taken)
+            begin(folder, settings, adding=bool(missing), alone=is_alone)
+        for number in set(numbers).difference(missing):
+            _forget_unfinished(folder, str(number))  # saved, then killed
+        yield missing
+
+
+def _lock_of(file: Path) -> Path:
+    return file.with_name(f".{file.stem}.lock")
+
+
+def begin(
+    folder: Path, settings: dict[str, Any], *, adding: bool = True, alone: bool = True
+) -> None:
+    """Record how the experts of `folder` are trained; refuse to add to others than such.
+
+    Settings without a single buffer file (nobody got that far) are replaced where this process is
+    `alone`. Experts from elsewhere have no settings beside them: good as they are, but not for
+    `adding`.
+    """
+    path, recorded = folder / SETTINGS, read_settings(folder)
+    if alone and recorded != settings and not buffer_files(folder):
+        _forget_unfinished(folder, "*")
+        write_text(json.dumps(settings, indent=1) + "\n", path)
+    elif recorded is None:
+        raise UserError(f"{path} holds no settings as JSON; move {folder} away or mend it")
+    elif recorded:
+        check_unchanged(recorded, settings, where=folder, instead="--buffer_path")
+    elif adding:
+        raise UserError(
+            f"the experts in {folder} are not from this buffer.py (no {SETTINGS} beside them): "
+            "they can be used, but not added to; pass another --buffer_path"
+        )
+
+
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """How the experts of `folder` were trained: {} where nothing says so, None where the record
+    cannot be read.
+    """
+    try:
+        recorded = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError):
+        return None
+    return recorded if isinstance(recorded, dict) else None
+
+
+def missing_experts(folder: Path, numbers: Sequence[int], *, experts_per_file: int) -> list[int]:
+    """Which of the experts `numbers`, a range, are not in `folder`; file n holds those from
+    n * experts_per_file on. UserError names a damaged file.
+    """
+    there: set[int] = set()
+    for first in sorted({number - number % experts_per_file for number in numbers}):
+        path = _file_of(folder, first, experts_per_file)
+        try:
+            count = _count_experts(path, _version(path)) if path.exists() else 0
+        except UserError as error:
+            raise UserError(f"{error}; delete it, and its experts are trained again") from None
+        there.update(range(first, first + count))
+    return [number for number in numbers if number not in there]
+
+
+@cache
+def _count_experts(path: Path, version: tuple[int, ...]) -> int:
+    """How many a file holds; in one call a file is read and checked once as long as it is the same,
+    for those of a hundred experts take seconds.
+    """
+    return len(read_file(path))
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """What changes when the file is replaced."""
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_ino, stat.st_size
+
+
+def save_expert(folder: Path, number: int, expert: Expert, *, experts_per_file: int) -> Path:
+    """Add expert `number` behind those that its file holds already, atomically."""
+    path = _file_of(folder, number, experts_per_file)
+    experts = read_file(path, mmap=False) if path.exists() else []
+    if len(experts) != number % experts_per_file:
+        raise ValueError(f"{path} holds {len(experts)} experts, so {number} is not the next")
+    torch_save([*experts, expert], path)
+    _forget_unfinished(folder, str(number))
+    return path
+
+
+def _file_of(folder: Path, number: int, experts_per_file: int) -> Path:
+    return folder / f"replay_buffer_{number // experts_per_file}.pt"
+
+
+def unfinished_file(folder: Path, number: int) -> Path:
+    """Where an expert is kept whose training was cut off (`utils/experts/unfinished.py`)."""
+    return folder / UNFINISHED.format(number)
+
+
+def _forget_unfinished(folder: Path, number: str) -> None:
+    """Remove the files of an unfinished expert, or of all: `number` may be a pattern."""
+    for file in folder.glob(f"{UNFINISHED.format(number)}*"):
+        file.unlink(missing_ok=True)

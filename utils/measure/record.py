@@ -1,0 +1,189 @@
+"""What eval.py has measured, on disk: whole evaluations, and single networks of the others.
+
+    eval.json               a list of evaluations: settings, acc_mean, acc_std, accs, environment
+    eval_unfinished.json    a list of networks: settings, network (its number), acc
+
+A network follows from its settings, the images that it sees and its number. So one that has been
+trained counts in every evaluation that it belongs to, whatever the number of networks in that.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.core import ranks
+from utils.core.errors import UserError
+from utils.core.files import write_text
+from utils.core.locks import locked
+from utils.core.provenance import describe_environment
+from utils.measure.protocol import Accuracies
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation by `num_eval` networks: `settings` is what they share, `images` gives a
+    checksum of what a range of them is trained on.
+    """
+
+    settings: Mapping[str, Any]
+    images: Callable[[range], str]
+    num_eval: int
+
+    def whole(self, num_eval: int) -> Entry:
+        """How eval.json describes it, were it by so many networks."""
+        return {**self.settings, "images": self.images(range(num_eval)), "num_eval": num_eval}
+
+    def network(self, k: int) -> Entry:
+        """How eval_unfinished.json describes its network k."""
+        return {**self.settings, "images": self.images(range(k, k + 1)), "network": k}
+
+
+class EvalRecord:
+    """The two files in `folder`. Several calls of eval.py may record there at the same time: a
+    change is made under a lock, to what the files hold then. Of the processes of one call all call
+    the methods, the main one reads and writes.
+
+    UserError where eval.json is damaged or cannot be written. An eval_unfinished.json that is
+    damaged is moved aside: it can only save time.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "eval.json"
+        self._unfinished = folder / "eval_unfinished.json"
+        self._lock = folder / ".eval.lock"
+        self._read_whole()
+        if ranks.is_main() and self._is_unfinished_damaged():
+            with locked(self._lock):
+                self._move_aside_what_is_damaged()
+
+    def networks(self, evaluation: Evaluation) -> dict[int, float]:
+        """Accuracies of the networks of `evaluation` that have been trained, by number.
+
+        Those of an evaluation by more or fewer networks are what training them again would give, on
+        a CUDA device up to rounding: there it depends on which networks are computed together.
+        """
+        return ranks.from_main(self._networks(evaluation) if ranks.is_main() else {})
+
+    def keep(self, evaluation: Evaluation, accs: Mapping[int, float]) -> None:
+        """Record networks, by number, of an evaluation that is not whole yet."""
+        if ranks.is_main():
+            with locked(self._lock):
+                new = [{**evaluation.network(k), "acc": acc} for k, acc in accs.items()]
+                self._write_unfinished([*self._without(evaluation, accs), *new])
+
+    def add(self, evaluation: Evaluation, accuracies: Accuracies) -> None:
+        """Record a whole evaluation, once, in place of its networks."""
+        if not ranks.is_main():
+            return
+        description = evaluation.whole(evaluation.num_eval)
+        result = {
+            "acc_mean": accuracies.mean,
+            "acc_std": accuracies.std,
+            "accs": list(accuracies.accs),
+            "environment": describe_environment(),
+        }
+        with locked(self._lock):
+            whole = self._read_whole()
+            if not any(_is(description, entry) for entry in whole):
+                _write([*whole, description | result], self.path)
+            # Last: whoever is interrupted in between has the networks twice, not lost, and the same
+            # call again, which finds the evaluation whole, comes by here.
+            self._write_unfinished(self._without(evaluation, range(evaluation.num_eval)))
+
+    def _networks(self, evaluation: Evaluation) -> dict[int, float]:
+        found: dict[int, float] = {}
+        unfinished = self._read_unfinished()
+        for k in range(evaluation.num_eval):
+            description = evaluation.network(k)
+            for entry in unfinished:
+                if _is(description, entry):
+                    found[k] = entry["acc"]
+        alike = [entry for entry in self._read_whole() if _is(evaluation.settings, entry)]
+        # The one by just as many networks comes last, for its result stands.
+        for entry in sorted(alike, key=lambda entry: len(entry["accs"]) == evaluation.num_eval):
+            if _is(evaluation.whole(len(entry["accs"])), entry):
+                found |= dict(enumerate(entry["accs"][: evaluation.num_eval]))
+        return found
+
+    def _without(self, evaluation: Evaluation, numbers: Iterable[int]) -> list[Entry]:
+        """What is unfinished, without these networks of `evaluation`."""
+        gone = [evaluation.network(k) for k in numbers]
+        unfinished = self._read_unfinished()
+        return [entry for entry in unfinished if not any(_is(network, entry) for network in gone)]
+
+    def _read_whole(self) -> list[Entry]:
+        entries = _read(self.path)
+        if entries is None or not all(_is_whole(entry) for entry in entries):
+            raise UserError(
+                f"{self.path} cannot be read as a list of evaluations: mend it, or move it away to "
+                "measure again"
+            )
+        return entries
+
+    def _read_unfinished(self) -> list[Entry]:
+        return [entry for entry in _read(self._unfinished) or [] if _is_network(entry)]
+
+    def _write_unfinished(self, entries: list[Entry]) -> None:
+        if entries:
+            _write(entries, self._unfinished)
+        else:
+            self._unfinished.unlink(missing_ok=True)
+
+    def _is_unfinished_damaged(self) -> bool:
+        entries = _read(self._unfinished)
+        return entries is None or not all(_is_network(entry) for entry in entries)
+
+    def _move_aside_what_is_damaged(self) -> None:
+        if self._is_unfinished_damaged():  # another call may have been first
+            aside = self._unfinished.with_name(f"{self._unfinished.name}.damaged")
+            os.replace(self._unfinished, aside)
+            print(f"{self._unfinished} is damaged and now {aside.name}: going on without it")
+
+
+def _is(description: Mapping[str, Any], entry: Entry) -> bool:
+    return description.items() <= entry.items()
+
+
+def _is_whole(entry: Any) -> bool:
+    """Whether an entry has what readers of eval.json rely on."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("accs"), list):
+        return False
+    accs = entry["accs"]
+    return (
+        bool(accs)
+        and len(accs) == entry.get("num_eval")
+        and all(_is_fraction(acc) for acc in [*accs, entry.get("acc_mean"), entry.get("acc_std")])
+        and all(isinstance(entry.get(name), str) for name in ("trained_on", "model"))
+    )
+
+
+def _is_network(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("network"), int)
+        and _is_fraction(entry.get("acc"))
+    )
+
+
+def _is_fraction(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 1
+
+
+def _read(path: Path) -> list[Any] | None:
+    """The list in a file, empty where there is no file; None where there is anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, list) else None
+
+
+def _write(entries: list[Entry], path: Path) -> None:
+    write_text(json.dumps(entries, indent=1) + "\n", path)

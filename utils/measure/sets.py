@@ -1,0 +1,76 @@
+"""What eval.py trains networks on: the distilled set, and real images to compare it with."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import torch
+from torch import Tensor
+
+from utils.core.cache import digest
+from utils.data.dataset import ImageDataset
+from utils.data.distilled import SyntheticSet
+from utils.data.real_images import class_labels
+from utils.experts.features import Observer
+from utils.measure.selection import SELECTIONS, select
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What networks are trained on, and how: images (N, C, H, W) for all of them, or different ones
+    for each, with labels (N,).
+    """
+
+    name: str
+    images: Tensor | list[Tensor]
+    labels: Tensor
+    lr: float
+    epochs: int
+
+    @cached_property
+    def digest(self) -> Callable[[range], str]:
+        """A checksum of what a range of networks is trained on."""
+        images, labels = self.images, self.labels
+        if isinstance(images, Tensor):
+            digest_of_all = checksum(images, labels)
+            return lambda networks: digest_of_all
+        draws = images
+        return cache(lambda k: checksum(torch.cat(draws[k.start : k.stop]), labels))
+
+
+def checksum(images: Tensor, labels: Tensor) -> str:
+    return digest({"images": images.cpu(), "labels": labels.cpu()})
+
+
+def training_sets(
+    distilled: SyntheticSet,
+    data: ImageDataset,
+    observer: Observer | None,
+    *,
+    selections: Sequence[str],
+    full: bool,
+    networks: int,
+    seed: int,
+    lr_real: float,
+    epochs: int,
+    epochs_full: int,
+) -> Iterator[TrainingSet]:
+    """Yield the distilled set, then real images: as many by each of `selections`, and with `full`
+    all of them, at the rate `lr_real`. Each set is made when its turn comes; all processes must
+    take them together.
+    """
+    device = data.test.images.device
+    yield TrainingSet(
+        f"distilled {distilled.set}",
+        distilled.images.to(device, data.test.images.dtype),
+        distilled.labels.to(device),
+        distilled.syn_lr,
+        epochs,
+    )
+    labels = class_labels(data.num_classes, distilled.ipc, device)
+    for name in selections:
+        chosen = select(name, data, distilled.ipc, networks=networks, seed=seed, observer=observer)
+        yield TrainingSet(SELECTIONS[name].trained_on, chosen, labels, lr_real, epochs)
+    if full:
+        train = data.require_train()
+        yield TrainingSet("full", train.images, train.labels, lr_real, epochs_full)

@@ -1,0 +1,245 @@
+"""What a distillation leaves behind as it runs: sets, pictures, evaluations, log, checkpoints."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from utils.core import ranks
+from utils.core.errors import UserError
+from utils.core.pictures import save_grid
+from utils.core.progress import time_left
+from utils.core.rng import derive_seed
+from utils.data.dataset import ImageDataset
+from utils.data.distilled import SyntheticSet
+from utils.measure.protocol import Accuracies, HowToRun, Protocol, evaluate
+from utils.methods.outer_state import Diverged, OuterState
+from utils.methods.trajectory.unroll import Matching
+from utils.run.directory import RunDir
+from utils.run.log import MetricsLog
+
+CHECKPOINT_SECONDS = 600
+# What distilled_best.pt is, by --select.
+BEST = {
+    "test": "best so far, chosen on the test set",
+    "val": "best so far, chosen on the images held out",
+    "last": "latest evaluated, kept as best",
+}
+
+
+@dataclass
+class Reporter:
+    """Writes the files of one run; of several processes the main one, the others evaluate along.
+
+    `how` is what `auto` was taken for. `models` are evaluated on the raw and on the EMA images; the
+    first decides which iteration is the best, per set, by `select`: a key of BEST. `best` holds
+    those accuracies, `evaluated` is the iteration of the last evaluation.
+    """
+
+    run: RunDir
+    log: MetricsLog
+    config: Mapping[str, Any]
+    data: ImageDataset
+    labels: Tensor
+    num_experts: int
+    how: Mapping[str, Any]
+    models: Sequence[str]
+    select: str
+    protocol: Protocol
+    evaluation: HowToRun
+    best: dict[str, float] = field(default_factory=lambda: {"raw": -1.0, "ema": -1.0})
+    evaluated: int = -1
+    _checkpoint_at: float = field(default_factory=time.monotonic)
+    _evaluation_seconds: float | None = None
+
+    def begin(self) -> None:
+        """Forget what a call has logged that ended before its first checkpoint."""
+        self.log.keep_up_to(-1, evaluated=-1, rewinds=0)
+
+    def resume(self, state: OuterState, checkpoint: Mapping[str, Any]) -> None:
+        """Bring `state` and the log back to where the checkpoint was written.
+
+        The best so far counts only where it was measured as it will be from now on. UserError where
+        the checkpoint does not fit, which cannot come from a call of the same settings.
+        """
+        try:
+            state.load_state_dict(checkpoint["state"])
+            self.evaluated = checkpoint["evaluated"]
+            # Before there was --select the best was chosen on the test set.
+            if {"select": "test"} | checkpoint["measured_by"] == self._measured_by():
+                self.best = dict(checkpoint["best"])
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
+            raise UserError(
+                f"{self.run.checkpoint} does not fit its settings: choose another --run_name"
+            ) from None
+        self.log.keep_up_to(state.iteration, evaluated=self.evaluated, rewinds=len(state.rewinds))
+        self.log.say(f"continuing at iteration {state.iteration}")
+
+    def rewind(self, state: OuterState, reason: Diverged) -> None:
+        """Go back to the last checkpoint with half the rate that `reason` names, and record it."""
+        checkpoint = self.run.agreed_checkpoint()
+        assert checkpoint is not None
+        entry = state.rewind(checkpoint["state"], reason)
+        self.resume(state, checkpoint | {"state": state.state_dict()})
+        # In this order: a call that ends in between diverges and rewinds again.
+        self.log.log(kind="rewind", **entry)
+        self.save_checkpoint(state)
+        self.log.say(f"{reason}: now {entry['rate']} {entry['value']:.3g}")
+
+    def _measured_by(self) -> dict[str, Any]:
+        return {**asdict(self.protocol), "model": self.models[0], "select": self.select}
+
+    def log_step(
+        self, state: OuterState, matching: Matching, start_epochs: list[int], seconds: float
+    ) -> None:
+        """Log the step that `state` has just taken, the curves that were asked for before it; of
+        several trajectories, lists.
+        """
+
+        def each(values: list[Any]) -> Any:
+            return values[0] if len(values) == 1 else values
+
+        iteration = state.iteration - 1
+        chosen = {"length": each(matching.lengths), "n_opt": each(matching.nearest)}
+        start_epoch = each(start_epochs)
+        if matching.curves:
+            curves = {name: each(curve.tolist()) for name, curve in matching.curves.items()}
+            self.log.log(
+                kind="distances",
+                iteration=iteration,
+                start_epoch=start_epoch,
+                **chosen,
+                **curves,
+            )
+        self.log.log(
+            kind="step",
+            iteration=iteration,
+            loss=matching.loss.item(),
+            **chosen,
+            start_epoch=start_epoch,
+            syn_lr=state.syn_lr.item(),
+            seconds=seconds,
+        )
+
+    def log_divergence(self, state: OuterState, reason: Diverged) -> None:
+        """Log why the step behind `state` could not be taken, which ends the run."""
+        self.log.log(
+            kind="diverged", iteration=state.iteration, rate=reason.rate, reason=str(reason)
+        )
+
+    def say_time_left(self, seconds: Sequence[float], left: int, evaluations: int) -> None:
+        """Say how long `left` steps and so many evaluations will take, judging by `seconds`."""
+        line = time_left(
+            seconds, left, evaluations=evaluations, evaluation_seconds=self._evaluation_seconds
+        )
+        self.log.say(line)
+
+    def save(self, state: OuterState, tag: str | None = None, *, set: str = "raw") -> None:
+        """Write distilled_<tag>.pt and images_<tag>.png of the raw or the ema set; by default
+        the tag is the iteration.
+
+        The sets of single iterations leave out the ZCA matrix, 37 MB for CIFAR.
+        """
+        if not ranks.is_main():
+            return
+        include_whitening = tag is not None
+        tag = str(state.iteration) if tag is None else tag
+        images = state.images if set == "raw" else state.ema_images
+        SyntheticSet(
+            images=images,
+            labels=self.labels,
+            syn_lr=state.syn_lr.item(),
+            dataset=self.data.name,
+            subset=self.data.subset,
+            model=self.config["model"],
+            ipc=self.config["ipc"],
+            class_names=self.data.class_names,
+            normalisation=self.data.normalisation,
+            iteration=state.iteration,
+            set=set,
+            config=self.config,
+            rewinds=tuple(state.rewinds),
+        ).save(self.run.distilled(tag), include_whitening=include_whitening)
+        pixels = self.data.normalisation.inverse(images)
+        save_grid(pixels, self.run.picture(tag), ipc=self.config["ipc"])
+
+    def save_last(self, state: OuterState) -> None:
+        self.save(state, "last")
+        self.save(state, "ema_last", set="ema")
+
+    def evaluate(self, state: OuterState) -> None:
+        """Train fresh networks on both sets, log their accuracies, keep the best of each set."""
+        began = time.monotonic()
+        for set, images in (("raw", state.images), ("ema", state.ema_images)):
+            for model in self.models:
+                accuracies = evaluate(
+                    images,
+                    self.labels,
+                    self.data.test,
+                    num_classes=self.data.num_classes,
+                    model=model,
+                    lr=state.syn_lr.item(),
+                    protocol=self.protocol,
+                    seed=derive_seed(self.config["seed"], "evaluation", state.iteration, set),
+                    run=self.evaluation,
+                    val=self.data.val,
+                )
+                self.log.log(
+                    kind="eval",
+                    iteration=state.iteration,
+                    set=set,
+                    model=model,
+                    acc_mean=accuracies.mean,
+                    acc_std=accuracies.std,
+                    accs=list(accuracies.accs),
+                    **_held_out_record(accuracies.val),
+                )
+                line = f"iteration {state.iteration:6}  {set:3}  {model:10} {accuracies}"
+                line += f"  held out {accuracies.val}" if accuracies.val else ""
+                if model == self.models[0] and self._is_best(set, accuracies):
+                    self.save(state, "best" if set == "raw" else "ema_best", set=set)
+                    line += f"  {BEST[self.select]}"
+                self.log.say(line)
+        self.evaluated = state.iteration
+        self._evaluation_seconds = time.monotonic() - began
+
+    def _is_best(self, set: str, accuracies: Accuracies) -> bool:
+        """Whether these are, as selected, the best of the set so far; remembers it."""
+        chosen_on = accuracies.val if self.select == "val" else accuracies
+        assert chosen_on is not None
+        is_best = self.select == "last" or chosen_on.mean > self.best[set]
+        if is_best:
+            self.best[set] = chosen_on.mean
+        return is_best
+
+    def is_checkpoint_old(self) -> bool:
+        return time.monotonic() - self._checkpoint_at > CHECKPOINT_SECONDS
+
+    def save_checkpoint(self, state: OuterState) -> None:
+        """Keep what continuing needs. All randomness, the order of the experts included, follows
+        from the seed and the iteration.
+        """
+        self._checkpoint_at = time.monotonic()
+        if not ranks.is_main():
+            return
+        self.log.sync()
+        self.run.save_checkpoint(
+            {
+                "best": self.best,
+                "evaluated": self.evaluated,
+                "measured_by": self._measured_by(),
+                "num_experts": self.num_experts,
+                "how": dict(self.how),
+                "state": state.state_dict(),
+                "config": dict(self.config),
+            }
+        )
+
+
+def _held_out_record(val: Accuracies | None) -> dict[str, Any]:
+    """What an evaluation record says beside the test accuracies, where images are held out."""
+    if val is None:
+        return {}
+    return {"val_mean": val.mean, "val_std": val.std, "val_accs": list(val.accs)}
