@@ -11,17 +11,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from networks import canonical_name
+from networks import build_network, canonical_name
 from utils.compute.cost import fitting_network, network_cost
 from utils.compute.device import compute_dtype, default_device, storage_dtype, use_precision
 from utils.compute.execution import Execution
-from utils.compute.flat import FlatNetwork
 from utils.config.resolve import (
     DEFAULT,
     Resolved,
@@ -43,31 +43,47 @@ from utils.data.source import Source
 from utils.experts.buffer import ExpertBuffer
 from utils.experts.kind import ExpertKind, find_experts
 from utils.measure.protocol import HowToRun, Protocol
+from utils.methods.base import Method, Setting
 from utils.methods.outer_state import Diverged, OuterState
-from utils.methods.trajectory.lengths import DISTANCES, LENGTH_POLICIES
-from utils.methods.trajectory.matching import Matcher, Sampling
-from utils.methods.trajectory.pruning import prune_dissimilar
-from utils.methods.trajectory.unroll import NOTHING, Objective
+from utils.methods.registry import (
+    DEFAULT_METHOD,
+    METHODS,
+    check_own_flags,
+    check_same_method,
+    foreign_flags,
+)
 from utils.options import DistillOptions
 from utils.plan.estimate import distillation_demand, expected_distillation_time
 from utils.plan.room import check_room
 from utils.plan.run_plan import RunPlan, evaluations_left, plan_run
 from utils.run.directory import RunDir
 from utils.run.log import MetricsLog
-from utils.run.recorder import BEST, Reporter
+from utils.run.recorder import BEST, Recorder
 
 MAX_REWINDS = 3
-STEPS_TO_JUDGE = 5  # outer steps of a call before it says how long the rest takes
 
 
 def main(argv: Sequence[str]) -> int:
+    return run(
+        resolve(
+            DistillOptions,
+            argv,
+            description=__doc__ or "",
+            find_yaml=find_yaml,
+            presets=presets,
+        )
+    )
+
+
+def run(resolved: Resolved[DistillOptions]) -> int:
+    """Distil as `resolved` says, from its start or its last checkpoint; the exit status."""
     with ranks.process_group():
-        return distil(argv)
+        return distil(resolved)
 
 
-def distil(argv: Sequence[str]) -> int:
-    resolved = resolve(DistillOptions, argv, description=__doc__ or "", find_yaml=find_yaml)
-    check_selection(resolved.options)
+def distil(resolved: Resolved[DistillOptions]) -> int:
+    check_flags(resolved)
+    spec = METHODS[resolved.options.method]
     device = default_device()
     precision = use_precision(resolved.options.precision, device)
     source = find_dataset(
@@ -81,10 +97,10 @@ def distil(argv: Sequence[str]) -> int:
     check_ipc(resolved.options.ipc, source.labels["train"], source.class_names)
     resolved.set("res", source.image_size, resolved.sources["res"])
     resolved.set("precision", precision, resolved.sources["precision"])
-    network, experts = open_experts(resolved, source)
+    experts = open_experts(resolved, source) if spec.needs_experts else None
     run = name_run(resolved)
     options = resolved.options
-    checkpoint = look_at(run, options, experts)
+    checkpoint = resumable_checkpoint(run, options, experts)
     how = plan_run(
         options,
         channels=source.channels,
@@ -93,8 +109,11 @@ def distil(argv: Sequence[str]) -> int:
         device=device,
         recorded=checkpoint["how"] if checkpoint else {},
     )
-    print(f"distill_att.py -> {run.path}\n{resolved.table()}")
-    print(f"{len(experts)} experts of {experts.epochs} epochs", *experts.skipped, sep="\n")
+    hidden = foreign_flags(options.method)
+    print(f"distill_att.py -> {run.path}")
+    print(resolved.table(whole=options.dry_run, hidden=hidden))
+    if experts is not None:
+        print(f"{len(experts)} experts of {experts.epochs} epochs", *experts.skipped, sep="\n")
     if options.eval_it > 0:
         print(f"distilled_best.pt: {BEST[options.select]}")
     say_what_it_takes(options, source, how, experts, run, checkpoint, device)
@@ -102,39 +121,55 @@ def distil(argv: Sequence[str]) -> int:
     if options.dry_run:
         return 0
     with run.alone(checkpoint):
-        if options.load_all:
+        if experts is not None and options.load_all:
             experts.read_all()
         data = read_dataset(source, zca=options.zca, val=True)
         images = initial_images(data, options.ipc, options.pix_init, options.seed)
-        data = data.without_train().to(device, storage_dtype(precision))
+        data = data if spec.needs_train else data.without_train()
+        data = data.to(device, storage_dtype(precision))
         labels = class_labels(data.num_classes, options.ipc, device)
         state = OuterState(
-            images.to(device, storage_dtype(precision)),
-            options.lr_teacher,
-            lr_img=options.lr_img,
-            lr_lr=options.lr_lr,
+            spec.learned(options, images.to(device, storage_dtype(precision))),
+            syn_lr=spec.syn_lr(options),
             ema_decay=options.ema_decay,
+            if_not_finite=spec.if_not_finite,
         )
-        matcher = make_matcher(options, how, network, experts, labels)
-        reporter = make_reporter(options, how, run, data, labels, experts)
-        status = go_on(options, checkpoint, state, matcher, reporter)
-        reporter.log.finish(status)
+        method = make_method(options, how, data, labels, experts)
+        recorder = make_recorder(options, how, run, data, labels, method, experts)
+        status = run_to_end(options, checkpoint, state, method, recorder)
+        recorder.log.finish(status)
     return status
 
 
 def find_yaml(given: Mapping[str, Any]) -> Path | None:
+    """The YAML file that gives defaults: the one named, or the row nearest to what is given.
+
+    Relatives of ATT without a row of their own take ATT's.
+    """
     if "config" in given:
         return Path(given["config"])
     dataset = given.get("dataset", DistillOptions.dataset)
     ipc = given.get("ipc", DistillOptions.ipc)
-    path = nearest_row(dataset, ipc)
-    if path is not None and path.stem != f"ipc{ipc}":
+    method = given.get("method", DEFAULT_METHOD)
+    path = nearest_row(dataset, ipc, None if method == DEFAULT_METHOD else method)
+    if path is None and METHODS[method].options is METHODS[DEFAULT_METHOD].options:
+        path = nearest_row(dataset, ipc)
+    if path is not None and path.stem.split("_")[0] != f"ipc{ipc}":
         print(f"{dataset} has no row for ipc {ipc}: taking the nearest, {path}")
     return path
 
 
-def check_selection(options: DistillOptions) -> None:
-    """UserError where the best iteration is to be chosen on images that are not held out."""
+def presets(known: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """What the method that flags or YAML choose has instead of the common defaults."""
+    method = known.get("method", DEFAULT_METHOD)
+    return f"--method {method}", METHODS[method].presets
+
+
+def check_flags(resolved: Resolved[DistillOptions]) -> None:
+    """UserError where flags contradict each other or belong to another method."""
+    options = resolved.options
+    check_own_flags(options.method, resolved.sources)
+    METHODS[options.method].check(options)
     if options.select == "val" and options.val_fraction == 0:
         raise UserError(
             "--select val needs images held out of the training set: pass --val_fraction 0.1, say, "
@@ -142,9 +177,7 @@ def check_selection(options: DistillOptions) -> None:
         )
 
 
-def open_experts(
-    resolved: Resolved[DistillOptions], source: Source
-) -> tuple[nn.Module, ExpertBuffer]:
+def open_experts(resolved: Resolved[DistillOptions], source: Source) -> ExpertBuffer:
     """Find and check the experts; a model or zca not given by hand follows what is there."""
     options = resolved.options
     starts = options.starts
@@ -198,7 +231,7 @@ def open_experts(
             f"beyond the {experts.epochs} epochs of the experts in {folder}; lower one of them or "
             "train longer experts"
         )
-    return network, experts
+    return experts
 
 
 def name_run(resolved: Resolved[DistillOptions]) -> RunDir:
@@ -215,8 +248,10 @@ def name_run(resolved: Resolved[DistillOptions]) -> RunDir:
     return run
 
 
-def look_at(run: RunDir, options: DistillOptions, experts: ExpertBuffer) -> dict[str, Any] | None:
-    """The checkpoint of a run that was begun before; UserError where it cannot be continued so."""
+def resumable_checkpoint(
+    run: RunDir, options: DistillOptions, experts: ExpertBuffer | None
+) -> dict[str, Any] | None:
+    """Load the run's checkpoint, if any; refuse one made with other settings or experts."""
     check_writable(run.path)
     checkpoint = run.agreed_checkpoint()
     if checkpoint is None and run.has_steps():
@@ -225,11 +260,13 @@ def look_at(run: RunDir, options: DistillOptions, experts: ExpertBuffer) -> dict
             "choose another --run_name"
         )
     if checkpoint is not None:
+        begun = checkpoint["config"].get("method", DEFAULT_METHOD)
+        check_same_method(begun, options.method, where=str(run.path))
         check_unchanged(
             checkpoint["config"], fixed_values(options), where=run.path, instead="--run_name"
         )
         before = checkpoint["num_experts"]
-        if before != len(experts):
+        if experts is not None and before != len(experts):
             raise UserError(
                 f"{run.path} was begun with {before} experts, now there are {len(experts)} in "
                 f"{experts.folder}: pass --max_experts {before} or another --run_name"
@@ -241,7 +278,7 @@ def say_what_it_takes(
     options: DistillOptions,
     source: Source,
     how: RunPlan,
-    experts: ExpertBuffer,
+    experts: ExpertBuffer | None,
     run: RunDir,
     checkpoint: Mapping[str, Any] | None,
     device: torch.device,
@@ -261,67 +298,64 @@ def say_what_it_takes(
     check_room(demand, device, force=options.force)
 
 
-def make_matcher(
+def make_method(
     options: DistillOptions,
     how: RunPlan,
-    network: nn.Module,
-    experts: ExpertBuffer,
+    data: ImageDataset,
     labels: Tensor,
-) -> Matcher:
+    experts: ExpertBuffer | None,
+) -> Method:
     execution = Execution.on(labels.device, compiled=how.compiled)
-    return Matcher(
-        FlatNetwork(
-            execution.adapt(network).to(labels.device), dtype=compute_dtype(options.precision)
-        ),
-        experts,
-        labels,
-        Sampling(
-            syn_steps=options.syn_steps,
-            expert_epochs=options.expert_epochs,
-            start_epochs=options.starts,
-            batch_syn=options.batch_syn,
-            dsa_groups=active_groups(
-                dsa=options.dsa and not options.no_aug, strategy=options.dsa_strategy
-            ),
-            seed=options.seed,
-        ),
-        Objective(
-            distance=DISTANCES[options.distance],
-            policy=LENGTH_POLICIES[options.length],
-            weights=None
-            if options.prune_threshold is None
-            else prune_dissimilar(options.prune_threshold),
-            exact=options.gradient == "exact",
-        ),
-        unroll=how.unroll,
-        trajectories=options.trajectories,
-        micro_batch=how.micro_batch,
-        execution=execution,
+    augments = options.dsa and not options.no_aug
+    shape = {
+        "channels": data.channels,
+        "num_classes": data.num_classes,
+        "image_size": data.image_size,
+    }
+    return METHODS[options.method].build(
+        Setting(
+            options=options,
+            fresh=lambda seed: build_network(options.model, **shape, seed=seed),
+            labels=labels,
+            experts=experts,
+            train=data.train,
+            dsa_groups=active_groups(dsa=augments, strategy=options.dsa_strategy),
+            execution=execution,
+            dtype=compute_dtype(options.precision),
+            unroll=how.unroll,
+            micro_batch=how.micro_batch,
+        )
     )
 
 
-def make_reporter(
+def make_recorder(
     options: DistillOptions,
     how: RunPlan,
     run: RunDir,
     data: ImageDataset,
     labels: Tensor,
-    experts: ExpertBuffer,
-) -> Reporter:
-    config = asdict(options) | {"force": False}  # who uses it with --config decides anew
+    method: Method,
+    experts: ExpertBuffer | None,
+) -> Recorder:
+    hidden = {*foreign_flags(options.method), "force"}  # who uses it with --config decides anew
+    config = {name: value for name, value in asdict(options).items() if name not in hidden}
     run.save_config(
         config,
-        experts={**experts.settings, "number": len(experts), "epochs": experts.epochs},
+        experts={}
+        if experts is None
+        else {**experts.settings, "number": len(experts), "epochs": experts.epochs},
         environment=describe_environment() | {"processes": str(ranks.world())},
     )
-    return Reporter(
+    return Recorder(
         run=run,
+        method=method,
         log=MetricsLog(run.path, wandb_mode=options.wandb, config=config),
         config=config,
         data=data,
         labels=labels,
-        num_experts=len(experts),
+        num_experts=0 if experts is None else len(experts),
         how=asdict(how),
+        evaluations_left=partial(evaluations_left, options),
         models=options.evaluation_models,
         select=options.select,
         evaluation=HowToRun(
@@ -338,106 +372,92 @@ def make_reporter(
     )
 
 
-def go_on(
+def run_to_end(
     options: DistillOptions,
     checkpoint: Mapping[str, Any] | None,
     state: OuterState,
-    matcher: Matcher,
-    reporter: Reporter,
+    method: Method,
+    recorder: Recorder,
 ) -> int:
-    """Begin the run, or go on from its `checkpoint`, to its end; the exit status."""
+    """Begin the run, or go on from its `checkpoint`; return the exit status."""
     if checkpoint is None:
-        reporter.begin()
+        recorder.begin()
     else:
-        reporter.resume(state, checkpoint)
+        recorder.resume(state, checkpoint)
     while True:
         try:
-            take_outer_steps(options, state, matcher, reporter)
+            take_outer_steps(options, state, method, recorder)
             break
         except Diverged as reason:
             if options.on_divergence == "rewind" and len(state.rewinds) < MAX_REWINDS:
-                reporter.rewind(state, reason)
+                recorder.rewind(state, reason)
                 continue
-            reporter.log_divergence(state, reason)
-            reporter.save_last(state)
+            recorder.log_divergence(state, reason)
+            recorder.save_last(state)
             after = f" after {len(state.rewinds)} rewinds" if state.rewinds else ""
             print(
                 f"distill_att.py: stopped at iteration {state.iteration}{after}: {reason}, under "
-                f"another --run_name. The last good set is {reporter.run.distilled('last')}",
+                f"another --run_name. The last good set is {recorder.run.distilled('last')}",
                 file=sys.stderr,
             )
             return 1
-    reporter.save_last(state)
-    print(f"done: sets and pictures are in {reporter.run.path}")
+    recorder.save_last(state)
+    print(f"done: sets and pictures are in {recorder.run.path}")
     return 0
 
 
 def take_outer_steps(
-    options: DistillOptions, state: OuterState, matcher: Matcher, reporter: Reporter
+    options: DistillOptions, state: OuterState, method: Method, recorder: Recorder
 ) -> None:
-    """Go on from `state` to the last iteration, leaving behind what is due on the way.
+    """Take outer steps to the last iteration; save and evaluate what is due on the way.
 
     Raises Diverged where a step cannot be taken, Interrupted behind the step or in the evaluation
     in which a signal came; what was computed is kept.
     """
-    seconds: list[float] = []
     with (
         stopping.deferred(),
         progress_bar(total=options.Iteration, initial=state.iteration, unit="it") as progress,
     ):
         while True:
-            leave_behind(options, state, reporter)
+            save_what_is_due(options, state, recorder)
             if state.iteration >= options.Iteration:
                 return
             began = time.monotonic()
             try:
-                matching, start_epochs = matcher.match(
-                    state.iteration,
-                    state.images,
-                    state.syn_lr,
-                    watched=DISTANCES if due(state.iteration, options.log_distances) else NOTHING,
-                )
+                step = method.step(state.iteration, state.learned)
             except Exception:  # an expert of no use, no memory; what was learned so far is kept
-                reporter.save_checkpoint(state)
+                recorder.save_checkpoint(state)
                 raise
-            state.step(matching)
-            seconds.append(time.monotonic() - began)
-            reporter.log_step(state, matching, start_epochs, seconds[-1])
-            if len(seconds) == STEPS_TO_JUDGE:
-                left = options.Iteration - state.iteration
-                reporter.say_time_left(seconds, left, evaluations_left(options, reporter.evaluated))
-            progress.set_postfix_str(
-                f"loss {matching.loss:.4f} length {max(matching.lengths)} "
-                f"syn_lr {state.syn_lr:.3g}",
-                refresh=False,
-            )
+            state.update(step)
+            recorder.log_step(state, step, time.monotonic() - began)
+            progress.set_postfix_str(recorder.shown(state, step), refresh=False)
             progress.update()
             if stopping.asked_anyone():
-                reporter.save_checkpoint(state)
+                recorder.save_checkpoint(state)
                 ranks.barrier()  # torchrun ends everyone once one has left
                 raise stopping.Interrupted
 
 
-def leave_behind(options: DistillOptions, state: OuterState, reporter: Reporter) -> None:
-    """Save, evaluate and keep a checkpoint, as they are due after `state.iteration` steps."""
+def save_what_is_due(options: DistillOptions, state: OuterState, recorder: Recorder) -> None:
+    """Save the set, evaluate and write a checkpoint where it is time, after a step."""
     at, is_end = state.iteration, state.iteration == options.Iteration
-    saves = at == 0 or due(at, options.sets_it)
+    saves = at == 0 or is_due(at, options.sets_it)
     evaluates = (
-        due(at, options.eval_it) or (is_end and options.eval_it > 0)
-    ) and reporter.evaluated < at
+        is_due(at, options.eval_it) or (is_end and options.eval_it > 0)
+    ) and recorder.evaluated < at
     if saves:
-        reporter.save(state)
+        recorder.save(state)
     if evaluates:
-        reporter.save_checkpoint(state)  # to come back to if the evaluation is cut off
+        recorder.save_checkpoint(state)  # to come back to if the evaluation is cut off
         with stopping.deferred(False):
-            reporter.evaluate(state)
-    checkpoints = due(at, options.checkpoint_it) or reporter.is_checkpoint_old()
+            recorder.evaluate(state)
+    checkpoints = is_due(at, options.checkpoint_it) or recorder.is_checkpoint_old()
     if evaluates or saves or is_end or checkpoints:
-        reporter.save_checkpoint(state)
+        recorder.save_checkpoint(state)
 
 
-def due(at: int, every: int | None) -> bool:
-    """Whether what happens every so many iterations, never at 0 or None, does at this one."""
+def is_due(at: int, every: int | None) -> bool:
+    """Whether iteration `at` is a multiple of `every`; None and 0 stand for never."""
     return every not in (None, 0) and at % every == 0
 
 

@@ -12,11 +12,12 @@ from utils.data.dataset import Split, load_dataset
 from utils.data.real_images import class_labels, initial_images
 from utils.experts.buffer import ExpertBuffer
 from utils.experts.files import save_expert, snapshot
+from utils.methods.base import Learned
 from utils.methods.outer_state import OuterState
 from utils.methods.trajectory.lengths import DISTANCES, att
-from utils.methods.trajectory.matching import Matcher, Sampling
+from utils.methods.trajectory.matching import Objective
+from utils.methods.trajectory.method import Sampling, TrajectoryMatching
 from utils.methods.trajectory.starts import StartEpochs
-from utils.methods.trajectory.unroll import Objective
 
 GROUPS = parse_strategy(DSA_STRATEGY)
 
@@ -53,7 +54,7 @@ def test_outer_steps_lower_the_matching_loss(cifar10, tmp_path):
     for number, expert in enumerate(train_experts(cifar10.train, [0, 1])):
         save_expert(tmp_path, number, expert, experts_per_file=10)
     network = FlatNetwork(build_network("ConvNetW32", channels=3, num_classes=10, image_size=32))
-    matcher = Matcher(
+    matcher = TrajectoryMatching(
         network,
         ExpertBuffer(tmp_path, network.shapes),
         class_labels(10, 1, torch.device("cpu")),
@@ -67,23 +68,25 @@ def test_outer_steps_lower_the_matching_loss(cifar10, tmp_path):
         ),
         Objective(DISTANCES["l2"], att),
     )
+    images = initial_images(cifar10, 1, "real", seed=0)
     state = OuterState(
-        initial_images(cifar10, 1, "real", seed=0),
-        0.01,
-        lr_img=500.0,
-        lr_lr=1e-7,
+        [
+            Learned("images", images, 500.0, "lr_img"),
+            Learned("syn_lr", torch.tensor(0.01), 1e-7, "lr_lr", positive=True),
+        ],
+        syn_lr=0.01,
         ema_decay=0.99,
+        if_not_finite="",
     )
 
     def mean_loss() -> float:
         """Over four fixed draws of segment and augmentation that the steps below do not use."""
-        losses = [matcher.match(i, state.images, state.syn_lr)[0].loss for i in range(100, 104)]
+        losses = [matcher.step(i, state.learned).loss for i in range(100, 104)]
         return torch.stack(losses).mean().item()
 
     before = mean_loss()
     for iteration in range(8):
-        matching, _ = matcher.match(iteration, state.images, state.syn_lr)
-        state.step(matching)
+        state.update(matcher.step(iteration, state.learned))
     after = mean_loss()
     assert before <= 1.0  # the real images bring the student a little nearer already
     assert after < 0.99 * before

@@ -14,11 +14,12 @@ from utils.core.errors import UserError
 from utils.data.augment import DSA_STRATEGY, parse_strategy
 from utils.experts.buffer import ExpertBuffer
 from utils.experts.files import save_expert, snapshot
-from utils.methods.trajectory import matching, unroll
+from utils.methods.trajectory import matching, method
 from utils.methods.trajectory.lengths import DISTANCES, LENGTH_POLICIES
-from utils.methods.trajectory.matching import Matcher, Sampling, draw_problem
+from utils.methods.trajectory.matching import Objective
+from utils.methods.trajectory.method import Sampling, TrajectoryMatching
+from utils.methods.trajectory.problems import draw_problem
 from utils.methods.trajectory.starts import StartEpochs
-from utils.methods.trajectory.unroll import Objective
 
 SHAPE = {"channels": 1, "num_classes": 2, "image_size": 8}
 LABELS = torch.tensor([0, 0, 1, 1])
@@ -53,7 +54,7 @@ def experts_path(tmp_path_factory):
 
 def make_matcher(path, *, length="att", batch_syn=3, dsa_groups=DSA, **keywords):
     network = FlatNetwork(tiny_network(0))
-    return Matcher(
+    return TrajectoryMatching(
         network,
         ExpertBuffer(path, network.shapes),
         LABELS,
@@ -129,7 +130,7 @@ def test_the_segment_runs_from_the_start_epoch_over_expert_epochs(matcher):
 def test_several_trajectories_are_averaged(experts_path, unroll, batch_syn):
     """Trajectory j of iteration i draws what is drawn alone as number i K + j."""
     iteration, k, images = 2, 3, some_images()
-    several = make_matcher(experts_path, trajectories=k, unroll=unroll, batch_syn=batch_syn)
+    several = make_matcher(experts_path, trajectories=k, engine=unroll, batch_syn=batch_syn)
     outcome, starts = several.match(iteration, images, SYN_LR)
     single = make_matcher(experts_path, batch_syn=batch_syn)
     alone = [single.match(iteration * k + j, images, SYN_LR) for j in range(k)]
@@ -155,7 +156,7 @@ def test_trajectories_that_are_computed_together_give_the_same(experts_path):
 @pytest.mark.parametrize("micro_batch", [None, 1, 2])
 def test_both_engines_give_the_same(experts_path, length, micro_batch):
     images = some_images()
-    full_graph = make_matcher(experts_path, length=length, unroll="autograd")
+    full_graph = make_matcher(experts_path, length=length, engine="autograd")
     swept = make_matcher(experts_path, length=length, micro_batch=micro_batch)
     for iteration in (0, 1):
         expected, starts = full_graph.match(iteration, images, SYN_LR)
@@ -166,17 +167,17 @@ def test_both_engines_give_the_same(experts_path, length, micro_batch):
 
 def test_each_engine_is_the_one_that_was_asked_for(experts_path, monkeypatch):
     called = []
-    for name in ("adjoint", "autograd"):
-        engine = getattr(unroll, name)
+    for name in ("match_by_adjoint", "match_by_autograd"):
+        engine = getattr(matching, name)
 
         def noted(*arguments, name=name, engine=engine, **keywords):
             called.append(name)
             return engine(*arguments, **keywords)
 
-        monkeypatch.setattr(matching, name, noted)
+        monkeypatch.setattr(method, name, noted)
     for name in ("autograd", "adjoint"):
-        make_matcher(experts_path, unroll=name).match(0, some_images(), SYN_LR)
-    assert called == ["autograd", "adjoint"]
+        make_matcher(experts_path, engine=name).match(0, some_images(), SYN_LR)
+    assert called == ["match_by_autograd", "match_by_adjoint"]
 
 
 def test_the_next_problem_is_drawn_ahead_and_is_the_same(experts_path):
@@ -222,9 +223,9 @@ def short_of_memory(monkeypatch, fits):
         sizes.append(micro_batch)
         if micro_batch is None or micro_batch > fits:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return unroll.adjoint(*arguments, micro_batch=micro_batch, **keywords)
+        return matching.match_by_adjoint(*arguments, micro_batch=micro_batch, **keywords)
 
-    monkeypatch.setattr(matching, "adjoint", engine)
+    monkeypatch.setattr(method, "match_by_adjoint", engine)
     return sizes
 
 
@@ -277,20 +278,20 @@ def draw(k=1, **changes):
     } | changes
     images = NUMBERED.view(10, 1, 1, 1)
     thetas = torch.zeros(k, 1), torch.ones(k, 1)
-    return draw_problem(*thetas, torch.arange(10), images[0], **arguments), images
+    return draw_problem(*thetas, images[0], count=10, **arguments), images
 
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_chunks_are_those_of_permutations(k):
     problem, images = draw(k)
-    xs = problem.batches(images, range(6))
+    xs, ys = problem.batches(images, range(6)), problem.labels(torch.arange(10))
     assert problem.syn_steps == len(xs) == 6
     assert problem.batch_sizes == [4, 4, 2] * 2
     assert [x.shape for x in xs] == [(k, size, 1, 1, 1) for size in problem.batch_sizes]
-    for x, y in zip(xs, problem.labels, strict=True):
+    for x, y in zip(xs, ys, strict=True):
         assert torch.equal(x.flatten(1).long(), y)
     orders = [
-        tuple(torch.cat([y[j] for y in problem.labels[start : start + 3]]).tolist())
+        tuple(torch.cat([y[j] for y in ys[start : start + 3]]).tolist())
         for j in range(k)
         for start in (0, 3)
     ]
@@ -311,8 +312,9 @@ def test_a_student_depends_on_its_generator_alone():
 @pytest.mark.parametrize("batch_syn", [None, 10, 11])
 def test_without_smaller_batches_every_step_sees_all_images_in_order(batch_syn):
     problem, images = draw(2, batch_syn=batch_syn)
+    ys = problem.labels(torch.arange(10))
     assert problem.batch_sizes == [10] * 6
-    for x, y in zip(problem.batches(images, range(6)), problem.labels, strict=True):
+    for x, y in zip(problem.batches(images, range(6)), ys, strict=True):
         assert torch.equal(x, torch.stack([images, images]))
         assert torch.equal(y, torch.arange(10).repeat(2, 1))
 
@@ -345,8 +347,10 @@ def test_the_shares_of_processes_are_the_batches(world, batch_syn):
         for rank in range(world)
     ]
     made = [part.batches(images, range(6)) for part in parts]
+    labels = [part.labels(torch.arange(10)) for part in parts]
+    whole_labels = whole.labels(torch.arange(10))
     for t, x in enumerate(whole.batches(images, range(6))):
         joined = torch.cat([xs[t] for xs in made], 1)
         torch.testing.assert_close(joined, x, rtol=0, atol=1e-12)
-        assert torch.equal(torch.cat([part.labels[t] for part in parts], 1), whole.labels[t])
+        assert torch.equal(torch.cat([ys[t] for ys in labels], 1), whole_labels[t])
     assert all(part.batch_sizes == whole.batch_sizes for part in parts)

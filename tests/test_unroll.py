@@ -15,9 +15,10 @@ from utils.core.errors import UserError
 from utils.data.augment import parse_strategy
 from utils.methods.trajectory import unroll
 from utils.methods.trajectory.lengths import DISTANCES, att, fixed
-from utils.methods.trajectory.matching import draw_problem
+from utils.methods.trajectory.matching import Objective, match_by_adjoint, match_by_autograd
+from utils.methods.trajectory.problems import draw_problem
 from utils.methods.trajectory.pruning import prune_dissimilar
-from utils.methods.trajectory.unroll import Loss, Objective, Problem, Steps
+from utils.methods.trajectory.unroll import Loss, Problem, Steps, Stop
 
 CLASSES, IPC, SIZE = 3, 2, 8
 GROUPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
@@ -32,23 +33,36 @@ class Case:
     loss: Loss
     images: torch.Tensor
     syn_lr: torch.Tensor
+    labels: torch.Tensor
 
     def adjoint(self, objective, *, execution=PLAIN, **keywords):
         steps = Steps.of(self.loss, execution, rows=len(self.problem.theta_0))
-        return unroll.adjoint(
-            self.problem, self.images, self.syn_lr, steps, as_objective(objective), **keywords
+        return match_by_adjoint(
+            self.problem,
+            self.images,
+            self.syn_lr,
+            self.labels,
+            steps,
+            as_objective(objective),
+            **keywords,
         )
 
     def autograd(self, objective, **keywords):
-        return unroll.autograd(
-            self.problem, self.images, self.syn_lr, self.loss, as_objective(objective), **keywords
+        return match_by_autograd(
+            self.problem,
+            self.images,
+            self.syn_lr,
+            self.labels,
+            self.loss,
+            as_objective(objective),
+            **keywords,
         )
 
     def thetas(self, step):
         """theta_step (K, P), by hand."""
         p, thetas = self.problem, self.problem.theta_0
         xs = p.batches(self.images, range(p.syn_steps))
-        for x, y in itertools.islice(zip(xs, p.labels, strict=True), step):
+        for x, y in itertools.islice(zip(xs, p.labels(self.labels), strict=True), step):
             gs = [torch.func.grad(self.loss)(*row) for row in zip(thetas, x, y, strict=True)]
             thetas = thetas - self.syn_lr * torch.stack(gs)
         return thetas
@@ -73,16 +87,21 @@ def make_case(
     problem = draw_problem(
         theta_0.to(device),
         theta_star.to(device),
-        torch.arange(CLASSES, device=device).repeat_interleave(IPC),
         images[0],
+        count=CLASSES * IPC,
         syn_steps=syn_steps,
         batch_syn=batch_syn,
         dsa_groups=parse_strategy(strategy) if strategy else None,
         generators=[torch.Generator().manual_seed(seed + k) for k in range(rows)],
     )
     syn_lr = torch.tensor(0.3, dtype=torch.float64, device=device)
+    labels = torch.arange(CLASSES, device=device).repeat_interleave(IPC)
     return Case(
-        problem, lambda theta, x, y: F.cross_entropy(flat(theta, x), y), images.to(device), syn_lr
+        problem,
+        lambda theta, x, y: F.cross_entropy(flat(theta, x), y),
+        images.to(device),
+        syn_lr,
+        labels,
     )
 
 
@@ -152,7 +171,7 @@ def only(p, k):
         theta_0=p.theta_0[row],
         theta_star=p.theta_star[row],
         batches=lambda images, steps: [x[row] for x in p.batches(images, steps)],
-        labels=[y[row] for y in p.labels],
+        labels=lambda labels: [y[row] for y in p.labels(labels)],
     )
 
 
@@ -251,10 +270,12 @@ def quadratic_case(steps):
     def batches(images, steps):
         return [images[None]] * len(steps)
 
-    labels = [torch.zeros(1, 1)] * steps
-    problem = Problem(theta_0[None], theta_star[None], batches, labels, [1] * steps)
+    def labels(labels):
+        return [labels[None]] * steps
+
+    problem = Problem(theta_0[None], batches, labels, [1] * steps, theta_star[None])
     eta = torch.tensor(0.2, dtype=torch.float64)
-    return Case(problem, loss, x.view(1, 5, 1, 1), eta), theta_0, theta_star, x
+    return Case(problem, loss, x.view(1, 5, 1, 1), eta, torch.zeros(1)), theta_0, theta_star, x
 
 
 @pytest.mark.parametrize("engine", ["adjoint", "autograd"])
@@ -285,7 +306,7 @@ def tesla_by_its_formula(case):
     images = case.images.clone().requires_grad_()
     xs = p.batches(images, range(p.syn_steps))
     gs, thetas = [], [theta_0]
-    for x, y in zip(xs, p.labels, strict=True):
+    for x, y in zip(xs, p.labels(case.labels), strict=True):
         at = thetas[-1].detach().requires_grad_()
         gs += torch.autograd.grad(case.loss(at, x[0], y[0]), at, create_graph=True)
         thetas.append(thetas[-1] - eta * gs[-1].detach())
@@ -455,3 +476,58 @@ def test_a_cuda_device_gives_the_same(rows, compiled, replayed):
     for matching in (on_gpu.autograd(fixed), on_gpu.adjoint(fixed, execution=execution)):
         for name in ("loss", "distances", "grad_images", "grad_syn_lr"):
             assert relative_error(getattr(matching, name).cpu(), getattr(on_cpu, name)) < 1e-9, name
+
+
+def any_loss(theta_n):
+    """A loss that has nothing to do with a target."""
+    weights = torch.linspace(-1, 1, theta_n.numel(), dtype=torch.float64).view_as(theta_n)
+    return (weights * theta_n).sum().tanh() + theta_n.square().mean()
+
+
+def unroll_both(case, images, rates, **keywords):
+    """theta_n by the sweep and by its twin, both differentiable in images and rates."""
+    steps = Steps.of(case.loss, PLAIN, rows=len(case.problem.theta_0))
+    arguments = images, rates, case.labels, case.problem
+    swept = unroll.unroll(*arguments, steps, **keywords)
+    return swept, unroll.unroll_by_autograd(*arguments, case.loss, **keywords)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("one_a_step", [False, True])
+def test_any_loss_stands_behind_the_unroll(rows, one_a_step):
+    case = make_case(syn_steps=5, batch_syn=4, strategy="_".join(GROUPS), rows=rows)
+    rates = 0.3 + 0.01 * torch.arange(5.0, dtype=torch.float64) if one_a_step else case.syn_lr
+    inputs = case.images.clone().requires_grad_(), rates.clone().requires_grad_()
+    swept, twin = unroll_both(case, *inputs, stop=Stop(stop_at(4)))
+    assert swept.lengths == twin.lengths == [4] * rows
+    assert relative_error(swept.theta_n.detach(), twin.theta_n.detach()) < 1e-12
+    lam = torch.autograd.grad(any_loss(twin.theta_n), twin.theta_n)[0]
+    by_call = torch.autograd.grad(any_loss(swept.theta_n), inputs)
+    by_twin = torch.autograd.grad(any_loss(twin.theta_n), inputs)
+    for value, same, reference in zip(by_call, swept.pull_back(lam), by_twin, strict=True):
+        assert value.shape == reference.shape
+        assert relative_error(value, reference) < 1e-9
+        assert relative_error(same, reference) < 1e-9
+    if one_a_step:
+        assert by_call[1][4] == 0  # a step behind n
+
+
+def test_without_a_target_the_last_step_is_taken():
+    case = make_case(syn_steps=3)
+    case = replace(case, problem=replace(case.problem, theta_star=None))
+    for end in unroll_both(case, case.images, case.syn_lr, stop=Stop(att)):
+        assert end.lengths == [3]
+        assert relative_error(end.theta_n.detach(), case.thetas(3)) < 1e-12
+
+
+def test_unroll_passes_gradcheck_in_images_and_rates():
+    """A sigmoid network has no kinks."""
+    case = make_case(syn_steps=3, batch_syn=4, strategy="color", activation="sigmoid")
+    steps = Steps.of(case.loss, PLAIN)
+
+    def end(images, rates):
+        return unroll.unroll(images, rates, case.labels, case.problem, steps).theta_n
+
+    rates = torch.full((3,), 0.3, dtype=torch.float64, requires_grad=True)
+    inputs = case.images.requires_grad_(), rates
+    assert torch.autograd.gradcheck(end, inputs, eps=1e-6, atol=1e-8, rtol=1e-5, fast_mode=True)

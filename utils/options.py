@@ -7,15 +7,13 @@ from networks import CROSS_ARCHITECTURE, NETWORKS
 from utils.compute.device import PRECISIONS
 from utils.compute.sharpness import Sharpness
 from utils.config.fields import option
-from utils.core.errors import UserError
 from utils.data.augment import DSA_STRATEGY, parse_strategy
 from utils.data.dataset import DATASETS
 from utils.data.imagenet_subsets import IMAGENET_SUBSETS
 from utils.measure.selection import SELECTIONS
-from utils.methods.trajectory.lengths import DISTANCES, LENGTH_POLICIES
-from utils.methods.trajectory.starts import StartEpochs
+from utils.methods.registry import DEFAULT_METHOD, METHODS, MethodOptions
 
-_DATA, _EXPERTS, _METHOD = "data", "experts", "matching"
+_DATA, _EXPERTS, _METHOD = "data", "experts", "method"
 _SET, _EVAL, _FILES, _RUN = "synthetic set", "evaluation", "files", "run"
 _SPEED = "speed and memory (the same result up to rounding)"
 _AUTO: dict[str, Any] = {"auto": True, "may_change": True}
@@ -159,87 +157,24 @@ class EvaluationOptions(RoomOptions, ExecutionOptions):
 
 
 @dataclass(frozen=True)
-class DistillOptions(EvaluationOptions, DsaOptions, DataOptions):
+class DistillOptions(MethodOptions, EvaluationOptions, DsaOptions, DataOptions):
+    method: str = option(
+        DEFAULT_METHOD,
+        "; ".join(f"{name}: {spec.summary}" for name, spec in METHODS.items()),
+        group=_METHOD,
+        choices=METHODS,
+        may_change=True,
+    )
     model: str = option(
         "ConvNetD3", f"network of experts and students: {_MODELS}", group=_EXPERTS, choices=NETWORKS
     )
-    flat: bool = option(False, "experts trained by buffer.py --flat (FTD)", group=_EXPERTS)
     ipc: int = option(1, "images per class", group=_SET, minimum=1)
     pix_init: str = option(
         "real", "start from real images or noise", group=_SET, choices=("real", "noise")
     )
     lr_img: float = option(1000.0, "learning rate of the images", group=_SET, above=0)
-    lr_lr: float = option(1e-5, "learning rate of syn_lr", group=_SET, minimum=0)
-    lr_teacher: float = option(0.01, "initial syn_lr", group=_SET, above=0)
     ema_decay: float = option(
         0.999, "decay of the moving average of the images", group=_SET, minimum=0, maximum=1
-    )
-    syn_steps: int = option(
-        50, "N_S, the most steps that a student takes", group=_METHOD, minimum=1, maximum=100_000
-    )
-    expert_epochs: int = option(
-        2, "N_T, epochs between an expert's start and target", group=_METHOD, minimum=1
-    )
-    max_start_epoch: int = option(
-        20, "start epochs are drawn from 0 ... max_start_epoch - 1", group=_METHOD, minimum=1
-    )
-    start_epochs: list[int] | None = option(
-        None,
-        "FROM TO: draw start epochs from FROM ... TO - 1 instead (DATM: late or early ones)",
-        group=_METHOD,
-        minimum=0,
-    )
-    current_max_start_epoch: int | None = option(
-        None,
-        "start epochs are below this at first, and below TO from expansion_end_epoch on (DATM)",
-        group=_METHOD,
-        minimum=1,
-    )
-    expansion_end_epoch: int = option(
-        0, "outer steps until start epochs have their whole range (DATM)", group=_METHOD, minimum=0
-    )
-    batch_syn: int | None = option(
-        None, "synthetic images per student step (default: all)", group=_METHOD, minimum=1
-    )
-    length: str = option(
-        "att",
-        "how the student's length is chosen: the step nearest to the target, or syn_steps (MTT)",
-        group=_METHOD,
-        choices=LENGTH_POLICIES,
-    )
-    distance: str = option(
-        "l2",
-        "distance by which att chooses: squared L2 (the paper) or L1 (the authors' code)",
-        group=_METHOD,
-        choices=DISTANCES,
-    )
-    gradient: str = option(
-        "exact",
-        "exact, or TESLA's approximation without the path through later parameters",
-        group=_METHOD,
-        choices=("exact", "tesla"),
-    )
-    prune_threshold: float | None = option(
-        None,
-        "match only parameters whose similarity to the target's, 1 where equal, is at least this "
-        "(PP)",
-        group=_METHOD,
-        minimum=-1,
-        maximum=1,
-    )
-    trajectories: int = option(
-        1,
-        "expert segments that one outer step averages over",
-        group=_METHOD,
-        minimum=1,
-        maximum=10_000,
-    )
-    unroll: str = option(
-        "auto",
-        "constant-memory reverse sweep, or one autograd graph over all steps; same gradient",
-        group=_SPEED,
-        choices=("auto", "adjoint", "autograd"),
-        may_change=True,
     )
     micro_batch: int | None = option(
         None,
@@ -248,7 +183,7 @@ class DistillOptions(EvaluationOptions, DsaOptions, DataOptions):
         minimum=1,
         **_AUTO,
     )
-    no_aug: bool = option(False, "no DSA in the student's steps", group=_METHOD)
+    no_aug: bool = option(False, "no DSA in the outer steps", group=_METHOD)
     Iteration: int = option(
         5000, "outer steps", group=_RUN, minimum=0, alias="iterations", may_change=True
     )
@@ -266,15 +201,6 @@ class DistillOptions(EvaluationOptions, DsaOptions, DataOptions):
     buffer_path: str = option(
         "buffers", "folder of expert trajectories", group=_FILES, may_change=True
     )
-    max_files: int | None = option(
-        None, "use only so many buffer files", group=_FILES, minimum=1, may_change=True
-    )
-    max_experts: int | None = option(
-        None, "use only so many experts", group=_FILES, minimum=1, may_change=True
-    )
-    load_all: bool = option(
-        False, "read all experts into memory at the start", group=_FILES, may_change=True
-    )
     skip_bad_buffers: bool = option(
         False, "go on without buffer files that are damaged", group=_FILES, may_change=True
     )
@@ -284,14 +210,6 @@ class DistillOptions(EvaluationOptions, DsaOptions, DataOptions):
     save_it: int | None = option(
         None,
         "outer steps between saved sets (default: eval_it; 0 = never)",
-        group=_FILES,
-        minimum=0,
-        may_change=True,
-    )
-    log_distances: int = option(
-        0,
-        "every so many outer steps, log the student's whole distance curve (L1 and squared L2); 0 "
-        "= never",
         group=_FILES,
         minimum=0,
         may_change=True,
@@ -336,29 +254,6 @@ class DistillOptions(EvaluationOptions, DsaOptions, DataOptions):
         choices=("disabled", "offline", "online"),
         may_change=True,
     )
-
-    @property
-    def starts(self) -> StartEpochs:
-        """UserError where the flags leave no start epoch, or contradict each other."""
-        if self.start_epochs is not None and len(self.start_epochs) != 2:
-            raise UserError(
-                f"--start_epochs takes two numbers, FROM and TO, not {len(self.start_epochs)}"
-            )
-        first, end = self.start_epochs or (0, self.max_start_epoch)
-        below, grown_at = self.current_max_start_epoch, self.expansion_end_epoch
-        if (below is None) != (grown_at == 0):
-            raise UserError(
-                f"--current_max_start_epoch {below} and --expansion_end_epoch {grown_at}: give "
-                "both or none"
-            )
-        if first >= end:
-            raise UserError(f"--start_epochs {first} {end}: FROM must be below TO")
-        if below is not None and not first < below <= end:
-            raise UserError(
-                f"--current_max_start_epoch {below} must be above {first} and at most {end}, the "
-                "first and the last bound of start epochs"
-            )
-        return StartEpochs(end, first, below, grown_at)
 
     @property
     def evaluation_models(self) -> tuple[str, ...]:

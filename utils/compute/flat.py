@@ -72,3 +72,14 @@ def without_batch_counts(network: nn.Module) -> nn.Module:
         if isinstance(module, _BatchNorm):
             module.num_batches_tracked = None
     return network
+
+
+def without_head(network: nn.Module) -> nn.Module:
+    """Replace the last linear layer of `network` by nothing: it then returns what went into it.
+
+    In all of `networks/` that layer gives the logits.
+    """
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    parent, _, name = names[-1].rpartition(".")
+    setattr(network.get_submodule(parent), name, nn.Identity())
+    return network

@@ -11,7 +11,7 @@ import difflib
 import os
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -43,12 +43,15 @@ class Resolved(Generic[T]):
         self.options = dataclasses.replace(self.options, **{name: value})  # type: ignore[type-var]
         self.sources[name] = source
 
-    def table(self) -> str:
-        """One aligned line per option: name, value, and the source where it is not the default."""
+    def table(self, *, whole: bool = False, hidden: Collection[str] = ()) -> str:
+        """One aligned line per option that is not at its default, or with `whole` for every one:
+        name, value, and the source where it is not the default. The `hidden` ones are left out.
+        """
         lines = []
         for name, value in dataclasses.asdict(self.options).items():  # type: ignore[call-overload]
             source = self.sources[name]
-            lines.append(f"  {name:18} {value!s:34} {'' if source == DEFAULT else source}".rstrip())
+            if name not in hidden and (whole or source != DEFAULT):
+                lines.append(f"  {name:18} {value!s:34} {source}".removesuffix(DEFAULT).rstrip())
         return "\n".join(lines)
 
 
@@ -58,10 +61,12 @@ def resolve(
     *,
     description: str,
     find_yaml: Callable[[Mapping[str, Any]], Path | None] = lambda given: None,
+    presets: Callable[[Mapping[str, Any]], tuple[str, Mapping[str, Any]]] = lambda known: ("", {}),
 ) -> Resolved[T]:
     """Parse `argv` and the YAML file into an `options` object.
 
-    `find_yaml` gets the values given as flags and names the YAML file, or None for none.
+    `find_yaml` gets the values given as flags and names the YAML file, or None for none. `presets`
+    gets the values of both and returns a source with the values that stand in for defaults.
     Raises UserError for an unknown flag or key and for a value of a wrong type or range.
     """
     fields = {field.name: field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
@@ -75,11 +80,18 @@ def resolve(
     from_yaml = _read_yaml(path, fields, _types(options)) if path is not None else {}
     for name, value in from_yaml.items():
         check_value(fields[name], value, f"{path}: {name}")
+    origin, preset = presets(from_yaml | given)
     sources = {
-        name: FLAG if name in given else str(path) if name in from_yaml else DEFAULT
+        name: FLAG
+        if name in given
+        else str(path)
+        if name in from_yaml
+        else origin
+        if name in preset
+        else DEFAULT
         for name in fields
     }
-    return Resolved(options(**{**from_yaml, **given}), sources)
+    return Resolved(options(**{**preset, **from_yaml, **given}), sources)
 
 
 def packaged_yaml(dataset: str, name: str) -> Path | None:
@@ -88,13 +100,18 @@ def packaged_yaml(dataset: str, name: str) -> Path | None:
     return Path(os.path.relpath(path)) if path.exists() else None
 
 
-def nearest_row(dataset: str, ipc: int) -> Path | None:
-    """configs/<dataset>/ipc<k>.yaml with the k nearest to `ipc`, the smaller on a tie."""
-    names = [path.stem for path in (CONFIGS / dataset).glob("ipc*.yaml")]
-    rows = [int(name[3:]) for name in names if name[3:].isdecimal()]
+def nearest_row(dataset: str, ipc: int, method: str | None = None) -> Path | None:
+    """configs/<dataset>/ipc<k>.yaml with the k nearest to `ipc`, the smaller on a tie; of another
+    method than ATT ipc<k>_<method>.yaml.
+    """
+    suffix = f"_{method}" if method else ""
+    names = [path.stem for path in (CONFIGS / dataset).glob(f"ipc*{suffix}.yaml")]
+    numbers = [name.removeprefix("ipc").removesuffix(suffix) for name in names]
+    rows = sorted(int(number) for number in numbers if number.isdecimal())
     if not rows:
         return None
-    return packaged_yaml(dataset, f"ipc{min(sorted(rows), key=lambda row: abs(row - ipc))}")
+    nearest = min(rows, key=lambda row: abs(row - ipc))
+    return packaged_yaml(dataset, f"ipc{nearest}{suffix}")
 
 
 def check_unchanged(

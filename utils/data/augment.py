@@ -32,6 +32,10 @@ class Augmentation:
     def to(self, device: torch.device | str) -> "Augmentation":
         return Augmentation(self.group, self.u.to(device))
 
+    def expand(self, count: int) -> "Augmentation":
+        """The draw of one image copied to `count` of them (siamese augmentation)."""
+        return Augmentation(self.group, self.u.expand(count, -1))
+
 
 def parse_strategy(strategy: str) -> tuple[str, ...]:
     """The groups named in `strategy`, such as "color_flip"; ValueError names unknown ones."""

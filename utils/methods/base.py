@@ -1,30 +1,38 @@
 """The door for methods: what a method of distillation is to the loop, the recorder, the planner."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from utils.compute.execution import Execution
+from utils.data.dataset import Split
+from utils.experts.buffer import ExpertBuffer
 
 
 @dataclass(frozen=True)
 class Step:
-    """The outcome of one outer step: one update of what is learned."""
+    """The outcome of one outer step, which is one update of what is learned."""
 
     loss: Tensor  # a scalar
-    grads: Mapping[str, Tensor]  # by the name of what is learned: "images", "syn_lr", "labels"
-    record: Mapping[str, Any]  # plain values for metrics.jsonl, beside loss and seconds
+    grads: Mapping[str, Tensor]  # by the name of what is learned: "images", "syn_lr"
+    record: Mapping[str, Any]  # plain values for metrics.jsonl, beside the loss
     factor: float = 1.0  # on the rates of this update
-    curves: Mapping[str, Any] = field(default_factory=dict)  # a record of its own, where asked for
+    distances: Mapping[str, Any] = field(default_factory=dict)  # a record of its own; may be empty
+    shown: str = ""  # beside the loss, in the progress bar
 
 
 class Method(Protocol):
-    """One method in one run. A draw follows from (seed, name, iteration), so that any iteration can
-    be repeated; what a step needs from the past is in `state_dict`.
+    """One method at work in one run.
+
+    Every draw follows from (seed, name, iteration), so any iteration can be repeated. What a step
+    needs from the past is in `state_dict`: plain values and CPU tensors, {} for most methods.
     """
 
     def step(self, iteration: int, learned: Mapping[str, Tensor]) -> Step:
-        """Compute the outer step `iteration` from what is learned, which is read, never written."""
+        """Compute outer step `iteration` from what is learned, which is read, never written."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -34,16 +42,16 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Learned:
-    """Something that outer steps update: its start, its rate, and the flag that names the rate.
+    """Something that outer steps update by SGD with momentum: where it starts, and its rate.
 
-    It must stay finite, and with `positive` above zero: a step that breaks this is not taken.
+    `rate_flag` is the flag that sets the rate, so the one to lower where it diverges. The values
+    must stay finite and, where `positive`, above zero.
     """
 
     name: str
     initial: Tensor
     rate: float
-    rate_flag: str  # lr_img, say: what a message advises to lower
-    momentum: float = 0.5
+    rate_flag: str
     positive: bool = False
 
 
@@ -66,3 +74,41 @@ class Work:
     image_bytes: int
     graph_bytes: int | None = None
     compiled_layers: int = 0  # layers of all functions that compiling the step compiles
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method works with. `options` are those of the run, its own flags among them."""
+
+    options: Any
+    fresh: Callable[[int], nn.Module]  # a random network of the run's model from a seed, on the CPU
+    labels: Tensor  # of the synthetic images, (N,), on the device
+    experts: ExpertBuffer | None  # where the method needs them
+    train: Split | None  # likewise, on the device
+    dsa_groups: tuple[str, ...] | None  # None: the method's networks see images as they are
+    execution: Execution
+    dtype: torch.dtype | None  # that networks compute in; None: that of the images
+    unroll: str  # "adjoint" or "autograd"
+    micro_batch: int | None
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A method as the rest of the house knows it, before a run begins.
+
+    `options` is the dataclass of its own flags, `presets` what differs from their defaults and the
+    common ones where neither flag nor YAML says otherwise. `title` names a configuration in tables;
+    `check(options)` raises UserError where flags contradict each other.
+    """
+
+    summary: str
+    options: type
+    presets: Mapping[str, Any]
+    title: Callable[[Mapping[str, Any]], str]
+    build: Callable[[Setting], Method]
+    learned: Callable[[Any, Tensor], Sequence[Learned]]  # (options, initial images)
+    syn_lr: Callable[[Any], float]  # the rate of networks that train on the set, where not learned
+    if_not_finite: str  # what the loss is called then, and which flags to lower
+    needs_experts: bool = False
+    needs_train: bool = False
+    check: Callable[[Any], None] = lambda options: None

@@ -1,19 +1,20 @@
-"""What an outer step changes: the synthetic images, syn_lr, their momenta, the moving average."""
+"""What outer steps change: whatever a method learns, its momenta, the images' moving average."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from utils.methods.trajectory.unroll import Matching
+from utils.methods.base import Learned, Step
 
-MOMENTUM = 0.5  # of both optimisers, as in the field
+MOMENTUM = 0.5  # of all optimisers, as in the field
 
 
 class Diverged(Exception):
     """An outer step that cannot be taken; the message says why and which settings to lower.
 
-    `rate` is the one of them that the outer step itself uses: lr_img or lr_lr.
+    `rate` is the one of them that the outer step itself uses: lr_img or lr_lr, say.
     """
 
     def __init__(self, reason: str, *, rate: str) -> None:
@@ -22,61 +23,67 @@ class Diverged(Exception):
 
 
 class OuterState:
-    """images (N, C, H, W) and the scalar syn_lr, each updated by SGD with momentum 0.5.
+    """What is learned, by name: "images" (N, C, H, W) first. Each is updated by SGD with momentum.
 
     `iteration` counts the steps taken. `rewinds` are the times that the run went back after it had
-    diverged, oldest first; each has halved one of the two rates. `ema_images` is the exponential
-    moving average of the images, which starts at the initial ones; after every step
-    ema_images <- ema_decay * ema_images + (1 - ema_decay) * images.
+    diverged, oldest first; each has halved one of the rates. `ema_images` is the exponential moving
+    average of the images, which starts at the initial ones; after every step
+    ema_images <- ema_decay * ema_images + (1 - ema_decay) * images. `syn_lr` is the rate of
+    networks that train on the images: what was learned, or the given one. `if_not_finite` says what
+    to lower where the loss is not finite.
     """
 
     def __init__(
-        self, images: Tensor, syn_lr: float, *, lr_img: float, lr_lr: float, ema_decay: float
+        self, learned: Sequence[Learned], *, syn_lr: float, ema_decay: float, if_not_finite: str
     ) -> None:
         self.iteration = 0
-        self.images = images.clone()
-        self.syn_lr = torch.tensor(syn_lr, dtype=images.dtype, device=images.device)
-        self.ema_images = images.clone()
+        self.learned = {each.name: each.initial.clone() for each in learned}
+        self.ema_images = self.images.clone()
+        self.rewinds: list[dict[str, Any]] = []
+        self._specs = list(learned)
+        self._given_syn_lr = syn_lr
         self._ema_decay = ema_decay
+        self._if_not_finite = if_not_finite
         self._optimizer = torch.optim.SGD(
-            [
-                {"params": [self.images], "lr": lr_img},
-                {"params": [self.syn_lr], "lr": lr_lr},
-            ],
+            [{"params": [self.learned[each.name]], "lr": each.rate} for each in learned],
             momentum=MOMENTUM,
         )
-        self._given_rates = {"lr_img": lr_img, "lr_lr": lr_lr}
-        self.rewinds: list[dict[str, Any]] = []
 
-    def step(self, matching: Matching) -> None:
-        """Update from the gradients of `matching`. Raises Diverged, leaving the set as it was."""
-        if not matching.loss.isfinite():
-            raise Diverged(
-                "the matching loss is not finite: lower --lr_img, --lr_teacher or --syn_steps",
-                rate="lr_img",
-            )
-        before = self.images.clone(), self.syn_lr.clone()
-        self.images.grad, self.syn_lr.grad = matching.grad_images, matching.grad_syn_lr
+    @property
+    def images(self) -> Tensor:
+        return self.learned["images"]
+
+    @property
+    def syn_lr(self) -> float:
+        return self.learned["syn_lr"].item() if "syn_lr" in self.learned else self._given_syn_lr
+
+    def update(self, step: Step) -> None:
+        """Update from the gradients of `step`. Raises Diverged, leaving all as it was."""
+        if not step.loss.isfinite():
+            raise Diverged(self._if_not_finite, rate=self._specs[0].rate_flag)
+        before = {name: value.clone() for name, value in self.learned.items()}
+        for name, value in self.learned.items():
+            value.grad = step.grads[name]
+        for group, rate in zip(self._optimizer.param_groups, self.rates.values(), strict=True):
+            group["lr"] = rate * step.factor
         self._optimizer.step()
         try:
-            if not self.syn_lr > 0:  # also true of NaN
-                raise Diverged(
-                    f"syn_lr became {self.syn_lr.item():.3g}: lower --lr_lr", rate="lr_lr"
-                )
-            if not self.images.isfinite().all():
-                raise Diverged("the images are not finite any more: lower --lr_img", rate="lr_img")
+            for each in reversed(self._specs):
+                _check(each, self.learned[each.name])
         except Diverged:
-            self.images.copy_(before[0])
-            self.syn_lr.copy_(before[1])
+            for name, value in self.learned.items():
+                value.copy_(before[name])
             raise
         self.ema_images.lerp_(self.images, 1 - self._ema_decay)
         self.iteration += 1
 
     @property
     def rates(self) -> dict[str, float]:
-        """lr_img and lr_lr, halved as often as a rewind was for their sake."""
+        """The rate of each flag, halved as often as a rewind was for its sake."""
         halved = [rewind["rate"] for rewind in self.rewinds]
-        return {name: rate / 2 ** halved.count(name) for name, rate in self._given_rates.items()}
+        return {
+            each.rate_flag: each.rate / 2 ** halved.count(each.rate_flag) for each in self._specs
+        }
 
     def rewind(self, saved: dict[str, Any], reason: Diverged) -> dict[str, Any]:
         """Go back to the state `saved` and on from there with half the rate that `reason` names.
@@ -96,8 +103,7 @@ class OuterState:
     def state_dict(self) -> dict[str, Any]:
         return {
             "iteration": self.iteration,
-            "images": self.images,
-            "syn_lr": self.syn_lr,
+            **self.learned,
             "ema_images": self.ema_images,
             "optimizer": self._optimizer.state_dict(),
             "rewinds": list(self.rewinds),
@@ -105,12 +111,24 @@ class OuterState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.iteration = state["iteration"]
-        self.images.copy_(state["images"])
-        self.syn_lr.copy_(state["syn_lr"])
+        for name, value in self.learned.items():
+            value.copy_(state[name])
         self.ema_images.copy_(state["ema_images"])
         self.rewinds = [dict(rewind) for rewind in state["rewinds"]]
         # Of the optimiser only the momenta count: the rates may have been halved since.
         groups = self._optimizer.state_dict()["param_groups"]
-        for group, rate in zip(groups, self.rates.values(), strict=True):
-            group["lr"] = rate
         self._optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
+
+
+def _check(spec: Learned, value: Tensor) -> None:
+    """Raise Diverged where a learned value has become useless."""
+    if spec.positive and not (value > 0).all():  # also true of NaN
+        raise Diverged(
+            f"{spec.name} became {value.min().item():.3g}: lower --{spec.rate_flag}",
+            rate=spec.rate_flag,
+        )
+    if not value.isfinite().all():
+        raise Diverged(
+            f"the {spec.name} are not finite any more: lower --{spec.rate_flag}",
+            rate=spec.rate_flag,
+        )

@@ -1,7 +1,7 @@
-"""What a distillation leaves behind as it runs: sets, pictures, evaluations, log, checkpoints."""
+"""Write a run's sets, pictures, evaluations, log and checkpoints."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,12 +15,13 @@ from utils.core.rng import derive_seed
 from utils.data.dataset import ImageDataset
 from utils.data.distilled import SyntheticSet
 from utils.measure.protocol import Accuracies, HowToRun, Protocol, evaluate
+from utils.methods.base import Method, Step
 from utils.methods.outer_state import Diverged, OuterState
-from utils.methods.trajectory.unroll import Matching
 from utils.run.directory import RunDir
 from utils.run.log import MetricsLog
 
 CHECKPOINT_SECONDS = 600
+STEPS_TO_JUDGE = 5  # steps of a call before it says how long the rest takes
 # What distilled_best.pt is, by --select.
 BEST = {
     "test": "best so far, chosen on the test set",
@@ -30,7 +31,7 @@ BEST = {
 
 
 @dataclass
-class Reporter:
+class Recorder:
     """Writes the files of one run; of several processes the main one, the others evaluate along.
 
     `how` is what `auto` was taken for. `models` are evaluated on the raw and on the EMA images; the
@@ -39,18 +40,21 @@ class Reporter:
     """
 
     run: RunDir
+    method: Method
     log: MetricsLog
     config: Mapping[str, Any]
     data: ImageDataset
     labels: Tensor
     num_experts: int
     how: Mapping[str, Any]
+    evaluations_left: Callable[[int], int]  # behind the iteration that was evaluated last
     models: Sequence[str]
     select: str
     protocol: Protocol
     evaluation: HowToRun
     best: dict[str, float] = field(default_factory=lambda: {"raw": -1.0, "ema": -1.0})
     evaluated: int = -1
+    _seconds: list[float] = field(default_factory=list)
     _checkpoint_at: float = field(default_factory=time.monotonic)
     _evaluation_seconds: float | None = None
 
@@ -66,6 +70,7 @@ class Reporter:
         """
         try:
             state.load_state_dict(checkpoint["state"])
+            self.method.load_state_dict(checkpoint.get("method", {}))
             self.evaluated = checkpoint["evaluated"]
             # Before there was --select the best was chosen on the test set.
             if {"select": "test"} | checkpoint["measured_by"] == self._measured_by():
@@ -91,50 +96,44 @@ class Reporter:
     def _measured_by(self) -> dict[str, Any]:
         return {**asdict(self.protocol), "model": self.models[0], "select": self.select}
 
-    def log_step(
-        self, state: OuterState, matching: Matching, start_epochs: list[int], seconds: float
-    ) -> None:
-        """Log the step that `state` has just taken, the curves that were asked for before it; of
-        several trajectories, lists.
-        """
-
-        def each(values: list[Any]) -> Any:
-            return values[0] if len(values) == 1 else values
-
+    def log_step(self, state: OuterState, step: Step, seconds: float) -> None:
+        """Log the step that `state` has just taken; after a few, say how long the rest takes."""
         iteration = state.iteration - 1
-        chosen = {"length": each(matching.lengths), "n_opt": each(matching.nearest)}
-        start_epoch = each(start_epochs)
-        if matching.curves:
-            curves = {name: each(curve.tolist()) for name, curve in matching.curves.items()}
-            self.log.log(
-                kind="distances",
-                iteration=iteration,
-                start_epoch=start_epoch,
-                **chosen,
-                **curves,
-            )
+        if step.distances:
+            self.log.log(kind="distances", iteration=iteration, **step.distances)
         self.log.log(
             kind="step",
             iteration=iteration,
-            loss=matching.loss.item(),
-            **chosen,
-            start_epoch=start_epoch,
-            syn_lr=state.syn_lr.item(),
+            loss=step.loss.item(),
+            **step.record,
+            **self._learned_rate(state),
             seconds=seconds,
         )
+        self._seconds.append(seconds)
+        if len(self._seconds) == STEPS_TO_JUDGE:
+            self.log.say(
+                time_left(
+                    self._seconds,
+                    self.config["Iteration"] - state.iteration,
+                    evaluations=self.evaluations_left(self.evaluated),
+                    evaluation_seconds=self._evaluation_seconds,
+                )
+            )
+
+    @staticmethod
+    def _learned_rate(state: OuterState) -> dict[str, float]:
+        return {"syn_lr": state.syn_lr} if "syn_lr" in state.learned else {}
+
+    def shown(self, state: OuterState, step: Step) -> str:
+        """What the progress bar says of a step."""
+        rate = "".join(f"{name} {value:.3g}" for name, value in self._learned_rate(state).items())
+        return " ".join(filter(None, (f"loss {step.loss:.4f}", step.shown, rate)))
 
     def log_divergence(self, state: OuterState, reason: Diverged) -> None:
         """Log why the step behind `state` could not be taken, which ends the run."""
         self.log.log(
             kind="diverged", iteration=state.iteration, rate=reason.rate, reason=str(reason)
         )
-
-    def say_time_left(self, seconds: Sequence[float], left: int, evaluations: int) -> None:
-        """Say how long `left` steps and so many evaluations will take, judging by `seconds`."""
-        line = time_left(
-            seconds, left, evaluations=evaluations, evaluation_seconds=self._evaluation_seconds
-        )
-        self.log.say(line)
 
     def save(self, state: OuterState, tag: str | None = None, *, set: str = "raw") -> None:
         """Write distilled_<tag>.pt and images_<tag>.png of the raw or the ema set; by default
@@ -150,7 +149,7 @@ class Reporter:
         SyntheticSet(
             images=images,
             labels=self.labels,
-            syn_lr=state.syn_lr.item(),
+            syn_lr=state.syn_lr,
             dataset=self.data.name,
             subset=self.data.subset,
             model=self.config["model"],
@@ -180,7 +179,7 @@ class Reporter:
                     self.data.test,
                     num_classes=self.data.num_classes,
                     model=model,
-                    lr=state.syn_lr.item(),
+                    lr=state.syn_lr,
                     protocol=self.protocol,
                     seed=derive_seed(self.config["seed"], "evaluation", state.iteration, set),
                     run=self.evaluation,
@@ -233,6 +232,7 @@ class Reporter:
                 "num_experts": self.num_experts,
                 "how": dict(self.how),
                 "state": state.state_dict(),
+                "method": self.method.state_dict(),
                 "config": dict(self.config),
             }
         )

@@ -1,308 +1,142 @@
-"""One outer step of trajectory matching: draw expert segments and student batches, match them."""
+"""Match students to their targets: the matching loss and its gradients, by either engine."""
 
-import itertools
-import logging
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from utils.compute.batches import Batches, Draw, draw_batches, steps_per_block, to_device
-from utils.compute.execution import PLAIN, Execution
-from utils.compute.flat import FlatNetwork
-from utils.core import ranks
-from utils.core.errors import UserError
-from utils.core.rng import stream
-from utils.experts.buffer import ExpertBuffer
-from utils.methods.trajectory.lengths import Distance, LengthPolicy
-from utils.methods.trajectory.starts import StartEpochs
+from utils.methods.trajectory.lengths import Distance, LengthPolicy, att
 from utils.methods.trajectory.unroll import (
     NOTHING,
-    Matching,
-    Objective,
+    Loss,
     Problem,
     Steps,
-    adjoint,
-    autograd,
-    blocks,
+    Stop,
+    Sum,
+    unroll,
+    unroll_by_autograd,
 )
+
+# (theta_n (K, P), theta* (K, P)) -> the weights (K, P) of the parameters in J
+Weights = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How an outer step's problem is drawn.
+class Mismatch:
+    """J of each of K students (Eq. 4), over parameters that may count differently:
 
-    A student step sees all synthetic images or, with `batch_syn` below their number, the next chunk
-    of a random permutation.
+    J = ||theta_n - theta*||^2 / ||theta_0 - theta*||^2,        ||v||^2 = sum over i of w_i v_i^2
     """
 
-    syn_steps: int
-    expert_epochs: int
-    start_epochs: StartEpochs
-    batch_syn: int | None
-    dsa_groups: tuple[str, ...] | None
-    seed: int
+    theta_0: Tensor  # (K, P)
+    theta_star: Tensor  # (K, P)
+    weights: Weights | None = None  # None: all count alike
+
+    def __call__(self, theta_n: Tensor) -> Tensor:
+        """J (K,) of theta_n (K, P), differentiable; the weights count as constants."""
+        return self.with_slope(theta_n)[0]
+
+    def with_slope(self, theta_n: Tensor) -> tuple[Tensor, Tensor]:
+        """J (K,), and dJ/dtheta_n (K, P) in closed form."""
+        weight = 1 if self.weights is None else self.weights(theta_n.detach(), self.theta_star)
+        miss = weight * (theta_n - self.theta_star)
+        scale = (weight * (self.theta_0 - self.theta_star).square()).sum(1, keepdim=True)
+        value = (miss * (theta_n - self.theta_star)).sum(1) / scale[:, 0]
+        return value, 2 * miss / scale
 
 
-class Matcher:
-    """Everything of an outer step but the images: `match(iteration, ...)` is a pure function.
+@dataclass(frozen=True)
+class Objective:
+    """What is matched: what a method of the family chooses.
 
-    labels (N,) are those of the synthetic images. `trajectories` expert segments are matched in one
-    outer step. Where there are several processes, they divide the trajectories among them, or, if
-    there is one, its inner batches. `unroll` is the engine, "adjoint" or "autograd".
-
-    The next problem is drawn, read from disk and copied to the device while this one is worked on.
+    `policy` picks n from the distances by `distance`. `weights` say how much each parameter counts
+    in J; without them all count alike. See `unroll` for `exact`.
     """
 
-    def __init__(
-        self,
-        network: FlatNetwork,
-        experts: ExpertBuffer,
-        labels: Tensor,
-        sampling: Sampling,
-        objective: Objective,
-        *,
-        unroll: str = "adjoint",
-        trajectories: int = 1,
-        micro_batch: int | None = None,
-        execution: Execution = PLAIN,
-    ) -> None:
-        self.experts = experts
-        self.micro_batch = micro_batch
-        self._labels = labels
-        self._sampling = sampling
-        self._unroll = unroll
-        self._trajectories = trajectories
-        self._execution = execution
-        self._shares_batches = ranks.world() > 1 and trajectories == 1
-        self._objective = (
-            replace(objective, policy=_agreed(objective.policy))
-            if self._shares_batches
-            else objective
-        )
-
-        def loss(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            return F.cross_entropy(network(theta, x), y)
-
-        self._loss = loss
-        self._steps = self._prepare_steps()
-        self._background = ThreadPoolExecutor(
-            1, "prefetch", torch.cuda.set_device if labels.is_cuda else _nothing, (labels.device,)
-        )
-        self._ahead: tuple[int, Future[tuple[Problem, list[int]]]] | None = None
-
-    def match(
-        self,
-        iteration: int,
-        images: Tensor,
-        syn_lr: Tensor,
-        *,
-        watched: Mapping[str, Distance] = NOTHING,
-    ) -> tuple[Matching, list[int]]:
-        """Match expert segments from images (N, C, H, W) and syn_lr; also their start epochs.
-
-        The distances `watched` are returned as curves beside the one that is matched by. Every draw
-        depends on the seed and `iteration` alone, so any iteration can be repeated.
-        """
-        problem, starts = self._drawn_ahead(iteration) or self._draw(iteration, images)
-        later = self._background.submit(self._draw, iteration + 1, images)
-        self._ahead = (iteration + 1, later)
-        return self._over_ranks(self._match(problem, images, syn_lr, watched), starts)
-
-    def _drawn_ahead(self, iteration: int) -> tuple[Problem, list[int]] | None:
-        if self._ahead is None or self._ahead[0] != iteration:
-            return None
-        try:
-            return self._ahead[1].result()
-        except torch.OutOfMemoryError:  # it came while others held the memory
-            torch.cuda.empty_cache()
-            return None
-
-    def _match(
-        self, problem: Problem, images: Tensor, syn_lr: Tensor, watched: Mapping[str, Distance]
-    ) -> Matching:
-        """Match; where the device's memory runs out, again with half the micro-batch."""
-        while True:
-            try:
-                return self._run_engine(problem, images, syn_lr, watched)
-            except torch.OutOfMemoryError:
-                pass  # handled outside, where nothing of the failed sweep is held any more
-            self._halve_micro_batch(max(problem.batch_sizes))
-
-    def _run_engine(
-        self, problem: Problem, images: Tensor, syn_lr: Tensor, watched: Mapping[str, Distance]
-    ) -> Matching:
-        if self._unroll == "autograd":
-            return autograd(problem, images, syn_lr, self._loss, self._objective, watched=watched)
-        return adjoint(
-            problem,
-            images,
-            syn_lr,
-            self._steps,
-            self._objective,
-            watched=watched,
-            micro_batch=self.micro_batch,
-            sum_over_ranks=ranks.sum_over_ranks if self._shares_batches else _identity,
-        )
-
-    def _halve_micro_batch(self, batch: int) -> None:
-        size = min(self.micro_batch or batch, batch)
-        if self._unroll == "autograd":
-            raise UserError("out of memory: pass --unroll adjoint")
-        if size == 1:
-            raise UserError("out of memory even at --micro_batch 1: use a device with more memory")
-        if ranks.world() > 1:
-            raise UserError(f"out of memory: pass --micro_batch {size // 2} or lower")
-        self.micro_batch = size // 2
-        self._steps = self._prepare_steps()  # lets go of what the old ones hold
-        torch.cuda.empty_cache()
-        logging.getLogger(__name__).warning(
-            "out of memory: going on with --micro_batch %d, the same result in more pieces",
-            self.micro_batch,
-        )
-
-    def _prepare_steps(self) -> Steps:
-        return Steps.of(self._loss, self._execution, rows=len(self._own_trajectories()))
-
-    def _own_trajectories(self) -> range:
-        """Those that this process works on."""
-        if self._shares_batches:
-            return range(1)
-        own = self._trajectories // ranks.world()
-        return range(ranks.rank() * own, (ranks.rank() + 1) * own)
-
-    def _over_ranks(self, matching: Matching, starts: list[int]) -> tuple[Matching, list[int]]:
-        """The outcome of all processes together."""
-        if ranks.world() == 1:
-            return matching, starts
-        count = 1 if self._shares_batches else ranks.world()
-        images = ranks.sum_over_ranks(matching.grad_images) / count
-        syn_lr = ranks.sum_over_ranks(matching.grad_syn_lr) / count
-        matching = replace(matching, grad_images=images, grad_syn_lr=syn_lr)
-        if self._shares_batches:
-            return replace(matching, loss=ranks.from_main(matching.loss.cpu())), starts
-        curves = {name: curve.cpu() for name, curve in matching.curves.items()}
-        theirs = ranks.gather((matching.lengths, matching.distances.cpu(), curves, starts))
-        return replace(
-            matching,
-            loss=ranks.sum_over_ranks(matching.loss) / count,
-            lengths=[n for lengths, _, _, _ in theirs for n in lengths],
-            distances=torch.cat([distances for _, distances, _, _ in theirs]),
-            curves={name: torch.cat([part[name] for _, _, part, _ in theirs]) for name in curves},
-        ), [start for _, _, _, starts in theirs for start in starts]
-
-    def _draw(self, iteration: int, images: Tensor) -> tuple[Problem, list[int]]:
-        """The problem of this process in outer step `iteration`, and the start epochs."""
-        numbers = [iteration * self._trajectories + own for own in self._own_trajectories()]
-        segments = [self._draw_segment(number) for number in numbers]
-        ends = [
-            self.experts.segment(expert, start, self._sampling.expert_epochs)
-            for expert, start in segments
-        ]
-        theta_0, theta_star = (
-            to_device(torch.stack(thetas).to(images.dtype), images.device)
-            for thetas in zip(*ends, strict=True)
-        )
-        problem = draw_problem(
-            theta_0,
-            theta_star,
-            self._labels,
-            images[0],
-            syn_steps=self._sampling.syn_steps,
-            batch_syn=self._sampling.batch_syn,
-            dsa_groups=self._sampling.dsa_groups,
-            generators=[stream(self._sampling.seed, "student", number) for number in numbers],
-            share=(ranks.rank(), ranks.world()) if self._shares_batches else (0, 1),
-        )
-        return problem, [start for _, start in segments]
-
-    def _draw_segment(self, number: int) -> tuple[int, int]:
-        """The experts in a new random order on every pass; the start epoch by its schedule."""
-        seed = self._sampling.seed
-        which_pass, position = divmod(number, len(self.experts))
-        order = torch.randperm(
-            len(self.experts), generator=stream(seed, "expert_order", which_pass)
-        )
-        start = self._sampling.start_epochs.draw(
-            number // self._trajectories, stream(seed, "start_epoch", number)
-        )
-        return int(order[position]), start
+    distance: Distance
+    policy: LengthPolicy
+    weights: Weights | None = None
+    exact: bool = True
 
 
-def _agreed(policy: LengthPolicy) -> LengthPolicy:
-    """The main process's choice: on unequal devices another might differ by a rounding."""
-    return lambda distances: ranks.from_main(policy(distances))
+@dataclass(frozen=True)
+class Matching:
+    """The outcome of matching K students in one outer step."""
+
+    loss: Tensor  # the mean of J, a scalar
+    lengths: list[int]  # n of each student
+    distances: Tensor  # (K, N_S), to theta*, by the distance that picks n
+    grad_images: Tensor  # dJ/dimages, shaped like the images
+    grad_syn_lr: Tensor  # dJ/deta, a scalar
+    curves: Mapping[str, Tensor]  # (K, N_S), by the watched distances
+
+    @property
+    def nearest(self) -> list[int]:
+        """N_opt of each student: the step that is nearest to its target, matched or not."""
+        return [att(row) for row in self.distances.cpu()]
 
 
-def _nothing(device: torch.device) -> None:
-    pass
-
-
-def _identity(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-class StudentBatches:
-    """What K students see, drawn[t][k] at step t: made block by block, differentiably."""
-
-    def __init__(
-        self, drawn: Sequence[Sequence[Draw]], steps_per_block: int, device: torch.device
-    ) -> None:
-        self._drawn = drawn
-        self._device = device
-        self._blocks: dict[range, Batches] = {}
-        self._all = list(blocks(len(drawn), steps_per_block))
-        for steps in self._all:
-            self._block(steps)
-
-    def __call__(self, images: Tensor, steps: range) -> list[Tensor]:
-        """x_t (K, B_t, C, H, W) for each t of `steps`; the same on every call."""
-        return self._block(steps).images(images)
-
-    def labels(self, labels: Tensor) -> list[Tensor]:
-        """y_t (K, B_t) of all steps."""
-        return [y for steps in self._all for y in self._block(steps).labels(labels)]
-
-    def _block(self, steps: range) -> Batches:
-        if steps not in self._blocks:
-            self._blocks[steps] = Batches(self._drawn[steps.start : steps.stop], self._device)
-        return self._blocks[steps]
-
-
-def draw_problem(
-    theta_0: Tensor,
-    theta_star: Tensor,
+def match_by_adjoint(
+    problem: Problem,
+    images: Tensor,
+    syn_lr: Tensor,
     labels: Tensor,
-    image: Tensor,
+    steps: Steps,
+    objective: Objective,
     *,
-    syn_steps: int,
-    batch_syn: int | None,
-    dsa_groups: tuple[str, ...] | None,
-    generators: Sequence[torch.Generator],
-    share: tuple[int, int] = (0, 1),
-) -> Problem:
-    """The problem from theta_0 to theta_star (K, P), with every random choice made.
+    watched: Mapping[str, Distance] = NOTHING,
+    micro_batch: int | None = None,
+    sum_over_ranks: Sum = lambda tensor: tensor,
+) -> Matching:
+    """Match K students from images (N, C, H, W) with labels (N,) at the rate syn_lr, a scalar.
 
-    Student k draws from `generators[k]`; `image` (C, H, W) is any of the images. With `share`
-    (rank, world) the batches are this process's parts of what is drawn.
+    The distances by the functions `watched` are returned as curves. Memory and the last two
+    arguments: see `unroll`.
     """
-    count = len(labels)
-    size = min(batch_syn or count, count)
-    plans = [draw_batches(count, size, dsa_groups, generator) for generator in generators]
-    whole = [list(step) for step in itertools.islice(zip(*plans, strict=True), syn_steps)]
-    if size == count:  # all of them: in their own order
-        whole = [[replace(draw, indices=torch.arange(count)) for draw in step] for step in whole]
-    drawn = [[draw.shard(*share) for draw in step] for step in whole]
-    per_block = steps_per_block(image, len(generators) * size)
-    batches = StudentBatches(drawn, per_block, labels.device)
-    return Problem(
-        theta_0=theta_0,
-        theta_star=theta_star,
-        batches=batches,
-        labels=batches.labels(labels),
-        batch_sizes=[len(step[0]) for step in whole],
-        steps_per_block=per_block,
+    unrolled = unroll(
+        images,
+        syn_lr,
+        labels,
+        problem,
+        steps,
+        stop=Stop(objective.policy, objective.distance, watched),
+        exact=objective.exact,
+        micro_batch=micro_batch,
+        sum_over_ranks=sum_over_ranks,
     )
+    values, slopes = _mismatch(problem, objective).with_slope(unrolled.theta_n)
+    k, lengths = len(values), unrolled.lengths
+    loss = torch.zeros_like(syn_lr)
+    for n in sorted(set(lengths), reverse=True):  # added up in the order of the sweep
+        loss += values[[length == n for length in lengths]].sum() / k
+    by_images, by_rate = unrolled.pull_back(slopes / k)
+    return Matching(loss, lengths, unrolled.distances, by_images, by_rate, unrolled.curves)
+
+
+def match_by_autograd(
+    problem: Problem,
+    images: Tensor,
+    syn_lr: Tensor,
+    labels: Tensor,
+    loss: Loss,
+    objective: Objective,
+    *,
+    watched: Mapping[str, Distance] = NOTHING,
+) -> Matching:
+    """Return the same by differentiating J through the graph of all steps."""
+    inputs = images.detach().requires_grad_(), syn_lr.detach().requires_grad_()
+    stop = Stop(objective.policy, objective.distance, watched)
+    unrolled = unroll_by_autograd(*inputs, labels, problem, loss, stop=stop, exact=objective.exact)
+    with torch.enable_grad():
+        j = _mismatch(problem, objective)(unrolled.theta_n).mean()
+    by_images, by_rate = torch.autograd.grad(j, inputs)
+    return Matching(
+        j.detach(), unrolled.lengths, unrolled.distances, by_images, by_rate, unrolled.curves
+    )
+
+
+def _mismatch(problem: Problem, objective: Objective) -> Mismatch:
+    if problem.theta_star is None:
+        raise ValueError("a problem without a target cannot be matched")
+    return Mismatch(problem.theta_0, problem.theta_star, objective.weights)

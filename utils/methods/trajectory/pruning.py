@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from utils.core.errors import UserError
-from utils.methods.trajectory.unroll import Weights
+from utils.methods.trajectory.matching import Weights
 
 
 def prune_dissimilar(threshold: float) -> Weights:

@@ -1,41 +1,40 @@
-r"""The unroll engine: students' trajectories on the images, and the exact gradient through them.
+r"""The unroll engine: students' training runs on the images, differentiable exactly.
 
-    theta_{t+1} = theta_t - eta g(theta_t, x_t, y_t)        t = 0 ... N_S - 1
-    J           = ||theta_n - theta*||^2 / ||theta_0 - theta*||^2
+    theta_{t+1} = theta_t - eta_t g(theta_t, x_t, y_t)        t = 0 ... N_S - 1
 
-g is the gradient of `loss` by theta (P,), eta the synthetic learning rate, x_t the augmented batch
-of step t, and n the step that the length policy picks from the distances of theta_1 ... theta_{N_S}
-to theta*. K students go side by side, each with its own theta_0, theta*, batches and n; J and its
-gradients are the means over them. Two engines return the same numbers:
+g is the gradient of `loss` by theta (P,), eta_t the synthetic learning rate, x_t and y_t the
+augmented batch of step t. theta_n, the parameters after the step n that a length policy picks from
+the distances to a target, is a function of the images and the rates: any loss of it can stand
+behind it. K students run side by side, each with its own theta_0, target, batches and n. Two
+engines of the same signature return the same numbers:
 
-`adjoint` keeps parameters and no graph. Backwards it rebuilds one step at a time, so its graph is
+`unroll` keeps parameters and no graph. Backwards it rebuilds one step at a time, so its graph is
 that of a single step (or of a piece of its batch) whatever N_S is, and steps behind n cost nothing.
-`autograd`, its plain twin, is differentiation through the whole graph, whose memory grows with N_S.
+`unroll_by_autograd`, its plain twin, keeps the whole graph, whose memory grows with N_S.
 
 Everything is a pure function of its arguments: no randomness, no state, no logging.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import grad
 
 from utils.compute.execution import Execution, Function
-from utils.methods.trajectory.lengths import Distance, LengthPolicy, att
+from utils.methods.trajectory.lengths import DISTANCES, Distance, LengthPolicy, fixed
 
 # (theta (P,), x (B, C, H, W), y (B,)) -> the scalar training loss, a mean over the batch
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-# (theta_n (K, P), theta* (K, P)) -> the weights (K, P) of the parameters in J
-Weights = Callable[[Tensor, Tensor], Tensor]
 # Adds a tensor up over processes; the identity where there is one.
 Sum = Callable[[Tensor], Tensor]
 
-# Parameters are kept of so many steps at the most; those between are computed again. No row of
-# the paper has more, so that only longer unrolls pay (N_S = 200: a sixth more arithmetic) and
-# memory stays bounded for any N_S.
+# Parameters of at most this many steps are kept; those between are computed again. No row of the
+# paper has more, so that only longer unrolls pay (N_S = 200: a sixth more arithmetic) and memory
+# stays bounded for any N_S.
 KEPT_STEPS = 80
 
 NOTHING: Mapping[str, Distance] = {}
@@ -43,55 +42,59 @@ NOTHING: Mapping[str, Distance] = {}
 
 @dataclass(frozen=True)
 class Problem:
-    """One outer step's data: where K students start, what they see, where they should arrive.
+    """Where K students start, what they see, and where they should arrive, if anywhere.
 
-    `batches(images, steps)` makes x_t (K, B_t, C, H, W) for each t of a range; `labels[t]` is
-    (K, B_t). B_t may be this process's share of a batch of `batch_sizes[t]`, even none of it.
+    `batches(images, steps)` makes x_t (K, B_t, C, H, W) for each t of a range, `labels(labels)` y_t
+    (K, B_t, ...) for every t. B_t may be this process's share of a batch of `batch_sizes[t]`, even
+    none of it.
     """
 
     theta_0: Tensor  # (K, P)
-    theta_star: Tensor  # (K, P)
     batches: Callable[[Tensor, range], Sequence[Tensor]]
-    labels: Sequence[Tensor]
+    labels: Callable[[Tensor], Sequence[Tensor]]
     batch_sizes: Sequence[int]
+    theta_star: Tensor | None = None  # (K, P)
     steps_per_block: int = 1  # how many steps' batches are best made together
 
     @property
     def syn_steps(self) -> int:
-        return len(self.labels)
+        return len(self.batch_sizes)
 
 
 @dataclass(frozen=True)
-class Objective:
-    """What is matched: what a method of the family chooses.
-
-    `policy` picks n from the distances by `distance`. `weights` say how much each parameter counts
-    in J, above and below the fraction; without them all count alike. Where the gradient is not
-    `exact`, it takes each g_t for a function of x_t alone, not of theta_t (TESLA, Cui et al., ICML
-    2023): the path from a batch to the later steps is left out.
+class Stop:
+    """Which theta_n is taken: `policy` picks n from the distances to the target by `distance`. The
+    distances by the functions `watched` are measured beside it. Without a target n is N_S.
     """
 
-    distance: Distance
-    policy: LengthPolicy
-    weights: Weights | None = None
-    exact: bool = True
+    policy: LengthPolicy = fixed
+    distance: Distance = DISTANCES["l2"]
+    watched: Mapping[str, Distance] = field(default_factory=dict)
+
+    def measure(self, thetas: Tensor, target: Tensor | None) -> Tensor:
+        """The distances of thetas (T, P) to the target, (P,) or (T, P): (1 + watched, T)."""
+        if target is None:
+            return thetas.new_zeros(1 + len(self.watched), len(thetas))
+        return torch.stack([by(thetas, target) for by in (self.distance, *self.watched.values())])
+
+    def length(self, distances: Tensor, target: Tensor | None) -> int:
+        """n from the distances (N_S,)."""
+        return len(distances) if target is None else self.policy(distances)
 
 
 @dataclass(frozen=True)
-class Matching:
-    """The outcome of one outer step."""
+class Unrolled:
+    """What K students reached, and the way back.
 
-    loss: Tensor  # J, a scalar
+    `theta_n` is part of the graph where the images or rates require gradients. `pull_back` maps
+    lam (K, P) = dJ/dtheta_n to dJ/dimages and dJ/drates, shaped like the images and the rates.
+    """
+
+    theta_n: Tensor  # (K, P)
     lengths: list[int]  # n of each student
-    distances: Tensor  # (K, N_S), to theta*, by the distance that chooses n
-    grad_images: Tensor  # dJ/dimages, shaped like the images
-    grad_syn_lr: Tensor  # dJ/deta, a scalar
-    curves: Mapping[str, Tensor]  # (K, N_S), by the other distances that were asked for
-
-    @property
-    def nearest(self) -> list[int]:
-        """N_opt of each student: the step that is nearest to its target, matched or not."""
-        return [att(row) for row in self.distances.cpu()]
+    distances: Tensor  # (K, N_S), to the target, by the distance that picks n
+    curves: Mapping[str, Tensor]  # (K, N_S), by the other distances
+    pull_back: Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,8 @@ class Steps:
 
     @classmethod
     def of(cls, loss: Loss, execution: Execution, *, rows: int = 1) -> "Steps":
-        """Those of `loss`. Compiled, the adjoint is forward over reverse, where the compiler drops
-        what nobody asked for; as it stands, reverse over reverse is the faster form.
+        """Build both from `loss`. Compiled: forward over reverse, whose unused outputs the compiler
+        removes. Not compiled: reverse over reverse, which is faster there.
         """
         of_loss = _double_reverse if execution.is_plain(rows) else _forward_over_reverse
         gradient, adjoint = of_loss(loss)
@@ -147,28 +150,30 @@ def _double_reverse(loss: Loss) -> tuple[Function, Function]:
 
 
 @torch.no_grad()
-def adjoint(
-    problem: Problem,
+def unroll(
     images: Tensor,
-    syn_lr: Tensor,
+    rates: Tensor,
+    labels: Tensor,
+    problem: Problem,
     steps: Steps,
-    objective: Objective,
     *,
-    watched: Mapping[str, Distance] = NOTHING,
+    stop: Stop = Stop(),
+    exact: bool = True,
     micro_batch: int | None = None,
     sum_over_ranks: Sum = lambda tensor: tensor,
-) -> Matching:
-    """Match with constant graph memory: forward without a graph, then the exact reverse sweep.
+) -> Unrolled:
+    """Train K students on the images and return theta_n, differentiable in images and rates.
 
-    images (N, C, H, W) and the scalar syn_lr are read, not changed. The distances by the functions
-    `watched` are returned as curves. Where the batches are shares of
-    larger ones, g_t and H_t lam are added up over the processes by `sum_over_ranks`; `grad_images`
-    and `grad_syn_lr` stay those of the own share, for the caller to add up.
+    images (N, C, H, W), labels (N, ...) and rates, a scalar or one rate a step (N_S,), are read,
+    not changed. Where the batches are shares of larger ones, g_t and H_t lam are added up over the
+    processes by `sum_over_ranks`; the gradients that come back stay those of the own share, for the
+    caller to add up. Without `exact` each g_t counts as a function of x_t alone, not of theta_t
+    (TESLA, Cui et al., ICML 2023): the path from a batch to the later steps is left out.
 
     Memory: at most KEPT_STEPS x K x P floats, and one step of double backward on `micro_batch`
     images a student. Time: n steps of about three gradients on top of N_S.
     """
-    p, eta = problem, syn_lr
+    p, ys = problem, problem.labels(labels)
     stride = math.ceil(p.syn_steps / KEPT_STEPS)
     block = p.steps_per_block if stride == 1 else stride
 
@@ -177,9 +182,9 @@ def adjoint(
         for t, x in zip(steps_of_block, xs, strict=True):
             parts = [
                 (weight, steps.gradient(theta, x_part, y_part)[0])
-                for x_part, y_part, weight in _pieces(p, t, x, micro_batch)
+                for x_part, y_part, weight in _pieces(x, ys[t], p.batch_sizes[t], micro_batch)
             ]
-            theta = theta - eta * sum_over_ranks(_weighted_sum(parts, like=theta))
+            theta = theta - _rate(rates, t) * sum_over_ranks(_weighted_sum(parts, like=theta))
             yield theta
 
     kept = {0: p.theta_0}
@@ -187,105 +192,122 @@ def adjoint(
     for chosen in blocks(p.syn_steps, block):
         xs = p.batches(images, chosen)
         for t, theta in zip(chosen, walk(kept[chosen.start], chosen, xs), strict=True):
-            per_step.append(_measure(theta, p.theta_star, objective, watched))
+            per_step.append(stop.measure(theta, p.theta_star))
             if (t + 1) % stride == 0:
                 kept[t + 1] = theta
     distances, *curves = torch.stack(per_step, -1)
-    lengths = [objective.policy(row) for row in distances.cpu()]
+    lengths = [stop.length(row, p.theta_star) for row in distances.cpu()]
 
-    # Invariant: lam = dJ/dtheta_t, K rows; it is zero for students whose n is below t. Each pass
-    # turns it into dJ/dtheta_{t-1}, using
-    #   dJ/deta   += -<g_t, lam>
-    #   dJ/dx_t    = -eta d<g_t, lam>/dx_t        (then through augmentation to the images)
-    #   lam       += -eta H_t lam,                H_t lam = d<g_t, lam>/dtheta_t
-    # The approximate gradient leaves lam as it is from n on.
-    lam = torch.zeros_like(p.theta_0)
-    loss, grad_syn_lr = torch.zeros_like(eta), torch.zeros_like(eta)
-    ends_at = torch.tensor(lengths, device=lam.device)
-    grad_images = torch.zeros_like(images)
-    for chosen in reversed(list(blocks(max(lengths), block))):
-        with torch.enable_grad():
-            leaf = images.detach().requires_grad_()
-            xs = p.batches(leaf, chosen)
-        seen = [x.detach() for x in xs]
-        thetas = [kept[chosen.start]]
-        thetas += [kept[t + 1] for t in chosen if t + 1 in kept]
-        if len(thetas) <= len(chosen):
-            thetas[1:] = walk(thetas[0], chosen, seen)
-        grad_xs = []
-        for i, t in reversed(list(enumerate(chosen))):
-            x, theta, after = seen[i], thetas[i], thetas[i + 1]
-            if rows := [k for k, n in enumerate(lengths) if n == t + 1]:
-                ratios, slopes = _mismatch(
-                    after[rows], p.theta_0[rows], p.theta_star[rows], objective.weights
-                )
-                loss += ratios.sum() / len(lengths)
-                lam[rows] = slopes / len(lengths)
-            g_lam, hessian_lam, grad_x = _adjoint_step(p, steps, t, theta, x, lam, micro_batch)
-            if min(lengths) <= t:
-                # Behind its n a student may have diverged: its numbers are dropped, not multiplied.
-                for product in (g_lam, hessian_lam, grad_x):
-                    product[ends_at <= t] = 0
-            grad_syn_lr -= g_lam.sum()
-            grad_xs.append(-eta * grad_x)
-            if objective.exact:
-                lam = lam - eta * sum_over_ranks(hessian_lam)
-        grad_images += grad(xs, leaf, grad_xs[::-1])[0]
-    by_name = dict(zip(watched, curves, strict=True))
-    return Matching(loss, lengths, distances, grad_images, grad_syn_lr, by_name)
+    def after(n: int) -> Tensor:
+        """theta_n (K, P), kept or computed again."""
+        if n not in kept:
+            since = range(n - n % stride, n)
+            *_, theta = walk(kept[since.start], since, p.batches(images, since))
+            return theta
+        return kept[n]
+
+    def pull_back(lam_n: Tensor) -> tuple[Tensor, Tensor]:
+        # Invariant: lam = dJ/dtheta_t, K rows; it is zero for students whose n is below t. Each
+        # pass turns it into dJ/dtheta_{t-1}, using
+        #   dJ/deta_t += -<g_t, lam>
+        #   dJ/dx_t    = -eta_t d<g_t, lam>/dx_t      (then through augmentation to the images)
+        #   lam       += -eta_t H_t lam,              H_t lam = d<g_t, lam>/dtheta_t
+        # The approximate gradient leaves lam as it is from n on.
+        lam = torch.zeros_like(p.theta_0)
+        ends_at = torch.tensor(lengths, device=lam.device)
+        grad_images, grad_rates = torch.zeros_like(images), torch.zeros_like(rates)
+        for chosen in reversed(list(blocks(max(lengths), block))):
+            with torch.enable_grad():
+                leaf = images.detach().requires_grad_()
+                xs = p.batches(leaf, chosen)
+            seen = [x.detach() for x in xs]
+            thetas = [kept[chosen.start]]
+            thetas += [kept[t] for t in chosen[1:] if t in kept]
+            if len(thetas) < len(chosen):
+                thetas[1:] = walk(thetas[0], chosen[:-1], seen[:-1])
+            grad_xs = []
+            for i, t in reversed(list(enumerate(chosen))):
+                if rows := [k for k, n in enumerate(lengths) if n == t + 1]:
+                    lam[rows] = lam_n[rows]
+                eta, pieces = _rate(rates, t), (seen[i], ys[t], p.batch_sizes[t], micro_batch)
+                g_lam, hessian_lam, grad_x = _adjoint_step(steps, thetas[i], lam, *pieces)
+                if min(lengths) <= t:
+                    # Behind its n a student may have diverged: its numbers are dropped, not
+                    # multiplied.
+                    for product in (g_lam, hessian_lam, grad_x):
+                        product[ends_at <= t] = 0
+                _rate(grad_rates, t).sub_(g_lam.sum())
+                grad_xs.append(-eta * grad_x)
+                if exact:
+                    lam = lam - eta * sum_over_ranks(hessian_lam)
+            grad_images += grad(xs, leaf, grad_xs[::-1])[0]
+        return grad_images, grad_rates
+
+    ends = [after(n)[k] for k, n in enumerate(lengths)]
+    with torch.enable_grad():
+        theta_n = _End.apply(torch.stack(ends), images, rates, torch.no_grad()(pull_back))
+    by_name = dict(zip(stop.watched, curves, strict=True))
+    return Unrolled(theta_n, lengths, distances, by_name, torch.no_grad()(pull_back))
+
+
+class _End(torch.autograd.Function):
+    """theta_n as a function of images and rates, whose gradient is `pull_back`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, theta_n: Tensor, images: Tensor, rates: Tensor, pull_back: Callable
+    ) -> Tensor:
+        ctx.pull_back = pull_back
+        return theta_n.view_as(theta_n)
+
+    @staticmethod
+    def backward(ctx: Any, lam: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return None, *ctx.pull_back(lam), None
 
 
 @torch.enable_grad()
-def autograd(
-    problem: Problem,
+def unroll_by_autograd(
     images: Tensor,
-    syn_lr: Tensor,
+    rates: Tensor,
+    labels: Tensor,
+    problem: Problem,
     loss: Loss,
-    objective: Objective,
     *,
-    watched: Mapping[str, Distance] = NOTHING,
-) -> Matching:
-    """The same by differentiating the whole graph of N_S steps: simple, and large in memory."""
-    p = problem
-    images, syn_lr = images.detach().requires_grad_(), syn_lr.detach().requires_grad_()
-    xs = p.batches(images, range(p.syn_steps))
-    losses, lengths, measured = [], [], []
-    for k, (theta_0, theta_star) in enumerate(zip(p.theta_0, p.theta_star, strict=True)):
+    stop: Stop = Stop(),
+    exact: bool = True,
+) -> Unrolled:
+    """Return the same by differentiating the whole graph of N_S steps: simple, large in memory."""
+    p, inputs = problem, (images, rates)
+    if not any(tensor.requires_grad for tensor in inputs):
+        images, rates = inputs = images.detach().requires_grad_(), rates.detach().requires_grad_()
+    xs, ys = p.batches(images, range(p.syn_steps)), p.labels(labels)
+    ends, lengths, measured = [], [], []
+    for k, theta_0 in enumerate(p.theta_0):
+        target = None if p.theta_star is None else p.theta_star[k]
         thetas = [theta_0.detach().requires_grad_()]
-        for x, y in zip(xs, p.labels, strict=True):
-            at = thetas[-1] if objective.exact else thetas[-1].detach().requires_grad_()
+        for t, (x, y) in enumerate(zip(xs, ys, strict=True)):
+            at = thetas[-1] if exact else thetas[-1].detach().requires_grad_()
             (g,) = grad(loss(at, x[k], y[k]), at, create_graph=True)
-            thetas.append(thetas[-1] - syn_lr * g)
+            thetas.append(thetas[-1] - _rate(rates, t) * g)
         with torch.no_grad():
-            each = [_measure(t[None], theta_star, objective, watched) for t in thetas[1:]]
+            each = [stop.measure(theta[None], target) for theta in thetas[1:]]
             measured.append(torch.cat(each, 1))
-        lengths.append(objective.policy(measured[-1][0]))
-        end = thetas[lengths[-1]]
-        losses.append(_mismatch(end[None], theta_0[None], theta_star[None], objective.weights)[0])
-    mean = torch.cat(losses).mean()
-    grad_images, grad_syn_lr = grad(mean, (images, syn_lr))
+        lengths.append(stop.length(measured[-1][0], target))
+        ends.append(thetas[lengths[-1]])
+    theta_n = torch.stack(ends)
+
+    def pull_back(lam: Tensor) -> tuple[Tensor, Tensor]:
+        grad_images, grad_rates = grad(theta_n, inputs, lam, retain_graph=True)
+        return grad_images, grad_rates
+
     distances, *curves = torch.stack(measured, 1)
-    by_name = dict(zip(watched, curves, strict=True))
-    return Matching(mean.detach(), lengths, distances, grad_images, grad_syn_lr, by_name)
+    by_name = dict(zip(stop.watched, curves, strict=True))
+    return Unrolled(theta_n, lengths, distances, by_name, pull_back)
 
 
-def _measure(
-    thetas: Tensor, target: Tensor, objective: Objective, watched: Mapping[str, Distance]
-) -> Tensor:
-    """The distances of thetas (T, P) to the target, (P,) or (T, P), by that of the objective and by
-    those watched: (1 + watched, T).
-    """
-    return torch.stack([by(thetas, target) for by in (objective.distance, *watched.values())])
-
-
-def _mismatch(
-    theta_n: Tensor, theta_0: Tensor, theta_star: Tensor, weights: Weights | None
-) -> tuple[Tensor, Tensor]:
-    """J of each student (K,) from parameters (K, P), and dJ/dtheta_n (K, P)."""
-    weight = 1 if weights is None else weights(theta_n.detach(), theta_star)
-    miss = weight * (theta_n - theta_star)
-    scale = (weight * (theta_0 - theta_star).square()).sum(1, keepdim=True)
-    return (miss * (theta_n - theta_star)).sum(1) / scale[:, 0], 2 * miss / scale
+def _rate(rates: Tensor, t: int) -> Tensor:
+    """eta_t, a view: of one rate for all steps, or of one a step."""
+    return rates if rates.dim() == 0 else rates[t]
 
 
 def blocks(count: int, size: int) -> Iterator[range]:
@@ -295,30 +317,30 @@ def blocks(count: int, size: int) -> Iterator[range]:
 
 
 def _pieces(
-    p: Problem, t: int, x: Tensor, micro_batch: int | None
+    x: Tensor, y: Tensor, whole: int, micro_batch: int | None
 ) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """The batch x (K, B, C, H, W) of step t in pieces with labels and weights, so that the weighted
-    sum of the pieces' mean losses is the mean loss of the whole batch.
+    """The batch x (K, B, C, H, W), y (K, B, ...) in pieces with weights, so that the weighted sum
+    of the pieces' mean losses is the mean loss of the batch of `whole` images that it is part of.
     """
     size = micro_batch or max(1, x.shape[1])
-    for x_part, y_part in zip(x.split(size, 1), p.labels[t].split(size, 1), strict=True):
+    for x_part, y_part in zip(x.split(size, 1), y.split(size, 1), strict=True):
         if x_part.shape[1] > 0:
-            yield x_part, y_part, x_part.shape[1] / p.batch_sizes[t]
+            yield x_part, y_part, x_part.shape[1] / whole
 
 
 def _adjoint_step(
-    p: Problem,
     steps: Steps,
-    t: int,
     theta: Tensor,
-    x: Tensor,
     lam: Tensor,
+    x: Tensor,
+    y: Tensor,
+    whole: int,
     micro_batch: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """<g_t, lam> (K,), H_t lam (K, P) and d<g_t, lam>/dx_t, added up over the pieces of x."""
     parts = [
         (weight, steps.adjoint(theta, x_part, y_part, lam))
-        for x_part, y_part, weight in _pieces(p, t, x, micro_batch)
+        for x_part, y_part, weight in _pieces(x, y, whole, micro_batch)
     ]
     g_lam = _weighted_sum([(weight, products[0]) for weight, products in parts], like=lam[:, 0])
     hessian_lam = _weighted_sum([(weight, products[1]) for weight, products in parts], like=lam)

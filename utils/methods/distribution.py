@@ -1,0 +1,194 @@
+r"""DM, distribution matching (Zhao & Bilen, WACV 2023): match mean features of random networks.
+
+    J = sum over classes c of || mean over real x of phi(x) - mean over synthetic s of phi(s) ||^2
+
+phi is what goes into the last linear layer of a fresh random network, another one in every outer
+step, which is never trained. The real images are drawn anew in every step. All images of a class,
+real and synthetic, share one draw of DSA.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.compute.batches import Batches, Draw
+from utils.compute.execution import PLAIN, Execution
+from utils.compute.flat import FlatNetwork, flatten, without_head
+from utils.config.fields import option
+from utils.core import ranks
+from utils.core.rng import derive_seed, stream
+from utils.data import augment
+from utils.data.dataset import Split
+from utils.methods.base import Learned, MethodSpec, Setting, Step
+
+_GROUP = "distribution matching"
+
+
+@dataclass(frozen=True)
+class DMOptions:
+    batch_real: int = option(
+        256, "real images of each class in an outer step", group=_GROUP, minimum=1
+    )
+    lr_net: float = option(
+        0.01,
+        "learning rate of networks that train on the images: none is learned",
+        group=_GROUP,
+        above=0,
+    )
+
+
+class DistributionMatching:
+    """DM on the training images `train`, with `ipc` synthetic images a class, classes in order.
+
+    `fresh` makes a random network from a seed. Several processes divide the classes among them.
+    Classes are worked through a few at a time, and images in pieces of `micro_batch` (None: all at
+    once): the gradient is the same, but for networks with batch norm.
+
+    Memory: the images and one forward and backward pass of a piece, the features of a few classes.
+    """
+
+    def __init__(
+        self,
+        fresh: Callable[[int], nn.Module],
+        train: Split,
+        *,
+        num_classes: int,
+        ipc: int,
+        batch_real: int,
+        dsa_groups: tuple[str, ...] | None,
+        seed: int,
+        execution: Execution = PLAIN,
+        dtype: torch.dtype | None = None,
+        micro_batch: int | None = None,
+    ) -> None:
+        self._fresh = fresh
+        self._train = train
+        self._ipc = ipc
+        self._batch_real = batch_real
+        self._dsa_groups = dsa_groups
+        self._seed = seed
+        self._micro_batch = micro_batch
+        labels = train.labels.cpu()
+        self._members = [(labels == label).nonzero().flatten() for label in range(num_classes)]
+        template = execution.adapt(without_head(fresh(0))).to(train.images.device)
+        phi = FlatNetwork(template, dtype=dtype)
+
+        def features(theta: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+            return (phi(theta, x).flatten(1),)
+
+        def pull_back(theta: Tensor, x: Tensor, slopes: Tensor) -> tuple[Tensor, ...]:
+            to_images: Callable = torch.func.vjp(lambda x: features(theta, x)[0], x)[1]
+            return to_images(slopes)
+
+        self._features = execution.prepare(features)
+        self._pull_back = execution.prepare(pull_back)
+
+    @classmethod
+    def build(cls, setting: Setting) -> "DistributionMatching":
+        """Build the method of a run; its flags are DMOptions."""
+        options = setting.options
+        assert setting.train is not None
+        return cls(
+            setting.fresh,
+            setting.train,
+            num_classes=len(setting.labels) // options.ipc,
+            ipc=options.ipc,
+            batch_real=options.batch_real,
+            dsa_groups=setting.dsa_groups,
+            seed=options.seed,
+            execution=setting.execution,
+            dtype=setting.dtype,
+            micro_batch=setting.micro_batch,
+        )
+
+    def step(self, iteration: int, learned: Mapping[str, Tensor]) -> Step:
+        """Match the features of one random network."""
+        images = learned["images"]
+        network = self._fresh(derive_seed(self._seed, "dm", iteration, "init"))
+        theta = flatten(without_head(network).parameters()).detach().to(images)
+        loss, grad_images = images.new_zeros(()), torch.zeros_like(images)
+        for classes in self._own_classes():
+            drawn = [self.draw(iteration, label) for label in classes]
+            value, gradient = self._match(theta, drawn, images)
+            loss += value
+            grad_images += gradient
+        return Step(
+            loss=ranks.sum_over_ranks(loss),
+            grads={"images": ranks.sum_over_ranks(grad_images)},
+            record={},
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass
+
+    def draw(self, iteration: int, label: int) -> tuple[Draw, Draw]:
+        """Draw what a class shows in an outer step: different real images, all its synthetic ones;
+        one draw of DSA is copied to all of them.
+        """
+        generator = stream(self._seed, "dm", iteration, label)
+        members = self._members[label]
+        real = members[torch.randperm(len(members), generator=generator)[: self._batch_real]]
+        synthetic = torch.arange(label * self._ipc, (label + 1) * self._ipc)
+        if self._dsa_groups is None:
+            return Draw(real, None), Draw(synthetic, None)
+        shared = augment.draw(self._dsa_groups, 1, generator)
+        return Draw(real, shared.expand(len(real))), Draw(synthetic, shared.expand(self._ipc))
+
+    def _own_classes(self) -> Iterator[range]:
+        """This process's classes, as many at a time as a piece has room for."""
+        at_once = len(self._members)
+        if self._micro_batch is not None:
+            at_once = max(1, self._micro_batch // self._batch_real)
+        own = range(ranks.rank(), len(self._members), ranks.world())
+        return (own[start : start + at_once] for start in range(0, len(own), at_once))
+
+    def _match(
+        self, theta: Tensor, drawn: Sequence[tuple[Draw, Draw]], images: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """J of some classes, and dJ/dimages."""
+        wanted = self._means(theta, _made([real for real, _ in drawn], self._train.images))
+        with torch.enable_grad():
+            leaf = images.detach().requires_grad_()
+            seen = _made([synthetic for _, synthetic in drawn], leaf)
+        miss = self._means(theta, [x.detach() for x in seen]) - wanted  # (classes, F)
+        slopes = (2 / self._ipc * miss).repeat_interleave(self._ipc, 0)  # dJ/dphi(s) of every s
+        rows = torch.cat(seen)
+        pieces = zip(self._pieces(rows.detach()), self._pieces(slopes), strict=True)
+        by_rows = [self._pull_back(theta[None], x[None], s[None])[0][0] for x, s in pieces]
+        (grad_images,) = torch.autograd.grad(rows, leaf, torch.cat(by_rows))
+        return miss.square().sum(), grad_images
+
+    @torch.no_grad()
+    def _means(self, theta: Tensor, batches: Sequence[Tensor]) -> Tensor:
+        """The mean features of each batch (b, C, H, W): (batches, F)."""
+        pieces = self._pieces(torch.cat(list(batches)))
+        features = torch.cat([self._features(theta[None], x[None])[0][0] for x in pieces])
+        return torch.stack([rows.mean(0) for rows in features.split([len(x) for x in batches])])
+
+    def _pieces(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return rows.split(self._micro_batch or len(rows))
+
+
+def _made(draws: Sequence[Draw], images: Tensor) -> list[Tensor]:
+    """The batch (b, C, H, W) of each draw, differentiably from images (N, C, H, W)."""
+    batches = Batches([[draw] for draw in draws], images.device)
+    return [x[0] for x in batches.images(images)]
+
+
+DM = MethodSpec(
+    summary="match the mean features of real and synthetic images in random networks",
+    options=DMOptions,
+    presets={"lr_img": 1.0, "Iteration": 20_000, "eval_it": 2_000},
+    title=lambda config: "DM",
+    build=DistributionMatching.build,
+    learned=lambda options, images: [Learned("images", images, options.lr_img, "lr_img")],
+    syn_lr=lambda options: options.lr_net,
+    if_not_finite="the loss is not finite: lower --lr_img",
+    needs_train=True,
+)

@@ -1,0 +1,65 @@
+"""The methods by name. To add one: a file beside this one with the class and its flags, and one
+line here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields, make_dataclass
+from typing import Any
+
+from utils.config.resolve import DEFAULT, FLAG
+from utils.core.errors import UserError
+from utils.methods.base import MethodSpec
+from utils.methods.distribution import DM
+from utils.methods.trajectory.family import FAMILY
+
+METHODS: dict[str, MethodSpec] = {
+    **FAMILY,
+    "dm": DM,
+}
+DEFAULT_METHOD = "att"
+
+# The flags of all methods together, to be part of the options of a distillation.
+MethodOptions: Any = make_dataclass(
+    "MethodOptions",
+    [],
+    bases=tuple(dict.fromkeys(spec.options for spec in METHODS.values())),
+    frozen=True,
+)
+
+
+def own_flags(method: str) -> set[str]:
+    """The names of the flags that `method` declares."""
+    return {field.name for field in fields(METHODS[method].options)}
+
+
+def foreign_flags(method: str) -> set[str]:
+    """The names of the flags that other methods declare, and `method` does not."""
+    return set().union(*map(own_flags, METHODS)) - own_flags(method)
+
+
+def check_own_flags(method: str, sources: Mapping[str, str]) -> None:
+    """Raise UserError where a flag or a YAML file sets what belongs to other methods alone.
+
+    `sources` says of each option where its value is from.
+    """
+    for name in sorted(foreign_flags(method)):
+        if sources[name] != DEFAULT:
+            given = f"--{name}" if sources[name] == FLAG else f"{name} in {sources[name]}"
+            own = ", ".join(f"--{flag}" for flag in sorted(own_flags(method)))
+            raise UserError(f"{given} is no setting of --method {method}, whose own are {own}")
+
+
+def title(config: Mapping[str, Any]) -> str:
+    """Name the method that a configuration amounts to, as tables do."""
+    return METHODS[config.get("method", DEFAULT_METHOD)].title(config)
+
+
+def check_same_method(before: str, now: str, *, where: str) -> None:
+    """Refuse to go on with one method where another began. Relatives differ by their flags alone,
+    which are compared themselves.
+    """
+    if METHODS[before].options is not METHODS[now].options:
+        raise UserError(
+            f"{where} was begun with --method {before}, not {now}: pass that method or another "
+            "--run_name"
+        )

@@ -1,0 +1,64 @@
+"""ATT and its relatives: one method, told apart by its flags."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from utils.core.errors import UserError
+from utils.methods.base import Learned, MethodSpec
+from utils.methods.trajectory.method import TrajectoryMatching
+from utils.methods.trajectory.options import TrajectoryOptions, title
+
+
+def _learned(options: Any, images: Tensor) -> Sequence[Learned]:
+    return [
+        Learned("images", images, options.lr_img, "lr_img"),
+        Learned(
+            "syn_lr", images.new_tensor(options.lr_teacher), options.lr_lr, "lr_lr", positive=True
+        ),
+    ]
+
+
+def _check(options: Any) -> None:
+    """Look at the start epochs, whose flags may contradict each other."""
+    _ = options.starts
+
+
+def _check_datm(options: Any) -> None:
+    if options.start_epochs is None:
+        raise UserError(
+            "--method datm draws start epochs from a range of its own: give --start_epochs FROM "
+            "TO, or a --config with them"
+        )
+    _check(options)
+
+
+def _relative(summary: str, check: Any = _check, **presets: Any) -> MethodSpec:
+    return MethodSpec(
+        summary=summary,
+        options=TrajectoryOptions,
+        presets=presets,
+        title=title,
+        build=TrajectoryMatching.build,
+        learned=_learned,
+        syn_lr=lambda options: options.lr_teacher,
+        if_not_finite="the matching loss is not finite: "
+        "lower --lr_img, --lr_teacher or --syn_steps",
+        needs_experts=True,
+        check=check,
+    )
+
+
+FAMILY: Mapping[str, MethodSpec] = {
+    "att": _relative("match the student at its step nearest to the expert's target"),
+    "mtt": _relative("match it at its last step", length="fixed"),
+    "ftd": _relative("mtt on experts trained by buffer.py --flat", length="fixed", flat=True),
+    "pp": _relative(
+        "mtt without the parameters unlike the target's", length="fixed", prune_threshold=0.5
+    ),
+    "tesla": _relative("mtt by an approximate gradient", length="fixed", gradient="tesla"),
+    "datm": _relative(
+        "ftd from late or early start epochs", _check_datm, length="fixed", flat=True
+    ),
+}

@@ -1,0 +1,147 @@
+"""The flags of trajectory matching."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from utils.config.fields import option
+from utils.core.errors import UserError
+from utils.methods.trajectory.lengths import DISTANCES, LENGTH_POLICIES
+from utils.methods.trajectory.starts import StartEpochs
+
+_EXPERTS, _SET, _MATCHING, _FILES = "experts", "synthetic set", "trajectory matching", "files"
+_SPEED = "speed and memory (the same result up to rounding)"
+
+
+@dataclass(frozen=True)
+class TrajectoryOptions:
+    flat: bool = option(False, "experts trained by buffer.py --flat (FTD)", group=_EXPERTS)
+    lr_lr: float = option(1e-5, "learning rate of syn_lr", group=_SET, minimum=0)
+    lr_teacher: float = option(0.01, "initial syn_lr", group=_SET, above=0)
+    syn_steps: int = option(
+        50, "N_S, the most steps that a student takes", group=_MATCHING, minimum=1, maximum=100_000
+    )
+    expert_epochs: int = option(
+        2, "N_T, epochs between an expert's start and target", group=_MATCHING, minimum=1
+    )
+    max_start_epoch: int = option(
+        20, "start epochs are drawn from 0 ... max_start_epoch - 1", group=_MATCHING, minimum=1
+    )
+    start_epochs: list[int] | None = option(
+        None,
+        "FROM TO: draw start epochs from FROM ... TO - 1 instead (DATM: late or early ones)",
+        group=_MATCHING,
+        minimum=0,
+    )
+    current_max_start_epoch: int | None = option(
+        None,
+        "start epochs are below this at first, and below TO from expansion_end_epoch on (DATM)",
+        group=_MATCHING,
+        minimum=1,
+    )
+    expansion_end_epoch: int = option(
+        0,
+        "outer steps until start epochs have their whole range (DATM)",
+        group=_MATCHING,
+        minimum=0,
+    )
+    batch_syn: int | None = option(
+        None, "synthetic images per student step (default: all)", group=_MATCHING, minimum=1
+    )
+    length: str = option(
+        "att",
+        "how the student's length is chosen: the step nearest to the target, or syn_steps (MTT)",
+        group=_MATCHING,
+        choices=LENGTH_POLICIES,
+    )
+    distance: str = option(
+        "l2",
+        "distance by which att chooses: squared L2 (the paper) or L1 (the authors' code)",
+        group=_MATCHING,
+        choices=DISTANCES,
+    )
+    gradient: str = option(
+        "exact",
+        "exact, or TESLA's approximation without the path through later parameters",
+        group=_MATCHING,
+        choices=("exact", "tesla"),
+    )
+    prune_threshold: float | None = option(
+        None,
+        "match only parameters whose similarity to the target's, 1 where equal, is at least this "
+        "(PP)",
+        group=_MATCHING,
+        minimum=-1,
+        maximum=1,
+    )
+    trajectories: int = option(
+        1,
+        "expert segments that one outer step averages over",
+        group=_MATCHING,
+        minimum=1,
+        maximum=10_000,
+    )
+    unroll: str = option(
+        "auto",
+        "constant-memory reverse sweep, or one autograd graph over all steps; same gradient",
+        group=_SPEED,
+        choices=("auto", "adjoint", "autograd"),
+        may_change=True,
+    )
+    max_files: int | None = option(
+        None, "use only so many buffer files", group=_FILES, minimum=1, may_change=True
+    )
+    max_experts: int | None = option(
+        None, "use only so many experts", group=_FILES, minimum=1, may_change=True
+    )
+    load_all: bool = option(
+        False, "read all experts into memory at the start", group=_FILES, may_change=True
+    )
+    log_distances: int = option(
+        0,
+        "outer steps between logs of the student's whole distance curve (L1 and squared L2); 0 = "
+        "never",
+        group=_FILES,
+        minimum=0,
+        may_change=True,
+    )
+
+    @property
+    def starts(self) -> StartEpochs:
+        """The start epochs; UserError where the flags leave none, or contradict each other."""
+        if self.start_epochs is not None and len(self.start_epochs) != 2:
+            raise UserError(
+                f"--start_epochs takes two numbers, FROM and TO, not {len(self.start_epochs)}"
+            )
+        first, end = self.start_epochs or (0, self.max_start_epoch)
+        below, grown_at = self.current_max_start_epoch, self.expansion_end_epoch
+        if (below is None) != (grown_at == 0):
+            raise UserError(
+                f"--current_max_start_epoch {below} and --expansion_end_epoch {grown_at}: give "
+                "both or none"
+            )
+        if first >= end:
+            raise UserError(f"--start_epochs {first} {end}: FROM must be below TO")
+        if below is not None and not first < below <= end:
+            raise UserError(
+                f"--current_max_start_epoch {below} must be above {first} and at most {end}, the "
+                "first and the last bound of start epochs"
+            )
+        return StartEpochs(end, first, below, grown_at)
+
+
+def title(config: Mapping[str, Any]) -> str:
+    """Name what a configuration amounts to: ATT, MTT, or what is added to it, as ATT + PP.
+
+    DATM trains on FTD's experts, so flat ones are part of it.
+    """
+    from_two = config["start_epochs"] is not None
+    parts = {
+        "ATT": config["length"] == "att",
+        config["length"]: config["length"] not in ("att", "fixed"),  # a policy of one's own
+        "FTD": config["flat"] and not from_two,
+        "DATM": from_two,
+        "PP": config["prune_threshold"] is not None,
+        "TESLA": config["gradient"] == "tesla",
+    }
+    return " + ".join(name for name, is_in in parts.items() if is_in) or "MTT"
