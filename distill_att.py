@@ -8,9 +8,10 @@ takes its defaults from configs/<dataset>/ipc<ipc>.yaml and its experts from buf
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,19 @@ from utils.data.source import Source
 from utils.experts.buffer import ExpertBuffer
 from utils.experts.kind import ExpertKind, find_experts
 from utils.measure.protocol import HowToRun, Protocol
+from utils.methods.base import Work
 from utils.methods.outer_state import Diverged, OuterState
 from utils.methods.trajectory.lengths import DISTANCES, LENGTH_POLICIES
 from utils.methods.trajectory.matching import Matcher, Sampling
 from utils.methods.trajectory.pruning import prune_dissimilar
 from utils.methods.trajectory.unroll import NOTHING, Objective
+from utils.methods.trajectory.work import count_work
 from utils.options import DistillOptions
-from utils.plan.estimate import distillation_demand, expected_distillation_time
+from utils.plan.choose import RunPlan, evaluations_left, plan_run
+from utils.plan.machine import Machine
+from utils.plan.need import distillation_demand, distillation_time
 from utils.plan.room import check_room
-from utils.plan.run_plan import RunPlan, evaluations_left, plan_run
+from utils.plan.sizes import DataSize
 from utils.run.directory import RunDir
 from utils.run.log import MetricsLog
 from utils.run.recorder import BEST, Reporter
@@ -85,19 +90,20 @@ def distil(argv: Sequence[str]) -> int:
     run = name_run(resolved)
     options = resolved.options
     checkpoint = look_at(run, options, experts)
+    size = DataSize.of(source)
+    count = partial(count_work, options, size.network(options.model), classes=size.classes)
     how = plan_run(
         options,
-        channels=source.channels,
-        num_classes=len(source.class_names),
-        image_size=source.image_size,
-        device=device,
+        size,
+        count(ranks.world()),
+        Machine.here(device),
         recorded=checkpoint["how"] if checkpoint else {},
     )
     print(f"distill_att.py -> {run.path}\n{resolved.table()}")
     print(f"{len(experts)} experts of {experts.epochs} epochs", *experts.skipped, sep="\n")
     if options.eval_it > 0:
         print(f"distilled_best.pt: {BEST[options.select]}")
-    say_what_it_takes(options, source, how, experts, run, checkpoint, device)
+    say_what_it_takes(options, source, count, how, experts, run, checkpoint, device)
     ranks.barrier()  # nothing is written before everyone has looked
     if options.dry_run:
         return 0
@@ -240,6 +246,7 @@ def look_at(run: RunDir, options: DistillOptions, experts: ExpertBuffer) -> dict
 def say_what_it_takes(
     options: DistillOptions,
     source: Source,
+    count: Callable[[int], Work],
     how: RunPlan,
     experts: ExpertBuffer,
     run: RunDir,
@@ -249,16 +256,21 @@ def say_what_it_takes(
     """Print time, memory and disk, estimated; UserError where there is too little room."""
     iteration = checkpoint["state"]["iteration"] if checkpoint else -1
     evaluated = checkpoint["evaluated"] if checkpoint else -1
-    print(
-        "estimated:",
-        expected_distillation_time(
-            options, source, how, device, iteration=iteration, evaluated=evaluated
-        ),
+    size, machine = DataSize.of(source), Machine.here(device)
+    time = distillation_time(
+        options,
+        size,
+        count(ranks.world()),
+        how,
+        machine,
+        iteration=iteration,
+        evaluated=evaluated,
     )
+    print(f"estimated: {time}")
     demand = distillation_demand(
-        options, source, how, device, experts=experts, run=run, iteration=iteration
+        options, source, count, how, machine, experts=experts, run=run, iteration=iteration
     )
-    check_room(demand, device, force=options.force)
+    check_room(demand, machine, force=options.force)
 
 
 def make_matcher(
