@@ -1,4 +1,4 @@
-"""What a cell of the plan takes on one A100: time, memory, disk, as the scripts themselves estimate."""
+"""What a cell of the plan takes on one A100 (time, memory, disk), as the scripts estimate it."""
 
 from dataclasses import dataclass, replace
 
