@@ -2,6 +2,8 @@
 
 import itertools
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,12 +15,9 @@ from networks import NETWORKS
 from scripts.plan.estimate import DATA_SIZES, distillation_estimate, row_estimate
 from utils.compute import execution
 from utils.compute.cost import (
-    TRAINING_COPIES,
-    TRAINING_VECTORS,
     NetworkCost,
     Training,
     expert_bytes,
-    inference_bytes,
     network_cost,
     pieces_within,
 )
@@ -26,12 +25,10 @@ from utils.core import ranks
 from utils.core.errors import UserError
 from utils.core.progress import duration, time_left
 from utils.data.distilled import SyntheticSet
-from utils.data.normalisation import CHUNK, Normalisation
+from utils.data.normalisation import Normalisation
 from utils.data.source import Source
 from utils.methods.base import Work
 from utils.methods.trajectory.work import (
-    ADJOINT_COPIES,
-    GRAPH_VECTORS,
     SWEEP_VECTORS,
     count_work,
 )
@@ -54,10 +51,8 @@ from utils.plan.need import (
     CONTEXT_BYTES,
     FILE_BYTES,
     IMAGE_COPIES,
-    PICTURE_COPIES,
     STARTED_BYTES,
     STEP_RECORD_BYTES,
-    ZCA_MATRICES,
     distillation_demand,
     distillation_time,
     distilling_bytes,
@@ -65,8 +60,6 @@ from utils.plan.need import (
     experts_bytes,
     experts_demand,
     experts_time,
-    picture_bytes,
-    read_bytes,
     run_bytes,
 )
 from utils.plan.room import Call, Demand, Disk, Need, check_room, readable
@@ -196,13 +189,13 @@ def test_counting_takes_no_memory_and_no_random_numbers():
 
 def test_training_takes_gradients_activations_and_vectors():
     training = Training(COST, images=7, batch=3, epochs=5)
-    assert (training.flop, training.steps) == (3 * 10_000 * 7 * 5, 5 * 3)
-    assert training.bytes == TRAINING_COPIES * 3 * 50_000 + TRAINING_VECTORS * 4 * 1_000
-    assert training.bytes - training.vector_bytes == TRAINING_COPIES * 3 * 50_000
+    assert (training.flop, training.steps, training.layers) == (3 * 10_000 * 7 * 5, 5 * 3, 4)
+    assert training.bytes == training.vector_bytes + 2 * 3 * 50_000
     flat = replace(training, flat=True)
-    assert (flat.flop, flat.steps) == (2 * training.flop, 2 * training.steps)
-    assert (training.layers, flat.layers) == (4, 8)
-    assert inference_bytes(COST, 10) == 5 * 50_000
+    assert (flat.flop, flat.steps, flat.layers) == (2 * training.flop, 2 * training.steps, 8)
+    # a test holds more where batches are small
+    assert SIZE.cohort_bytes(training, at_once=3) == 3 * training.vector_bytes + 200 * 25_000
+    assert SIZE.cohort_bytes(replace(training, batch=256), at_once=3) > 3 * 256 * 50_000
 
 
 @pytest.mark.parametrize(
@@ -225,23 +218,21 @@ def test_work_is_proportional_to_images_and_steps():
     assert one.compiled_layers == 2 * COST.layers
 
 
-@pytest.mark.parametrize(("syn_steps", "kept"), [(10, 10), (80, 80), (81, 40 + 2), (200, 66 + 3)])
-def test_a_sweep_keeps_a_bounded_number_of_steps_and_a_graph_all(syn_steps, kept):
-    work = counted(replace(DISTILL, syn_steps=syn_steps, trajectories=2))
-    assert work.kept_bytes == 2 * 4_000 * (kept + SWEEP_VECTORS)
-    assert work.image_bytes == ADJOINT_COPIES * 50_000
-    assert work.graph_bytes == 2 * syn_steps * (2 * 10 * 50_000 + GRAPH_VECTORS * 4_000)
+def test_only_the_full_graph_grows_with_syn_steps():
+    few, many, most = (counted(replace(DISTILL, syn_steps=n)) for n in (20, 80, 2_000))
+    assert many.graph_bytes == 4 * few.graph_bytes > few.kept_bytes + 10 * few.image_bytes
+    assert few.kept_bytes < many.kept_bytes == (80 + SWEEP_VECTORS) * 4 * COST.parameters
+    assert most.kept_bytes < 1.5 * many.kept_bytes
+    assert few.image_bytes == most.image_bytes
+    two = counted(replace(DISTILL, syn_steps=20, trajectories=2))
+    assert two.kept_bytes / few.kept_bytes == two.graph_bytes / few.graph_bytes == 2
 
 
 def test_students_are_computed_together_on_a_gpu_alone():
     options = replace(DISTILL, trajectories=3, eval_it=0)
-    work, images = counted(options), IMAGE_COPIES * SIZE.float_bytes(10)
-    piece = 10 * work.image_bytes
-    for on, together in ((CPU, 1), (CUDA, 3)):
-        whole = distilling_bytes(options, SIZE, work, PLAN, on)
-        assert whole == images + work.kept_bytes + together * piece
-    graph = replace(PLAN, unroll="autograd")
-    assert distilling_bytes(options, SIZE, work, graph, CPU) == images + work.graph_bytes
+    work = counted(options)
+    on_cpu, on_gpu = (distilling_bytes(options, SIZE, work, PLAN, on) for on in (CPU, CUDA))
+    assert on_gpu - on_cpu == 2 * 10 * work.image_bytes
 
 
 def test_processes_divide_batches_or_trajectories():
@@ -396,7 +387,8 @@ def planned(options, size, on, recorded=()):
 def test_a_short_run_on_a_cpu_stays_simple_and_a_row_is_compiled(capsys):
     """The README's run on digits, and CIFAR-10 at IPC 1."""
     on = replace(CPU, free=8 * 2**30)
-    short = planned(replace(DISTILL, syn_steps=10), DATA_SIZES["digits"], on)
+    quick = replace(DISTILL, syn_steps=10, eval_it=50, epoch_eval_train=100)
+    short = planned(quick, DATA_SIZES["digits"], on)
     assert short == RunPlan(False, "autograd", 10, False, 1)
     row = DistillOptions(syn_steps=80, Iteration=6_000)
     assert planned(row, DATA_SIZES["CIFAR10"], on) == RunPlan(True, "adjoint", 10, True, 1)
@@ -516,38 +508,66 @@ def test_the_disk_of_a_folder_that_is_not_there_yet_is_its_parents(tmp_path):
 
 # Memory and disk.
 
-
-def test_training_takes_the_batch_and_testing_the_test_images():
-    cost = replace(COST, activation_bytes=1_000)
-    vectors = TRAINING_VECTORS * 4 * 1_000
-    large, small = (Training(cost, 600, batch) for batch in (256, 1))
-    assert SIZE.cohort_bytes(large, at_once=3) == 3 * (2 * 256_000 + vectors)
-    assert SIZE.cohort_bytes(small, at_once=3) == 3 * vectors + 200 * 500
-    larger = replace(SIZE, image_size=64, test=10_000)
-    assert larger.cohort_bytes(small, at_once=1) == vectors + 128 * 500
-
-
-def test_reading_takes_the_floats_and_a_chunk(tmp_path):
-    def reading(found, **changes):
-        both = ("train", "test")
-        how = {"kept": both, "zca": False, "fits": False, "wide": 1}
-        return read_bytes(found, changes.pop("read", both), **how | changes)[0]
-
-    image, matrix = 4 * 3 * 8 * 8, 4 * 192**2
-    seen, pixels, chunk = 800 * image, 800 * image // 4, 3 * 600 * image
-    assert reading(source(tmp_path)) == seen + chunk
-    assert reading(source(tmp_path, pictures=True)) == pixels + seen + chunk
-    many = source(tmp_path, train=50_000)
-    assert reading(many) == (50_200 + 3 * CHUNK) * image
-    assert reading(many, wide=2) == 3 * 50_200 * image  # float64 beside
-    fitting = reading(many, kept=("test",), zca=True, fits=True)
-    assert fitting == 2 * 50_000 * image + ZCA_MATRICES * matrix
-    kept = reading(many, read=("test",), kept=("test",), zca=True)
-    assert kept == matrix + (200 + 600) * image
+DIGITS, CIFAR = (
+    Source(
+        class_names=tuple("0123456789"),
+        channels=DATA_SIZES[name].channels,
+        image_size=DATA_SIZES[name].image_size,
+        labels={
+            split: torch.zeros(getattr(DATA_SIZES[name], split), dtype=torch.int64)
+            for split in ("train", "test")
+        },
+        read={},
+        cache=Path("none", name),
+    )
+    for name in ("digits", "CIFAR10")
+)
+IPC1 = {"syn_steps": 40, "eval_it": 0}
+COMPILED, GRAPH = replace(PLAN, compiled=True), replace(PLAN, unroll="autograd")
 
 
-def test_sheets_of_small_images_are_enlarged():
-    assert picture_bytes(SIZE, ipc=5) == PICTURE_COPIES * 8**2 * 50 * 4 * 192
+@pytest.mark.parametrize(
+    ("found", "call", "options", "how", "peak"),
+    [
+        (DIGITS, "buffer", {"model": "ConvNetD2", "num_experts": 3}, False, 0.94),
+        (DIGITS, "distill", {"model": "ConvNetD2", "Iteration": 6}, GRAPH, 1.01),
+        (DIGITS, "eval", {"random": True, "full": True}, ["ConvNetD2"], 0.97),
+        (CIFAR, "buffer", {"model": "ConvNetD3", "zca": True}, True, 2.77),
+        (CIFAR, "distill", IPC1, PLAN, 1.82),
+        (CIFAR, "distill", IPC1, GRAPH, 3.34),
+        (CIFAR, "distill", IPC1, COMPILED, 1.90),
+        (CIFAR, "distill", IPC1 | {"zca": True}, PLAN, 2.78),
+        (CIFAR, "distill", IPC1 | {"precision": "fp64"}, PLAN, 2.02),
+        (CIFAR, "distill", {"ipc": 10, "syn_steps": 4}, replace(PLAN, micro_batch=25), 1.96),
+        (CIFAR, "distill", {"ipc": 10, "syn_steps": 4}, GRAPH, 2.88),
+        (CIFAR, "eval", {"random": True}, ["ConvNetD3"], 2.31),
+    ],
+)
+def test_estimates_are_near_measured_peaks(tmp_path, found, call, options, how, peak):
+    """In GB, from docs/performance.md, of processes that held 0.7 or 0.95 GB before the work."""
+    size = DataSize.of(found)
+    on = replace(CPU, held=700 * 10**6 if found is DIGITS else 950 * 10**6)
+    if call == "buffer":
+        options, numbers = BufferOptions(**options), [*range(options.get("num_experts", 100))]
+        plan = TrainingPlan(how, 1)
+        demand = experts_demand(options, found, plan, on, folder=tmp_path, missing=numbers)
+    elif call == "eval":
+        of = replace(distilled(), images=torch.zeros(10, size.channels, *2 * [size.image_size]))
+        options = EvalOptions(compile="off", **options)
+        demand = evaluation_demand(options, found, of, how, on, folder=tmp_path)
+    else:
+        options = DistillOptions(**options)
+        cost = size.network(options.model)
+        demand = distillation_demand(
+            options,
+            found,
+            partial(count_work, options, cost, classes=10),
+            how,
+            on,
+            experts=Experts(),
+            run=RunDir(tmp_path / "r"),
+        )
+    assert 0.8 < demand.need.host / 1e9 / peak < 1.6
 
 
 @pytest.mark.parametrize(
@@ -566,20 +586,14 @@ def test_experts_before_the_last_of_a_file_are_there_twice(numbers, per_file, mo
 
 
 def test_what_experts_need(tmp_path):
-    """ConvNetD2 on 3x8x8: 3x3 kernels of 128 channels, norms, and 4 x 128 features."""
-    expert = 5 * 4 * (128 * 28 + 128 * (128 * 9 + 1) + 4 * 128 + 10 * (4 * 128 + 1))
-    need = experts(tmp_path, num_experts=20).need
+    expert = expert_bytes(SIZE.network("ConvNetD2"), epochs=4)
+    need, on_gpu = (experts(tmp_path, on, num_experts=20).need for on in (CPU, CUDA))
     assert (need.device, need.held) == (0, HELD)
     # missing are 0 ... 19; the 20th is saved beside the nine before it, and kept as it trains
     assert [disk.bytes for disk in need.disk] == [(20 + 9 + 1) * expert, 0]
     assert need.disk[0].folder == tmp_path / "b"
-    images = 800 * 4 * 192
-    outputs = sum(128 * (3 * side**2 + (side // 2) ** 2) for side in (8, 4)) + 10
-    training = TRAINING_COPIES * 256 * 4 * outputs + TRAINING_VECTORS * expert // 5
-    assert need.host == HELD + STARTED_BYTES + images + expert + training
-    on_gpu = experts(tmp_path, CUDA, num_experts=20).need
-    assert on_gpu.device == CONTEXT_BYTES + images + training
-    assert on_gpu.host == HELD + STARTED_BYTES + expert + 9 * expert
+    assert on_gpu.device > CONTEXT_BYTES + SIZE.float_bytes(800)
+    assert on_gpu.host == HELD + STARTED_BYTES + (1 + 9) * expert
     for on in (CPU, CUDA):
         compiled = experts(tmp_path, on, compiled=True, num_experts=20).need
         assert compiled.host >= HELD + STARTED_BYTES + COMPILER_BYTES
@@ -638,18 +652,11 @@ def test_what_a_run_writes(finished):
 
 
 def test_what_a_distillation_needs(tmp_path):
-    (training,) = SIZE.evaluation_trainings(DISTILL)
-    work = counted(DISTILL, training.cost)
-    images, test = 10 * 4 * 192, 200 * 4 * 192
-    most = IMAGE_COPIES * images + max(
-        SIZE.cohort_bytes(training, at_once=1), work.kept_bytes + 10 * work.image_bytes
-    )
-    need = distillation(tmp_path).need
-    assert need.host == HELD + STARTED_BYTES + test + most
-    assert distillation(tmp_path, CUDA).need.device == CONTEXT_BYTES + test + most
+    need, on_gpu = (distillation(tmp_path, on).need for on in (CPU, CUDA))
+    assert need.host - STARTED_BYTES - HELD == on_gpu.device - CONTEXT_BYTES > 0
     wide = distillation(tmp_path, CUDA, precision="fp64").need
-    assert wide.device == CONTEXT_BYTES + 2 * (test + most)
-    loaded = 100 * 51 * 4 * training.cost.parameters
+    assert wide.device - CONTEXT_BYTES == 2 * (on_gpu.device - CONTEXT_BYTES)
+    loaded = 100 * expert_bytes(SIZE.network("ConvNetD2"), epochs=50)
     assert distillation(tmp_path, load_all=True).need.host == need.host + loaded
 
 
@@ -716,17 +723,12 @@ def evaluation(tmp_path, on=CPU, *, of=None, models=("ConvNetD2",), observer=Non
 
 
 def test_what_an_evaluation_needs(tmp_path):
-    cost, image = SIZE.network("ConvNetD2"), 4 * 192
-    held = HELD + STARTED_BYTES
-    own = SIZE.cohort_bytes(Training(cost, 10, 10), at_once=1)
-    assert evaluation(tmp_path).need.host == held + 210 * image + own
-    drawn = evaluation(tmp_path, random=True).need
-    assert drawn.host == held + (210 + 600 + 2 * 5 * 10) * image + own
-    whole = SIZE.cohort_bytes(Training(cost, 600, 256), at_once=1)
-    assert evaluation(tmp_path, full=True).need.host == held + 810 * image + whole
-    larger = evaluation(tmp_path, models=("ConvNetD2", "AlexNet")).need
-    assert larger.host > held + 210 * image + own
-    assert 0 < larger.disk[0].bytes < 10**5
+    own, larger = evaluation(tmp_path).need, evaluation(tmp_path, models=("AlexNet",)).need
+    drawn, full = (evaluation(tmp_path, **{kind: True}).need for kind in ("random", "full"))
+    assert drawn.host - own.host == SIZE.float_bytes(600 + 2 * 5 * 10)
+    assert full.host - own.host > SIZE.float_bytes(600)
+    assert larger.host > own.host
+    assert 0 < own.disk[0].bytes < 10**5
 
 
 def test_the_compiler_is_counted_where_some_set_will_be_compiled_and_not_tried(tmp_path):
@@ -738,17 +740,14 @@ def test_the_compiler_is_counted_where_some_set_will_be_compiled_and_not_tried(t
 
 
 def test_choosing_by_experts_takes_their_features_of_all_training_images(tmp_path):
-    alone, features = evaluation(tmp_path, random=True).need, 10**6
-    observer = SimpleNamespace(width=features)
+    observer = SimpleNamespace(width=10**6)
+    features = 4 * 10**6 * 600
     chosen = evaluation(tmp_path, herding=True, observer=observer).need
-    own = SIZE.cohort_bytes(Training(SIZE.network("ConvNetD2"), 10, 10), at_once=1)
-    of_class = 3 * 4 * features * 600  # all in one class here
-    assert chosen.host - alone.host == 4 * features * 600 + of_class - own
+    assert features < chosen.host - evaluation(tmp_path, random=True).need.host
     several = evaluation(tmp_path, random=True, herding=True, k_center=True, observer=observer)
     assert several.need.host == chosen.host
-    assert several.need.disk[0].bytes == 2 * alone.disk[0].bytes
     on_gpu = evaluation(tmp_path, CUDA, forgetting=True, observer=observer, eval_at_once=1)
-    assert on_gpu.need.device > 4 * features * 600
+    assert on_gpu.need.device > features
 
 
 def test_an_evaluation_may_have_to_fit_the_whitening(tmp_path):
@@ -991,7 +990,7 @@ def test_the_queue_and_the_script_estimate_the_same(experts, tmp_path, monkeypat
     assert f"estimated: {time}\n" in said
     assert f"needs about {readable(memory)} on the GPU (80 GB free)" in said
     whole = row_estimate(options, EvalOptions(), res=8)
-    assert time.total / 3600 < whole.hours < 1.1 * time.total / 3600
+    assert time.total / 3600 < whole.hours < 1.5 * time.total / 3600
     assert whole.memory == memory / 1e9
 
 
