@@ -75,8 +75,9 @@ PLAN = RunPlan(
 )
 LARGE = replace(PLAN, micro_batch=10_000, eval_at_once=64)
 DISTILL = DistillOptions(dataset="digits", model="ConvNetD2", Iteration=100, eval_it=10)
-CPU = Machine("cpu", free=80 * GB, host=80 * GB, held=HELD, speed=replace(CPU_THREAD, rate=70e9))
-CUDA = Machine("cuda", free=80 * GB, host=80 * GB, held=HELD, speed=GPU)
+ROOM = {"free": 80 * GB, "host": 80 * GB, "held": HELD, "say": print}
+CPU = Machine("cpu", speed=replace(CPU_THREAD, rate=70e9), **ROOM)
+CUDA = Machine("cuda", speed=GPU, **ROOM)
 
 
 def disk_of_size(count):
@@ -1003,7 +1004,6 @@ def test_what_is_planned_for_an_a100_is_silent_and_not_tried(no_compiler, capsys
         networks=1,
         compile="auto",
         at_once=None,
-        say=lambda line: None,
     )
     assert plan.compiled
     assert capsys.readouterr().out == ""

@@ -59,7 +59,6 @@ def experts_estimate(options: BufferOptions, *, res: int) -> Estimate:
         networks=number,
         compile=options.compile,
         at_once=options.experts_at_once,
-        say=_silent,
     )
     work = size.cohort_bytes(training, at_once=plan.at_once)
     return Estimate.of(
@@ -85,7 +84,6 @@ def row_estimate(distill: DistillOptions, evaluation: EvalOptions, *, res: int) 
             networks=evaluation.num_eval,
             compile=evaluation.compile,
             at_once=evaluation.eval_at_once,
-            say=_silent,
         )
         seconds += EVALUATED_SETS * A100.training_seconds(
             training,
@@ -103,11 +101,7 @@ def row_estimate(distill: DistillOptions, evaluation: EvalOptions, *, res: int) 
 def distillation_estimate(options: DistillOptions, size: DataSize) -> tuple[Time, int]:
     """Time of distill_att.py alone, and bytes of the GPU's memory."""
     work = count_work(options, size.network(options.model), classes=size.classes)
-    plan = plan_run(options, size, work, A100, recorded={}, say=_silent)
+    plan = plan_run(options, size, work, A100, recorded={})
     memory = distilling_bytes(options, size, work, plan, A100)
     time = distillation_time(options, size, work, plan, A100)
     return time, device_bytes(size.float_bytes(size.test), memory)
-
-
-def _silent(line: str) -> None:
-    pass

@@ -3,7 +3,7 @@
 None of them changes a result but by rounding.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,6 @@ from utils.methods.base import Work
 from utils.options import DistillOptions
 from utils.plan.machine import Kind, Machine
 from utils.plan.sizes import DataSize
-
-Say = Callable[[str], None]  # told what auto was taken for
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,6 @@ def plan_run(
     machine: Machine,
     *,
     recorded: Mapping[str, Any],
-    say: Say = print,
 ) -> RunPlan:
     """Decide what `auto` stands for, or take it from the plan `recorded` by an earlier call.
 
@@ -61,7 +58,6 @@ def plan_run(
         options.Iteration * machine.seconds(work.flop, work.passes, "outer steps"),
         kind="outer steps",
         layers=work.compiled_layers,
-        say=say,
     )
     divided = work.divides_batches or options.micro_batch is not None
     unroll = choose_unroll(
@@ -70,7 +66,6 @@ def plan_run(
         machine,
         compiled=compiled,
         divided=divided,
-        say=say,
     )
     micro_batch = choose_micro_batch(recorded_or(options.micro_batch, "micro_batch"), work, machine)
     trainings = size.evaluation_trainings(options)
@@ -86,7 +81,6 @@ def plan_run(
         machine,
         2 * evaluations_left(options) * evaluation,  # raw and EMA
         layers=sum(training.layers for training in trainings),
-        say=say,
     )
     plan = RunPlan(compiled, unroll, micro_batch, eval_compiled, at_once)
     return ranks.from_main(plan)  # compiling may fail on one machine alone
@@ -111,7 +105,6 @@ def plan_training(
     missing: int | None = None,
     compile: str,
     at_once: int | None,
-    say: Say = print,
 ) -> TrainingPlan:
     """Decide how `networks` are trained, or those of them that are still `missing`.
 
@@ -120,7 +113,7 @@ def plan_training(
     left = networks if missing is None else missing
     together = choose_at_once(at_once, training, machine, networks=left)
     seconds = machine.training_seconds(training, networks=networks, at_once=together)
-    compiled = choose_compile(compile, machine, seconds, layers=training.layers, say=say)
+    compiled = choose_compile(compile, machine, seconds, layers=training.layers)
     return TrainingPlan(compiled, together)
 
 
@@ -131,7 +124,6 @@ def choose_compile(
     *,
     kind: Kind = "training",
     layers: int,
-    say: Say = print,
 ) -> bool:
     """Whether to compile functions of so many layers in all, for work that takes `seconds` without.
 
@@ -147,9 +139,11 @@ def choose_compile(
     try:
         machine.check_compiles()
     except UserError:
-        say("compile auto: off, compiling fails here: is there a C++ compiler (g++)?")
+        machine.say("compile auto: off, compiling fails here: is there a C++ compiler (g++)?")
         return False
-    say(f"compile auto: on, about {duration(seconds)} of {kind}, {duration(price)} to compile")
+    machine.say(
+        f"compile auto: on, about {duration(seconds)} of {kind}, {duration(price)} to compile"
+    )
     return True
 
 
@@ -160,7 +154,6 @@ def choose_unroll(
     *,
     compiled: bool,
     divided: bool,
-    say: Say = print,
 ) -> str:
     """ "adjoint" or "autograd": the full graph only where it is small and nothing else helps.
 
@@ -180,9 +173,11 @@ def choose_unroll(
     if work.graph_bytes is None:
         return "adjoint"
     if not (machine.is_gpu or compiled or divided) and work.graph_bytes < machine.free / 10:
-        say(f"unroll auto: autograd, whose graph takes about {work.graph_bytes / 1e9:.2g} GB")
+        machine.say(
+            f"unroll auto: autograd, whose graph takes about {work.graph_bytes / 1e9:.2g} GB"
+        )
         return "autograd"
-    say("unroll auto: adjoint")
+    machine.say("unroll auto: adjoint")
     return "adjoint"
 
 

@@ -71,6 +71,7 @@ class Machine:
         disk: tells of a folder, which need not be there yet, the number of its file system and the
             bytes that are free there.
         check_compiles: raises UserError where compiling fails.
+        say: told what auto is taken for.
     """
 
     device: str
@@ -82,6 +83,7 @@ class Machine:
     processes_here: int = 1
     disk: Callable[[Path], tuple[int, int]] = lambda folder: (0, 10**15)
     check_compiles: Callable[[], None] = lambda: None
+    say: Callable[[str], None] = lambda line: None
 
     @classmethod
     def here(cls, device: torch.device) -> "Machine":
@@ -98,7 +100,12 @@ class Machine:
             processes_here=min(world, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
             disk=disk_of,
             check_compiles=partial(check_compiles, device),
+            say=print,
         )
+
+    def imagined(self) -> "Machine":
+        """The same to plan for alone: nothing is tried, nothing said."""
+        return replace(self, check_compiles=Machine.check_compiles, say=Machine.say)
 
     @property
     def is_gpu(self) -> bool:

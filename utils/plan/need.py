@@ -311,11 +311,10 @@ def evaluation_demand(
     plans = [
         plan_training(
             training,
-            replace(machine, check_compiles=lambda: None),  # not tried to foresee its memory
+            machine.imagined(),
             networks=options.num_eval,
             compile=options.compile,
             at_once=options.eval_at_once,
-            say=lambda line: None,
         )
         for training in trainings
     ]
