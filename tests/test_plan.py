@@ -261,16 +261,10 @@ def no_compiler(monkeypatch):
     monkeypatch.setattr(torch, "compile", fail)
 
 
-def trying(on=CPU, error=None):
+def trying(on=CPU):
     """A machine that notes how often compiling is tried, and the notes."""
     tried = []
-
-    def check():
-        tried.append(1)
-        if error:
-            raise error
-
-    return replace(on, check_compiles=check), tried
+    return replace(on, check_compiles=lambda: tried.append(1)), tried
 
 
 @pytest.mark.parametrize("kind", ["outer steps", "training"])
@@ -280,30 +274,23 @@ def test_only_a_long_run_is_compiled(capsys, kind):
     assert capsys.readouterr().out == ""  # a table of evaluations is not interrupted
     assert tried == []  # nobody waits for a trial
     assert choose_compile("auto", on, 7200.0, kind=kind, layers=4)
-    assert capsys.readouterr().out == (
-        f"compile auto: on, about 2.0 h of {kind}, 48 s to compile\n"
-    )
+    assert capsys.readouterr().out == f"compile auto: on, about 2.0 h of {kind}, 48 s to compile\n"
     assert tried == [1]
     assert not choose_compile("auto", on, 3600.0, kind=kind, layers=400)
+    # an hour of one thread is nothing to 64, or to a GPU
+    many = replace(CPU, speed=replace(CPU_THREAD, rate=64 * CPU_THREAD.rate))
+    for other in (many, CUDA):
+        seconds = other.seconds(3600 * CPU_THREAD.rate, 0, kind)
+        assert not choose_compile("auto", other, seconds, kind=kind, layers=8)
 
 
-def test_what_is_long_depends_on_the_machine():
-    flop = 3600 * CPU_THREAD.rate
-    one, many = (replace(CPU, speed=replace(CPU_THREAD, rate=n * CPU_THREAD.rate)) for n in (1, 64))
-    for on, pays in ((one, True), (many, False), (CUDA, False)):
-        seconds = on.seconds(flop, 0, "outer steps")
-        assert choose_compile("auto", on, seconds, kind="outer steps", layers=8) is pays
-
-
-@pytest.mark.parametrize(
-    ("asked", "chosen"), [("on", True), (True, True), ("off", False), (False, False)]
-)
-def test_what_is_asked_for_is_done(capsys, asked, chosen):
+@pytest.mark.parametrize("chosen", [True, False])
+def test_what_is_asked_for_is_done(capsys, chosen):
     on, tried = trying()
-    for seconds in (1.0, 1e30):
+    for asked, seconds in itertools.product(("on" if chosen else "off", chosen), (1.0, 1e30)):
         assert choose_compile(asked, on, seconds, layers=4) is chosen
     assert capsys.readouterr().out == ""
-    assert tried == [1, 1] * chosen
+    assert tried == 4 * [1] * chosen
 
 
 def test_without_a_compiler_on_is_an_error_and_auto_is_off(no_compiler, capsys):
@@ -341,11 +328,6 @@ WORK = counted(replace(DISTILL, syn_steps=10))
 JUST_ROOM = replace(CPU, free=10 * WORK.graph_bytes + 1)
 
 
-def test_a_small_graph_on_a_cpu_is_kept_whole(capsys):
-    assert choose_unroll("auto", WORK, JUST_ROOM, **UNROLL) == "autograd"
-    assert capsys.readouterr().out == "unroll auto: autograd, whose graph takes about 0.01 GB\n"
-
-
 @pytest.mark.parametrize(
     ("changes", "work", "on"),
     [
@@ -355,29 +337,25 @@ def test_a_small_graph_on_a_cpu_is_kept_whole(capsys):
         ({}, WORK, replace(CUDA, free=JUST_ROOM.free)),
     ],
 )
-def test_otherwise_it_is_swept(capsys, changes, work, on):
+def test_only_a_small_graph_on_a_cpu_is_kept_whole(capsys, changes, work, on):
+    assert choose_unroll("auto", WORK, JUST_ROOM, **UNROLL) == "autograd"
     assert choose_unroll("auto", work, on, **UNROLL | changes) == "adjoint"
-    assert capsys.readouterr().out == "unroll auto: adjoint\n"
+    assert capsys.readouterr().out == (
+        "unroll auto: autograd, whose graph takes about 0.01 GB\nunroll auto: adjoint\n"
+    )
 
 
 def test_the_engine_that_is_asked_for_is_taken(capsys):
-    none = replace(CUDA, free=0)
-    assert choose_unroll("autograd", WORK, none, compiled=True, divided=False) == "autograd"
+    divided, no_graph = UNROLL | {"divided": True}, replace(WORK, graph_bytes=None)
+    assert choose_unroll("autograd", WORK, replace(CUDA, free=0), **UNROLL) == "autograd"
     assert choose_unroll("adjoint", WORK, CPU, **UNROLL) == "adjoint"
-    assert choose_unroll("adjoint", WORK, CPU, compiled=False, divided=True) == "adjoint"
+    assert choose_unroll("adjoint", WORK, CPU, **divided) == "adjoint"
+    assert choose_unroll("auto", no_graph, CPU, **UNROLL) == "adjoint"
     assert capsys.readouterr().out == ""
-    with pytest.raises(UserError) as error:
-        choose_unroll("autograd", WORK, CPU, compiled=False, divided=True)
-    for part in ("--unroll autograd", "--micro_batch", "torchrun", "--unroll adjoint"):
-        assert part in str(error.value)
-
-
-def test_a_method_without_a_graph_has_no_choice_of_engine(capsys):
-    work = replace(WORK, graph_bytes=None)
-    assert choose_unroll("auto", work, JUST_ROOM, **UNROLL) == "adjoint"
-    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match=r"--unroll autograd .*--micro_batch.*torchrun.*adjoint"):
+        choose_unroll("autograd", WORK, CPU, **divided)
     with pytest.raises(UserError, match="--unroll autograd: this method has no graph"):
-        choose_unroll("autograd", work, JUST_ROOM, **UNROLL)
+        choose_unroll("autograd", no_graph, CPU, **UNROLL)
 
 
 def planned(options, size, on, recorded=()):
@@ -448,63 +426,46 @@ def test_evaluations_that_are_left(every, end):
 # What this machine has.
 
 
-def set_limit(monkeypatch, tmp_path, **files):
-    for name, text in files.items():
-        (tmp_path / f"memory.{name}").write_text(text)
+@pytest.mark.parametrize(
+    ("limit", "used", "stat", "free"),
+    [
+        (f"{5 * GB}\n", f"{2 * GB}\n", f"anon {GB}\nfile {GB}\n", 3),
+        # pages of files that were read can be let go
+        (5 * GB, 3 * GB, f"file {2 * GB}\ninactive_file {GB}\nactive_file {GB}\n", 4),
+        # no such limit, or one that says nothing: what the host has
+        (None, None, None, 8),
+        ("max\n", "0\n", "anon 1\n", 8),
+        ("1000\n", None, None, 8),
+        (50 * GB, 0, "anon 1\n", 8),
+    ],
+)
+def test_a_container_limits_the_memory(monkeypatch, tmp_path, limit, used, stat, free):
+    for name, text in {"max": limit, "current": used, "stat": stat}.items():
+        if text is not None:
+            (tmp_path / f"memory.{name}").write_text(str(text))
     monkeypatch.setattr(machines, "CGROUP", tmp_path)
     there = SimpleNamespace(available=8 * GB)
     monkeypatch.setattr(machines.psutil, "virtual_memory", lambda: there)
-    return free_bytes(torch.device("cpu"))
+    assert free_bytes(torch.device("cpu")) == free * GB
 
 
-@pytest.mark.parametrize(
-    ("files", "free"),
-    [
-        ({"max": f"{5 * GB}\n", "current": f"{2 * GB}\n", "stat": f"file {GB}\n"}, 3),
-        # pages of files that were read can be let go
-        ({"max": f"{5 * GB}", "current": f"{3 * GB}", "stat": f"inactive_file {GB}\n"}, 3),
-        (
-            {
-                "max": f"{5 * GB}",
-                "current": f"{3 * GB}",
-                "stat": f"anon {GB}\nfile {2 * GB}\ninactive_file {GB}\nactive_file {GB}\n",
-            },
-            4,
-        ),
-        # no such limit, or one that says nothing: what the host has
-        ({}, 8),
-        ({"max": "max\n", "current": "0\n", "stat": "anon 1\n"}, 8),
-        ({"max": "1000\n"}, 8),
-        ({"max": f"{50 * GB}", "current": "0", "stat": "anon 1\n"}, 8),
-    ],
-)
-def test_a_container_limits_the_memory(monkeypatch, tmp_path, files, free):
-    assert set_limit(monkeypatch, tmp_path, **files) == free * GB
-
-
-def test_this_machine_has_memory_of_which_this_process_holds_some():
+def test_processes_look_at_this_machine_and_agree_on_the_scarcest_memory(monkeypatch, tmp_path):
     here = Machine.here(torch.device("cpu"))
     assert 0 < here.host < 10**15
     assert 10**8 < here.held < 10**12  # torch is loaded
     assert here.held == pytest.approx(held_bytes(), rel=0.1)
     assert here.speed.rate == CPU_THREAD.rate * torch.get_num_threads()
     assert (here.processes, here.processes_here) == (1, 1)
-
-
-def test_processes_agree_on_the_scarcest_memory(monkeypatch):
+    number, free = here.disk(tmp_path / "not/there/yet")
+    assert number == tmp_path.stat().st_dev
+    assert free == pytest.approx(disk_of(tmp_path)[1], rel=0.1)
     monkeypatch.setattr(ranks, "world", lambda: 8)
     monkeypatch.setattr(ranks, "gather", lambda value: [value, 5])
     monkeypatch.setattr(ranks, "from_main", lambda value: HELD)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    here = Machine.here(torch.device("cpu"))
-    assert (here.free, here.host, here.held) == (5, 5, HELD)
-    assert (here.processes, here.processes_here) == (8, 4)
-
-
-def test_the_disk_of_a_folder_that_is_not_there_yet_is_its_parents(tmp_path):
-    number, free = disk_of(tmp_path / "not/there/yet")
-    assert number == tmp_path.stat().st_dev
-    assert free == pytest.approx(disk_of(tmp_path)[1], rel=0.1)
+    one_of_eight = Machine.here(torch.device("cpu"))
+    assert (one_of_eight.free, one_of_eight.host, one_of_eight.held) == (5, 5, HELD)
+    assert (one_of_eight.processes, one_of_eight.processes_here) == (8, 4)
 
 
 # Memory and disk.
@@ -603,22 +564,19 @@ def test_what_experts_need(tmp_path):
 def test_only_missing_experts_need_room(tmp_path):
     disk = [experts(tmp_path, missing=range(n, 100)).need.disk[0].bytes for n in (0, 50, 90)]
     assert disk[0] > disk[1] > disk[2] > 0
-    need = experts(tmp_path, missing=[]).need
-    assert need == Need(device=0, host=HELD, held=HELD, disk=())
+    assert experts(tmp_path, missing=[]).need == Need(0, host=HELD, held=HELD, disk=())
 
 
 def test_caches_that_are_missing_are_counted(tmp_path):
-    found = source(tmp_path, pictures=True)
     matrix, pixels = 4 * 192**2, 192 * 800
-    for made, left in (
-        (None, pixels + matrix),
-        ("x_8_zca.pt", pixels),
-        ("x_8_train.pt", 192 * 200),
-    ):
+    for made, left in ((None, pixels + matrix), ("zca", pixels), ("train", 192 * 200)):
         if made:
-            (tmp_path / made).touch()
-        need = distillation(tmp_path, found=found, zca=True).need
-        assert need.disk[1] == Disk(tmp_path, left)
+            (tmp_path / f"x_8_{made}.pt").touch()
+        found = source(tmp_path, pictures=True)
+        assert distillation(tmp_path, found=found, zca=True).need.disk[1] == Disk(tmp_path, left)
+        # an evaluation of a set without its whitening fits it too
+        whitened = evaluation(tmp_path, of=distilled(zca=True)).need.disk[1].bytes
+        assert whitened == matrix * (made is None)
 
 
 def test_images_held_out_are_decoded_with_the_others(tmp_path):
@@ -682,12 +640,12 @@ def test_another_method_needs_no_line_of_the_planner(tmp_path):
     assert message.endswith("are free: pass --micro_batch 66, or pass --force")
 
 
-def test_a_run_that_is_continued_needs_less_disk(tmp_path):
-    disk = [
-        distillation(tmp_path, iteration=iteration).need.disk[0].bytes
-        for iteration in (-1, 0, 60, 100)
-    ]
+def test_a_run_that_is_continued_needs_less_disk_and_as_many_experts(tmp_path):
+    begun = [distillation(tmp_path, load_all=True, iteration=n) for n in (-1, 0, 60, 100)]
+    disk = [demand.need.disk[0].bytes for demand in begun]
     assert sorted(disk, reverse=True) == disk
+    # refused with fewer experts, so that is no advice
+    assert [bool(demand.gentler["max_experts"]) for demand in begun] == [True, False, False, False]
     (tmp_path / "r").mkdir()
     (tmp_path / "r/distilled_best.pt").touch()
     assert distillation(tmp_path, iteration=60).need.disk[0].bytes < disk[2]
@@ -749,12 +707,6 @@ def test_choosing_by_experts_takes_their_features_of_all_training_images(tmp_pat
     assert several.need.host == chosen.host
     on_gpu = evaluation(tmp_path, CUDA, forgetting=True, observer=observer, eval_at_once=1)
     assert on_gpu.need.device > features
-
-
-def test_an_evaluation_may_have_to_fit_the_whitening(tmp_path):
-    assert evaluation(tmp_path, of=distilled(zca=True)).need.disk[1].bytes == 4 * 192**2
-    (tmp_path / "x_8_zca.pt").touch()
-    assert evaluation(tmp_path, of=distilled(zca=True)).need.disk[1].bytes == 0
 
 
 # What is said where room is short.
@@ -834,12 +786,6 @@ def test_memory_that_is_short(tmp_path):
     assert message.endswith(" are free: pass --load_all false, or pass --force")
 
 
-def test_a_run_that_has_begun_keeps_its_experts(tmp_path):
-    """It is refused with fewer, so that is no advice."""
-    assert distillation(tmp_path, load_all=True).gentler["max_experts"]
-    assert not distillation(tmp_path, load_all=True, iteration=5).gentler["max_experts"]
-
-
 @pytest.mark.parametrize(("on", "what"), [(CUDA, "a GPU"), (CPU, "a machine")])
 def test_where_no_flag_helps_none_is_named(tmp_path, on, what):
     little = replace(on, free=0, host=10**6)
@@ -906,19 +852,13 @@ def test_processes_of_one_machine_share_its_memory(tmp_path):
     assert experts(tmp_path, one).gentler["num_experts"][-1] == 8
 
 
-def test_what_the_main_process_lacks_stops_all_of_them(tmp_path, monkeypatch, capsys):
+def test_what_the_main_process_lacks_stops_all_of_them(tmp_path, monkeypatch):
+    none = replace(CPU, **disk_of_size(0))
     monkeypatch.setattr(ranks, "from_main", lambda value: "short there")
     with pytest.raises(UserError, match="short there, or pass --force"):
         check_room(distillation(tmp_path), CPU, force=False)
-    assert capsys.readouterr().out.startswith("needs about ")
     monkeypatch.setattr(ranks, "from_main", lambda value: "")
-    none = replace(CPU, **disk_of_size(0))
     check_room(distillation(tmp_path), none, force=False)  # the disk is the main process's
-
-
-def test_sizes_are_for_people():
-    counts = (0, 12_345_678, 3_400_000_000, 78_400_000_000)
-    assert [*map(readable, counts)] == ["1.0 MB", "12 MB", "3.4 GB", "78 GB"]
 
 
 # Time.
@@ -941,9 +881,11 @@ def test_the_time_that_is_left(seconds, more, line):
     assert time_left(seconds, 1000, **more) == line
 
 
-def test_durations_are_for_people():
+def test_durations_and_sizes_are_for_people():
     seconds = (0.0123, 4.84, 59, 90, 7200, 172_800 + 43_200)
     assert [*map(duration, seconds)] == ["0.012 s", "4.8 s", "59 s", "1.5 min", "2.0 h", "2.5 days"]
+    counts = (0, 12_345_678, 3_400_000_000, 78_400_000_000)
+    assert [*map(readable, counts)] == ["1.0 MB", "12 MB", "3.4 GB", "78 GB"]
 
 
 def test_small_steps_take_as_long_as_launching_them():
