@@ -76,7 +76,7 @@ class Time:
 def experts_time(
     options: BufferOptions, size: DataSize, plan: TrainingPlan, machine: Machine, *, missing: int
 ) -> Time:
-    """Of training `missing` experts and testing them after every epoch."""
+    """Estimate training `missing` experts and testing them after every epoch."""
     epoch = machine.training_seconds(
         replace(size.experts_training(options), epochs=1),
         networks=machine.processes * plan.at_once,
@@ -98,8 +98,8 @@ def distillation_time(
     iteration: int = -1,
     evaluated: int = -1,
 ) -> Time:
-    """Of distilling from `iteration` to the end, the last evaluation being of `evaluated`; -1 where
-    there was none.
+    """Estimate distilling from `iteration` to the end; the last evaluation was of `evaluated`, or
+    there was none (-1).
     """
     step = machine.seconds(work.flop, work.passes, "outer steps", compiled=plan.compiled)
     evaluation = sum(
@@ -135,7 +135,7 @@ def experts_demand(
     folder: Path,
     missing: Sequence[int],
 ) -> Demand[ExpertsCall]:
-    """Of training the experts `missing` into `folder`."""
+    """Count what training the experts `missing` into `folder` needs."""
     size, wide = DataSize.of(source), float_words(options.precision)
     training = size.experts_training(options)
     expert = expert_bytes(training.cost, epochs=options.train_epochs)
@@ -197,7 +197,7 @@ def distillation_demand(
     run: RunDir,
     iteration: int = -1,
 ) -> Demand[DistillCall]:
-    """Of distilling from `iteration`, -1 where the run has not begun, to the end.
+    """Count what distilling from `iteration` (-1: from the start) to the end needs.
 
     `count_work` counts an outer step of one of several processes, with UserError where these cannot
     divide it. With --load_all the `experts` are still to be read into memory.
@@ -284,8 +284,8 @@ def evaluation_demand(
     folder: Path,
     observer: Observer | None = None,
 ) -> Demand[EvalCall]:
-    """Of training and testing `models` on `distilled` and on the real images that the flags name,
-    which the `observer` may help to choose; recorded in `folder`.
+    """Count what training and testing `models` on `distilled` needs, and on the real images that
+    flags add, which the `observer` may help to choose. The record lies in `folder`.
     """
     size, wide = DataSize.of(source), float_words(options.precision)
     images, normalisation = len(distilled.images), distilled.normalisation
@@ -364,9 +364,9 @@ def _need(
     writing: int = 0,
     disk: Sequence[Disk],
 ) -> Need:
-    """Add up what one process takes: on the device `data` and at most `work`; of the host `reading`
-    at most while data are read, `kept` all the time, and in the main process `writing` at most
-    while files are written.
+    """Add up the processes. Each takes `data` and at most `work` on the device, and of the host
+    `kept` all the time, at most `reading` before the work, and the main one at most `writing` while
+    it writes files.
     """
     device = device_bytes(data, work) if machine.is_gpu else 0
     if machine.is_gpu:
@@ -385,15 +385,15 @@ def _need(
 
 
 def device_bytes(data: int, work: int) -> int:
-    """What a process with so many bytes of data and of work takes on a GPU."""
+    """What a process takes on a GPU, its data and its work with the CUDA context."""
     return CONTEXT_BYTES + data + work
 
 
 def distilling_bytes(
     options: DistillOptions, size: DataSize, work: Work, plan: RunPlan, machine: Machine
 ) -> int:
-    """Of the images with all that belongs to them, and the larger of an outer step and an
-    evaluation.
+    """Memory of the images with all that belongs to them, and of an outer step or an evaluation,
+    whichever is larger.
     """
     together = work.students if machine.is_gpu else 1
     step = work.kept_bytes + together * plan.micro_batch * work.image_bytes
@@ -409,8 +409,8 @@ def distilling_bytes(
 
 
 def choosing_bytes(cost: NetworkCost, size: DataSize, *, features: int, largest: int) -> int:
-    """Of an expert that describes all training images by `features` numbers each, or by logits and
-    answers, and of a rule at work on the `largest` class.
+    """Memory of an expert that describes each training image by `features` numbers, or by logits
+    and answers, and of a rule at work on the `largest` class.
     """
     tested = min(size.train, images_per_test_batch(size.image_size))
     looking = 2 * FLOAT_BYTES * cost.parameters + inference_bytes(cost, tested)
@@ -453,7 +453,7 @@ def read_bytes(
 
 
 def picture_bytes(size: DataSize, ipc: int) -> int:
-    """Of the host, while a sheet of all synthetic images is made."""
+    """Host memory while a sheet of all synthetic images is made."""
     enlarged = max(1, MIN_SIDE // size.image_size) ** 2
     return PICTURE_COPIES * enlarged * size.float_bytes(size.classes * ipc)
 

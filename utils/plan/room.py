@@ -62,10 +62,10 @@ class Demand(Generic[C]):
 
 
 def check_room(demand: Demand[C], machine: Machine, *, force: bool) -> None:
-    """Print what the call needs and what is free, and see that it suffices; all processes call it.
+    """Print what the call needs and what is free, and check that it suffices.
 
     UserError where memory or disk are short, saying how the call would fit; with `force` that is
-    only a warning. The processes agree on the main one's findings.
+    only a warning. All processes call it and agree on the main one's findings.
     """
     print(f"needs about {_described(demand.need, machine)}")
     problems = [*_memory_problems(demand, machine), *_disk_problems(demand, machine)]
