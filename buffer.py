@@ -19,7 +19,6 @@ import torch
 from tqdm import tqdm
 
 from utils.compute.cohort import Recipe, accuracy
-from utils.compute.cost import network_cost, training_flop
 from utils.compute.device import compute_dtype, default_device, storage_dtype, use_precision
 from utils.compute.execution import Execution
 from utils.config.resolve import Resolved, fixed_values, packaged_yaml, resolve
@@ -35,9 +34,11 @@ from utils.experts.files import Expert, adding, missing_experts, save_expert
 from utils.experts.kind import ExpertKind
 from utils.experts.unfinished import ExpertTraining
 from utils.options import BufferOptions
-from utils.plan.auto import choose_at_once, choose_compile
-from utils.plan.estimate import expected_experts_time, experts_demand
+from utils.plan.choose import TrainingPlan, plan_training
+from utils.plan.machine import Machine
+from utils.plan.need import experts_demand, experts_time
 from utils.plan.room import check_room
+from utils.plan.sizes import DataSize
 
 EPOCHS_TO_JUDGE = 5  # epochs of a call before it says how long the rest takes
 
@@ -82,8 +83,15 @@ def make_experts(argv: Sequence[str]) -> int:
     )
     print(f"buffer.py\n{resolved.table()}")
     print(f"{len(numbers) - len(missing)} of {len(numbers)} experts are in {folder}")
-    recipe, at_once = choose_recipe(options, found, device, len(missing))
-    say_what_it_takes(options, found, recipe, folder, missing, at_once, device)
+    how = plan_training(
+        DataSize.of(found).experts_training(options),
+        Machine.here(device),
+        networks=options.num_experts,
+        missing=len(missing),
+        compile=options.compile,
+        at_once=options.experts_at_once,
+    )
+    say_what_it_takes(options, found, how, folder, missing, device)
     ranks.barrier()  # nothing is written before everyone has looked
     if options.dry_run:
         return 0
@@ -91,7 +99,8 @@ def make_experts(argv: Sequence[str]) -> int:
         if not missing:
             return 0
         data = read_dataset(found, zca=options.zca).to(device, storage_dtype(precision))
-        rounds = ranks.shares(missing, at_once)
+        recipe = make_recipe(options, found, how, device)
+        rounds = ranks.shares(missing, how.at_once)
         seconds: list[float] = []
         with (
             stopping.deferred(),
@@ -110,32 +119,19 @@ def make_experts(argv: Sequence[str]) -> int:
 def say_what_it_takes(
     options: BufferOptions,
     source: Source,
-    recipe: Recipe,
+    how: TrainingPlan,
     folder: Path,
     missing: Sequence[int],
-    at_once: int,
     device: torch.device,
 ) -> None:
     """Print time, memory and disk, estimated; UserError where there is too little room."""
     if not missing:
         return
-    compiled = recipe.execution.compiled
-    print(
-        "estimated:",
-        expected_experts_time(
-            options, source, device, missing=len(missing), at_once=at_once, compiled=compiled
-        ),
-    )
-    demand = experts_demand(
-        options,
-        source,
-        device,
-        folder=folder,
-        missing=missing,
-        at_once=at_once,
-        compiled=compiled,
-    )
-    check_room(demand, device, force=options.force)
+    machine = Machine.here(device)
+    size, number = DataSize.of(source), len(missing)
+    print(f"estimated: {experts_time(options, size, how, machine, missing=number)}")
+    demand = experts_demand(options, source, how, machine, folder=folder, missing=missing)
+    check_room(demand, machine, force=options.force)
 
 
 def check_flat(resolved: Resolved[BufferOptions]) -> None:
@@ -175,29 +171,10 @@ def hold_files(options: BufferOptions, folder: Path, numbers: range) -> Iterator
         yield ranks.from_main(missing)
 
 
-def choose_recipe(
-    options: BufferOptions, source: Source, device: torch.device, missing: int
-) -> tuple[Recipe, int]:
-    """How experts are trained, and how many in step."""
-    cost = network_cost(
-        options.model,
-        channels=source.channels,
-        num_classes=len(source.class_names),
-        image_size=source.image_size,
-    )
-    images = len(source.labels["train"])
-    epochs = options.num_experts * options.train_epochs / ranks.world()
-    flop = epochs * training_flop(cost, images=images, epochs=1, flat=options.flat)
-    layers = cost.layers * (1 + options.flat)  # a flat step is two functions to compile
-    compiled = choose_compile(options.compile, flop, device, work="training", layers=layers)
-    at_once = choose_at_once(
-        options.experts_at_once,
-        cost,
-        device,
-        batch=min(options.batch_train, images),
-        networks=missing,
-    )
-    recipe = Recipe(
+def make_recipe(
+    options: BufferOptions, source: Source, how: TrainingPlan, device: torch.device
+) -> Recipe:
+    return Recipe(
         options.model,
         channels=source.channels,
         num_classes=len(source.class_names),
@@ -205,10 +182,9 @@ def choose_recipe(
         momentum=options.mom,
         weight_decay=options.l2,
         sharpness=options.sharpness,
-        execution=Execution.on(device, compiled=compiled),
+        execution=Execution.on(device, compiled=how.compiled),
         dtype=compute_dtype(options.precision),
     )
-    return recipe, at_once
 
 
 def train_experts(

@@ -8,7 +8,7 @@ takes its defaults from configs/<dataset>/ipc<ipc>.yaml and its experts from buf
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
@@ -43,7 +43,7 @@ from utils.data.source import Source
 from utils.experts.buffer import ExpertBuffer
 from utils.experts.kind import ExpertKind, find_experts
 from utils.measure.protocol import HowToRun, Protocol
-from utils.methods.base import Method, Setting
+from utils.methods.base import Method, Setting, Work
 from utils.methods.outer_state import Diverged, OuterState
 from utils.methods.registry import (
     DEFAULT_METHOD,
@@ -53,9 +53,11 @@ from utils.methods.registry import (
     foreign_flags,
 )
 from utils.options import DistillOptions
-from utils.plan.estimate import distillation_demand, expected_distillation_time
+from utils.plan.choose import RunPlan, evaluations_left, plan_run
+from utils.plan.machine import Machine
+from utils.plan.need import distillation_demand, distillation_time
 from utils.plan.room import check_room
-from utils.plan.run_plan import RunPlan, evaluations_left, plan_run
+from utils.plan.sizes import DataSize
 from utils.run.directory import RunDir
 from utils.run.log import MetricsLog
 from utils.run.recorder import BEST, Recorder
@@ -101,12 +103,14 @@ def distil(resolved: Resolved[DistillOptions]) -> int:
     run = name_run(resolved)
     options = resolved.options
     checkpoint = resumable_checkpoint(run, options, experts)
+    size = DataSize.of(source)
+    count = partial(spec.count_work, options, size.network(options.model), classes=size.classes)
+    work = count(ranks.world())
     how = plan_run(
         options,
-        channels=source.channels,
-        num_classes=len(source.class_names),
-        image_size=source.image_size,
-        device=device,
+        size,
+        work,
+        Machine.here(device),
         recorded=checkpoint["how"] if checkpoint else {},
     )
     hidden = foreign_flags(options.method)
@@ -116,7 +120,7 @@ def distil(resolved: Resolved[DistillOptions]) -> int:
         print(f"{len(experts)} experts of {experts.epochs} epochs", *experts.skipped, sep="\n")
     if options.eval_it > 0:
         print(f"distilled_best.pt: {BEST[options.select]}")
-    say_what_it_takes(options, source, how, experts, run, checkpoint, device)
+    say_what_it_takes(options, source, count, how, experts, run, checkpoint, device)
     ranks.barrier()  # nothing is written before everyone has looked
     if options.dry_run:
         return 0
@@ -125,7 +129,7 @@ def distil(resolved: Resolved[DistillOptions]) -> int:
             experts.read_all()
         data = read_dataset(source, zca=options.zca, val=True)
         images = initial_images(data, options.ipc, options.pix_init, options.seed)
-        data = data if spec.needs_train else data.without_train()
+        data = data if work.keeps_train else data.without_train()
         data = data.to(device, storage_dtype(precision))
         labels = class_labels(data.num_classes, options.ipc, device)
         state = OuterState(
@@ -277,6 +281,7 @@ def resumable_checkpoint(
 def say_what_it_takes(
     options: DistillOptions,
     source: Source,
+    count: Callable[[int], Work],
     how: RunPlan,
     experts: ExpertBuffer | None,
     run: RunDir,
@@ -286,16 +291,21 @@ def say_what_it_takes(
     """Print time, memory and disk, estimated; UserError where there is too little room."""
     iteration = checkpoint["state"]["iteration"] if checkpoint else -1
     evaluated = checkpoint["evaluated"] if checkpoint else -1
-    print(
-        "estimated:",
-        expected_distillation_time(
-            options, source, how, device, iteration=iteration, evaluated=evaluated
-        ),
+    size, machine = DataSize.of(source), Machine.here(device)
+    time = distillation_time(
+        options,
+        size,
+        count(ranks.world()),
+        how,
+        machine,
+        iteration=iteration,
+        evaluated=evaluated,
     )
+    print(f"estimated: {time}")
     demand = distillation_demand(
-        options, source, how, device, experts=experts, run=run, iteration=iteration
+        options, source, count, how, machine, experts=experts, run=run, iteration=iteration
     )
-    check_room(demand, device, force=options.force)
+    check_room(demand, machine, force=options.force)
 
 
 def make_method(

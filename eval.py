@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from networks import CROSS_ARCHITECTURE
-from utils.compute.cost import network_cost, training_flop
+from utils.compute.cost import Training, network_cost
 from utils.compute.device import compute_dtype, default_device, storage_dtype, use_precision
 from utils.compute.execution import Execution
 from utils.config.resolve import resolve
@@ -37,8 +37,9 @@ from utils.measure.record import EvalRecord, Evaluation
 from utils.measure.selection import need_experts
 from utils.measure.sets import TrainingSet, checksum, training_sets
 from utils.options import DistillOptions, EvalOptions
-from utils.plan.auto import choose_at_once, choose_compile
-from utils.plan.estimate import evaluation_demand
+from utils.plan.choose import plan_training
+from utils.plan.machine import Machine
+from utils.plan.need import evaluation_demand
 from utils.plan.room import check_room
 
 
@@ -84,10 +85,11 @@ def measure(argv: Sequence[str]) -> int:
     if selections:
         check_ipc(distilled.ipc, source.labels["train"], source.class_names)
     observer = open_observer(options, distilled, source) if need_experts(selections) else None
+    machine = Machine.here(device)
     demand = evaluation_demand(
-        options, source, distilled, models, device, folder=path.parent, observer=observer
+        options, source, distilled, models, machine, folder=path.parent, observer=observer
     )
-    check_room(demand, device, force=options.force)
+    check_room(demand, machine, force=options.force)
     if options.dry_run:
         return 0
     data = read_dataset(source, normalisation=distilled.normalisation, test_only=test_only).to(
@@ -206,21 +208,20 @@ def note(known: int, num_eval: int) -> str:
 def how_to_run(
     options: EvalOptions, protocol: Protocol, images: int, data: ImageDataset, model: str
 ) -> HowToRun:
-    device, world = data.test.images.device, ranks.world()
+    device = data.test.images.device
     cost = network_cost(
         model, channels=data.channels, num_classes=data.num_classes, image_size=data.image_size
     )
-    flop = protocol.num_eval * training_flop(cost, images=images, epochs=protocol.epochs) / world
-    compiled = choose_compile(options.compile, flop, device, work="training", layers=cost.layers)
+    plan = plan_training(
+        Training(cost, images, min(protocol.batch_size, images), protocol.epochs),
+        Machine.here(device),
+        networks=protocol.num_eval,
+        compile=options.compile,
+        at_once=options.eval_at_once,
+    )
     return HowToRun(
-        at_once=choose_at_once(
-            options.eval_at_once,
-            cost,
-            device,
-            batch=min(protocol.batch_size, images),
-            networks=protocol.num_eval,
-        ),
-        execution=Execution.on(device, compiled=compiled),
+        at_once=plan.at_once,
+        execution=Execution.on(device, compiled=plan.compiled),
         dtype=compute_dtype(options.precision),
     )
 

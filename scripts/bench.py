@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from networks import build_network
 from utils.compute.cohort import Cohort, Recipe
-from utils.compute.cost import NetworkCost, network_cost
+from utils.compute.cost import NetworkCost, Training, network_cost
 from utils.compute.device import (
     PRECISIONS,
     compute_dtype,
@@ -53,7 +53,10 @@ from utils.measure.protocol import MOMENTUM, WEIGHT_DECAY, HowToRun, Protocol, e
 from utils.methods.trajectory import unroll
 from utils.methods.trajectory.lengths import DISTANCES, fixed
 from utils.methods.trajectory.matching import draw_problem
-from utils.plan.auto import choose_at_once, choose_micro_batch, choose_unroll
+from utils.methods.trajectory.work import count_work
+from utils.options import DistillOptions
+from utils.plan.choose import choose_at_once, choose_micro_batch, choose_unroll
+from utils.plan.machine import Machine
 
 DSA = parse_strategy(DSA_STRATEGY)
 FIXED = unroll.Objective(DISTANCES["l2"], fixed)
@@ -138,8 +141,8 @@ class OuterStep:
         theta_star = theta_0 + 0.01 * torch.randn_like(theta_0)
         self.images = torch.randn(self.count, args.channels, args.res, args.res, device=device)
         self.syn_lr = torch.tensor(0.01, device=device)
-        self.cost = cost_of(args)
-        self.batch = min(args.batch_syn or self.count, self.count)
+        options = DistillOptions(ipc=args.ipc, syn_steps=args.syn_steps, batch_syn=args.batch_syn)
+        self.work = count_work(options, cost_of(args), ranks.world(), classes=args.classes)
         self.problem = draw_problem(
             theta_0.to(device),
             theta_star.to(device),
@@ -169,7 +172,7 @@ class OuterStep:
         return Variant(lambda: unroll.autograd(self.problem, self.images, self.syn_lr, loss, FIXED))
 
     def adjoint(self, execution: Execution, micro_batch: int | None) -> Variant:
-        size = choose_micro_batch(micro_batch, self.cost, self.device, batch=self.batch, students=1)
+        size = choose_micro_batch(micro_batch, self.work, Machine.here(self.device))
         steps = unroll.Steps.of(self._loss(execution), execution)
         return Variant(
             lambda: unroll.adjoint(
@@ -201,12 +204,10 @@ class OuterStep:
         """
         short = choose_unroll(
             "auto",
-            self.cost,
-            self.device,
+            self.work,
+            Machine.here(self.device),
             compiled=False,
-            divided=ranks.world() > 1,
-            syn_steps=self.args.syn_steps,
-            images=self.batch,
+            divided=self.work.divides_batches,
         )
         plain, compiled = (Execution.on(self.device, compiled=on) for on in (False, True))
         asked = self.args.micro_batch
@@ -215,7 +216,7 @@ class OuterStep:
             "short": lambda: self.twin() if short == "autograd" else self.adjoint(plain, asked),
             "long": lambda: self.adjoint(compiled, asked),
             "eager": lambda: self.adjoint(PLAIN, asked),
-            "whole": lambda: self.adjoint(compiled, self.batch),
+            "whole": lambda: self.adjoint(compiled, self.work.whole_batch),
         }
         titles = {
             "twin": "twin: full graph, eager",
@@ -327,9 +328,8 @@ def bench_experts(args: argparse.Namespace, device: torch.device) -> dict[str, A
             args, images, labels, networks=args.networks, epochs=1, momentum=0.0, weight_decay=0.0
         )
     )
-    at_once = choose_at_once(
-        None, cost_of(args), device, batch=args.batch_train, networks=args.networks
-    )
+    training = Training(cost_of(args), len(images), args.batch_train)
+    at_once = choose_at_once(None, training, Machine.here(device), networks=args.networks)
     return compare(
         {
             "twin: modules, one by one, eager": naive,
@@ -382,8 +382,8 @@ def bench_evaluation(args: argparse.Namespace, device: torch.device) -> dict[str
             weight_decay=WEIGHT_DECAY,
         )
     )
-    batch = min(args.batch_train, count)
-    at_once = choose_at_once(None, cost_of(args), device, batch=batch, networks=args.networks)
+    training = Training(cost_of(args), count, min(args.batch_train, count), args.epochs)
+    at_once = choose_at_once(None, training, Machine.here(device), networks=args.networks)
     return compare(
         {
             "twin: modules, one by one, eager": naive,

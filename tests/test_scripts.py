@@ -525,7 +525,7 @@ def test_too_little_disk_is_said_before_the_work(
     script, experts, finished, tmp_path, monkeypatch, caplog
 ):
     argv = call_of(script, experts, finished, tmp_path)
-    monkeypatch.setattr("utils.plan.room.free_disk_bytes", lambda folder: 10)
+    monkeypatch.setattr("utils.plan.machine.disk_of", lambda folder: (0, 10))
     before = list(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=r"too little disk: about .*, or pass --force"):
         script.main(argv)

@@ -16,24 +16,19 @@ from networks import UnfitSizeError, build_network
 from utils.core.errors import UserError
 
 FLOAT_BYTES = 4
-# In units of one forward pass: a gradient is a forward and two backward products; the product of
-# the reverse sweep has the forward pass and the backward to inputs three times, to weights twice.
-GRADIENT_PASSES, ADJOINT_PASSES = 3, 8
-# In units of a forward pass's activations: what an adjoint step, a training step and the test of a
-# network hold at the most.
-ADJOINT_COPIES, TRAINING_COPIES, TEST_COPIES = 4, 2, 0.5
-# Parameter vectors that training a network keeps at the most: the module's, those of the template
-# of its step, weights, velocity and gradient, and the next ones.
+# In units of one forward pass: a gradient is a forward and two backward products.
+GRADIENT_PASSES = 3
+# In units of a forward pass's activations: what a training step and a test hold at most.
+TRAINING_COPIES, TEST_COPIES = 2, 0.5
+# Parameter vectors that training a network keeps at most: the module's, those of the template of
+# its step, weights, velocity and gradient, and the next ones.
 TRAINING_VECTORS = 8
-# Those that a step of the full graph keeps: theta, its parts, the gradient's and the gradient, and
-# their product with the rate.
-GRAPH_VECTORS = 5
 
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """Of one network: numbers of parameters and of layers with weight matrices or kernels, and of
-    one image forward: FLOP and bytes kept.
+    """One network: its parameters, its layers with weight matrices or kernels, and of one image
+    forward the FLOP and the bytes kept.
     """
 
     parameters: int
@@ -83,33 +78,42 @@ def network_cost(model: str, *, channels: int, num_classes: int, image_size: int
     )
 
 
-def outer_step_flop(cost: NetworkCost, *, syn_steps: int, batch: int) -> int:
-    """FLOP of the two sweeps over `syn_steps` steps of `batch` images, at the full length."""
-    return syn_steps * batch * cost.flop * (GRADIENT_PASSES + ADJOINT_PASSES)
+@dataclass(frozen=True)
+class Training:
+    """The training of one network: on how many images, in batches of what size, for how long.
 
-
-def training_flop(cost: NetworkCost, *, images: int, epochs: int, flat: bool = False) -> int:
-    """FLOP of training one network for `epochs` epochs on `images` images; flat steps take two
-    gradients each.
+    Flat (sharpness-aware) steps take two gradients each.
     """
-    return epochs * images * cost.flop * GRADIENT_PASSES * (1 + flat)
 
+    cost: NetworkCost
+    images: int
+    batch: int
+    epochs: int = 1
+    flat: bool = False
 
-def adjoint_bytes(cost: NetworkCost, batch: int) -> int:
-    """Bytes that an adjoint step on `batch` images holds, besides parameters."""
-    return ADJOINT_COPIES * batch * cost.activation_bytes
+    @property
+    def flop(self) -> int:
+        return self.epochs * self.images * self.cost.flop * GRADIENT_PASSES * (1 + self.flat)
 
+    @property
+    def steps(self) -> int:
+        """Gradients that follow one another."""
+        return self.epochs * math.ceil(self.images / self.batch) * (1 + self.flat)
 
-def full_graph_bytes(cost: NetworkCost, *, syn_steps: int, batch: int) -> int:
-    """Bytes of the graph over all steps; each keeps its forward and its backward pass."""
-    vectors = GRAPH_VECTORS * FLOAT_BYTES * cost.parameters
-    return syn_steps * (2 * batch * cost.activation_bytes + vectors)
+    @property
+    def layers(self) -> int:
+        """Of all functions that compiling it compiles."""
+        return self.cost.layers * (1 + self.flat)
 
+    @property
+    def bytes(self) -> int:
+        """Memory of a training step: activations and vectors of parameters."""
+        return TRAINING_COPIES * self.batch * self.cost.activation_bytes + self.vector_bytes
 
-def training_bytes(cost: NetworkCost, batch: int) -> int:
-    """Bytes that a network takes which trains on batches of `batch` images."""
-    vectors = TRAINING_VECTORS * FLOAT_BYTES * cost.parameters
-    return TRAINING_COPIES * batch * cost.activation_bytes + vectors
+    @property
+    def vector_bytes(self) -> int:
+        """Memory that stays between the steps."""
+        return TRAINING_VECTORS * FLOAT_BYTES * self.cost.parameters
 
 
 def inference_bytes(cost: NetworkCost, images: int) -> int:
@@ -117,11 +121,11 @@ def inference_bytes(cost: NetworkCost, images: int) -> int:
     return int(TEST_COPIES * images * cost.activation_bytes)
 
 
-def pieces_within(batch: int, limit: int) -> int:
-    """The size of equal pieces of `batch`, none larger than `limit` (but at least 1)."""
-    return math.ceil(batch / math.ceil(batch / max(1, limit)))
-
-
 def expert_bytes(cost: NetworkCost, *, epochs: int) -> int:
     """Disk of one expert: a snapshot before the first epoch and after each."""
     return (epochs + 1) * cost.parameters * FLOAT_BYTES
+
+
+def pieces_within(batch: int, limit: int) -> int:
+    """The size of equal pieces of `batch`, none larger than `limit` (but at least 1)."""
+    return math.ceil(batch / math.ceil(batch / max(1, limit)))

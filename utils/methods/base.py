@@ -59,21 +59,38 @@ class Learned:
 class Work:
     """What an outer step costs one process, counted before it: plain numbers for the planner.
 
-    `flop` is the arithmetic of a step at its full length, `passes` how many network steps follow
-    one another in it (a device has a shortest time for each). A step works on `batch` images at a
-    time, which --micro_batch cuts into pieces: it holds `kept_bytes` whatever their size and
-    `image_bytes` for each image of a piece. A method that can also keep one graph over the whole
-    step (--unroll autograd) says how large it is: `graph_bytes`.
+    FLOP and bytes are those of float32. A step trains or asks `students` networks side by side,
+    which a GPU computes together and a CPU one after another, each on `batch` images at a time;
+    --micro_batch cuts these into pieces.
+
+    Attributes:
+        flop: arithmetic of a step at its full length.
+        passes: gradients that follow one another in it: a device has a shortest time for each.
+        batch, whole_batch: images at a time, of this process and of all processes together.
+        students: networks side by side.
+        kept_bytes: memory whatever the size of a piece.
+        image_bytes: memory for each image of a piece, of one student.
+        compiled_layers: layers of all functions that compiling the step compiles.
+        graph_bytes: memory of one graph over the whole step, for all students, where the method can
+            keep one (--unroll autograd).
+        keeps_train: whether the real training images stay on the device.
     """
 
     flop: int
     passes: int
     batch: int
-    whole_batch: int  # of all processes together
+    whole_batch: int
+    students: int
     kept_bytes: int
     image_bytes: int
+    compiled_layers: int
     graph_bytes: int | None = None
-    compiled_layers: int = 0  # layers of all functions that compiling the step compiles
+    keeps_train: bool = False
+
+    @property
+    def divides_batches(self) -> bool:
+        """Whether the processes divide each batch, not the students."""
+        return self.batch < self.whole_batch
 
 
 @dataclass(frozen=True)
@@ -107,8 +124,9 @@ class MethodSpec:
     title: Callable[[Mapping[str, Any]], str]
     build: Callable[[Setting], Method]
     learned: Callable[[Any, Tensor], Sequence[Learned]]  # (options, initial images)
+    # (options, cost of its network, processes, *, classes) -> what one of the processes does
+    count_work: Callable[..., Work]
     syn_lr: Callable[[Any], float]  # the rate of networks that train on the set, where not learned
     if_not_finite: str  # what the loss is called then, and which flags to lower
     needs_experts: bool = False
-    needs_train: bool = False
     check: Callable[[Any], None] = lambda options: None

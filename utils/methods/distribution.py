@@ -15,16 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from utils.compute.batches import Batches, Draw
+from utils.compute.cost import FLOAT_BYTES, TEST_COPIES, TRAINING_COPIES, NetworkCost
 from utils.compute.execution import PLAIN, Execution
 from utils.compute.flat import FlatNetwork, flatten, without_head
 from utils.config.fields import option
 from utils.core import ranks
+from utils.core.errors import UserError
 from utils.core.rng import derive_seed, stream
 from utils.data import augment
 from utils.data.dataset import Split
-from utils.methods.base import Learned, MethodSpec, Setting, Step
+from utils.methods.base import Learned, MethodSpec, Setting, Step, Work
 
 _GROUP = "distribution matching"
+# In units of one forward pass: the features of a synthetic image once without a graph, then once
+# more with the way back to the image.
+FEATURE_PASSES = 3
+# Those of the network: the module's, on the device, and what a step casts them to.
+PARAMETER_VECTORS = 3
 
 
 @dataclass(frozen=True)
@@ -181,14 +188,36 @@ def _made(draws: Sequence[Draw], images: Tensor) -> list[Tensor]:
     return [x[0] for x in batches.images(images)]
 
 
+def count_work(options: Any, cost: NetworkCost, processes: int = 1, *, classes: int) -> Work:
+    """Count the work of the process with the most classes; UserError where one would have none."""
+    if processes > classes:
+        raise UserError(f"{processes} processes are more than the {classes} classes: start fewer")
+    own = -(-classes // processes)
+    real, synthetic = own * options.batch_real, own * options.ipc
+    # A forward pass without a graph keeps half of its activations at most, one with a graph and the
+    # way back all of them twice. Of the two passes the larger counts, for each real image.
+    copies = max(TEST_COPIES, TRAINING_COPIES * min(1, synthetic / real))
+    return Work(
+        flop=(real + FEATURE_PASSES * synthetic) * cost.flop,
+        passes=2,
+        batch=real,
+        whole_batch=classes * options.batch_real,
+        students=1,
+        kept_bytes=PARAMETER_VECTORS * FLOAT_BYTES * cost.parameters,
+        image_bytes=int(copies * cost.activation_bytes),
+        compiled_layers=2 * cost.layers,
+        keeps_train=True,
+    )
+
+
 DM = MethodSpec(
     summary="match the mean features of real and synthetic images in random networks",
     options=DMOptions,
     presets={"lr_img": 1.0, "Iteration": 20_000, "eval_it": 2_000},
     title=lambda config: "DM",
     build=DistributionMatching.build,
+    count_work=count_work,
     learned=lambda options, images: [Learned("images", images, options.lr_img, "lr_img")],
     syn_lr=lambda options: options.lr_net,
     if_not_finite="the loss is not finite: lower --lr_img",
-    needs_train=True,
 )

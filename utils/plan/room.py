@@ -1,18 +1,14 @@
-"""Whether there is as much memory and disk as a call needs, and how to make it fit where not."""
+"""Check that memory and disk suffice before any work; if not, name flags that make the call fit."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, Generic, TypeVar
 
 from utils.core import ranks
 from utils.core.errors import UserError
-from utils.plan.memory import disk_of, free_bytes, free_disk_bytes
-
-CPU = torch.device("cpu")
+from utils.plan.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -28,8 +24,8 @@ class Disk:
 
 @dataclass(frozen=True)
 class Need:
-    """At the most, in bytes: on a CUDA device (0 on a CPU) by this process; in the host's memory by
-    all processes of this machine, `held` of which they hold by now; on disk.
+    """Upper bounds in bytes: on a GPU (0 on a CPU) by this process; in the host's memory by all
+    processes of this machine, `held` of which they hold already; on disk.
     """
 
     device: int
@@ -39,48 +35,42 @@ class Need:
 
 
 @dataclass(frozen=True)
-class Demand:
-    """What a call needs: `of({})` as it is, `of({flag: value})` with other values of some flags.
+class Call:
+    """What a call is to do, as far as its need depends on it: fields are named as their flags."""
 
-    `flags` names those that may lower it, with their values from the gentlest on; those that one
-    would rather not change come first.
-    """
+    nproc_per_node: int
+    compile: str  # "on" or "off"
 
-    of: Callable[[Mapping[str, Any]], Need]
-    flags: Mapping[str, Sequence[Any]]
+
+C = TypeVar("C", bound=Call)
 
 
 @dataclass(frozen=True)
-class _Room:
-    """Bytes that are free: on the device, in the host's memory, and of each disk, by its number."""
+class Demand(Generic[C]):
+    """A planned call, what such a call needs, and the values of flags that may lower it.
 
-    device: int
-    host: int
-    disks: Mapping[int, int]
+    `gentler` has these from the gentlest on, flags that one would rather not change first.
+    """
 
-    @classmethod
-    def now(cls, need: Need, device: torch.device) -> "_Room":
-        return cls(
-            device=free_bytes(device),
-            host=free_bytes(CPU),
-            disks={disk_of(disk.folder): free_disk_bytes(disk.folder) for disk in need.disk},
-        )
+    call: C
+    of: Callable[[C], Need]
+    gentler: Mapping[str, Sequence[object]]
+
+    @property
+    def need(self) -> Need:
+        return self.of(self.call)
 
 
-def check_room(demand: Demand, device: torch.device, *, force: bool) -> None:
-    """Print what the call needs and what is free, and see that it suffices; all processes call it.
+def check_room(demand: Demand[C], machine: Machine, *, force: bool) -> None:
+    """Print what the call needs and what is free, and check that it suffices.
 
     UserError where memory or disk are short, saying how the call would fit; with `force` that is
-    only a warning. Each process looks at the memory, the main one at the disks too; they agree.
+    only a warning. All processes call it and agree on the main one's findings.
     """
-    need = demand.of({})
-    room = _Room.now(need, device)
-    print(f"needs about {_described(need, room)}")
-    problems = [*_memory_problems(demand, room, device)]
-    if ranks.is_main():
-        problems += _disk_problems(demand, room)
-    found = next(filter(None, ranks.gather("; ".join(problems))), None)
-    if found is None:
+    print(f"needs about {_described(demand.need, machine)}")
+    problems = [*_memory_problems(demand, machine), *_disk_problems(demand, machine)]
+    found = ranks.from_main("; ".join(problems))
+    if not found:
         return
     if not force:
         raise UserError(f"{found}, or pass --force")
@@ -88,50 +78,52 @@ def check_room(demand: Demand, device: torch.device, *, force: bool) -> None:
         logging.getLogger(__name__).warning("going on by --force: %s", found)
 
 
-def _described(need: Need, room: _Room) -> str:
+def _described(need: Need, machine: Machine) -> str:
     """In one line."""
     parts = []
     if need.device:
-        parts.append(f"{readable(need.device)} on the GPU ({readable(room.device)} free)")
+        parts.append(f"{readable(need.device)} on the GPU ({readable(machine.free)} free)")
     parts.append(
         f"{readable(need.host)} of memory ({readable(need.held)} held by now, "
-        f"{readable(room.host)} free)"
+        f"{readable(machine.host)} free)"
     )
-    for number, disks in _by_disk(need.disk).items():
-        free = readable(room.disks[number])
+    for disks in _by_disk(need, machine).values():
+        free = readable(_free(disks, machine))
         parts.append(f"{readable(_sum(disks))} of disk in {_folders(disks)} ({free} free)")
     return ", ".join(parts)
 
 
-def _memory_problems(demand: Demand, room: _Room, device: torch.device) -> Iterator[str]:
+def _memory_problems(demand: Demand[C], machine: Machine) -> Iterator[str]:
     """What is short of memory, and how to make it fit."""
-    need = demand.of({})
-    if need.device > room.device and device.type == "cuda":
-        advice = _advice(demand, lambda other: other.device, room.device, "a GPU with more memory")
+
+    def more(need: Need) -> int:
+        return need.host - need.held
+
+    need = demand.need
+    if need.device > machine.free:
         yield (
             f"too little memory on the GPU: about {readable(need.device)} are needed, "
-            f"{readable(room.device)} are free: {advice}"
+            f"{readable(machine.free)} are free: "
+            + _advice(demand, lambda need: need.device, machine.free, "a GPU with more memory")
         )
-    if need.host - need.held > room.host:
-        advice = _advice(
-            demand, lambda other: other.host - need.held, room.host, "a machine with more memory"
-        )
+    if more(need) > machine.host:
         yield (
-            f"too little memory: about {readable(need.host - need.held)} more are needed, "
-            f"{readable(room.host)} are free: {advice}"
+            f"too little memory: about {readable(more(need))} more are needed, "
+            f"{readable(machine.host)} are free: "
+            + _advice(demand, more, machine.host, "a machine with more memory")
         )
 
 
-def _disk_problems(demand: Demand, room: _Room) -> Iterator[str]:
+def _disk_problems(demand: Demand[C], machine: Machine) -> Iterator[str]:
     """What is short of disk, and how to make it fit. A disk with caches alone never is."""
-    for number, disks in _by_disk(demand.of({}).disk).items():
-        free = room.disks[number]
+    for number, disks in _by_disk(demand.need, machine).items():
+        free = _free(disks, machine)
         places = [disk.elsewhere for disk in disks if disk.elsewhere]
         if _sum(disks) <= free or not places:
             continue
 
         def amount(need: Need, number: int = number) -> int:
-            return _sum(_by_disk(need.disk).get(number, []))
+            return _sum(_by_disk(need, machine).get(number, []))
 
         ways = _ways(demand, amount, free)
         advice = " or ".join([*places, *([ways] if ways else [])])
@@ -141,47 +133,52 @@ def _disk_problems(demand: Demand, room: _Room) -> Iterator[str]:
         )
 
 
-def _advice(demand: Demand, amount: Callable[[Need], int], free: int, otherwise: str) -> str:
+def _advice(demand: Demand[C], amount: Callable[[Need], int], free: int, otherwise: str) -> str:
     """How the call fits into `free` bytes, or how far it can be brought down."""
     if ways := _ways(demand, amount, free):
         return f"pass {ways}"
-    least = amount(demand.of(_last_values(demand)))
+    least = amount(demand.of(replace(demand.call, **_last_values(demand))))
     ways = _ways(demand, amount, least)
-    if ways is None:
-        return f"use {otherwise}"
-    return f"even {ways} takes {readable(least)}; use {otherwise}"
+    return f"even {ways} takes {readable(least)}; use {otherwise}" if ways else f"use {otherwise}"
 
 
-def _ways(demand: Demand, amount: Callable[[Need], int], limit: int) -> str | None:
+def _ways(demand: Demand[C], amount: Callable[[Need], int], limit: int) -> str | None:
     """The gentlest changes of flags that bring `amount` down to `limit`; None where none do, or
     none is needed.
 
     Beginning with all flags at their last values, each is brought back as far as it still fits.
     """
+
+    def fits(changes: Mapping[str, Any]) -> bool:
+        return amount(demand.of(replace(demand.call, **changes))) <= limit
+
     chosen = _last_values(demand)
-    if amount(demand.of(chosen)) > limit:
+    if not fits(chosen):
         return None
-    for flag, values in demand.flags.items():
-        for value in [None, *values]:
-            changed = {name: kept for name, kept in chosen.items() if name != flag}
-            changed |= {flag: value} if value is not None else {}
-            if amount(demand.of(changed)) <= limit:
-                chosen = changed
-                break
-    return " and ".join(f"{flag} {value}" for flag, value in chosen.items()) or None
+    for flag, values in demand.gentler.items():
+        others = {name: value for name, value in chosen.items() if name != flag}
+        candidates = [others, *(others | {flag: value} for value in values)]
+        chosen = next(filter(fits, candidates))
+    return " and ".join(f"--{flag} {str(value).lower()}" for flag, value in chosen.items()) or None
 
 
-def _last_values(demand: Demand) -> dict[str, Any]:
-    return {flag: values[-1] for flag, values in demand.flags.items() if values}
+def _last_values(demand: Demand[C]) -> dict[str, Any]:
+    return {flag: values[-1] for flag, values in demand.gentler.items() if values}
 
 
-def _by_disk(disks: Sequence[Disk]) -> dict[int, list[Disk]]:
-    """Those with something to write, by the number of their disk."""
+def _by_disk(need: Need, machine: Machine) -> dict[int, list[Disk]]:
+    """Those with something to write, by the number of their file system."""
     found: dict[int, list[Disk]] = {}
-    for disk in disks:
+    for disk in need.disk:
         if disk.bytes > 0:
-            found.setdefault(disk_of(disk.folder), []).append(disk)
+            number, _ = machine.disk(disk.folder)
+            found.setdefault(number, []).append(disk)
     return found
+
+
+def _free(disks: Sequence[Disk], machine: Machine) -> int:
+    """Free bytes of the file system that all of them lie on."""
+    return machine.disk(disks[0].folder)[1]
 
 
 def _sum(disks: Iterable[Disk]) -> int:

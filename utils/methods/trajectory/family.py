@@ -9,6 +9,7 @@ from utils.core.errors import UserError
 from utils.methods.base import Learned, MethodSpec
 from utils.methods.trajectory.method import TrajectoryMatching
 from utils.methods.trajectory.options import TrajectoryOptions, title
+from utils.methods.trajectory.work import count_work
 
 
 def _learned(options: Any, images: Tensor) -> Sequence[Learned]:
@@ -42,6 +43,7 @@ def _relative(summary: str, check: Any = _check, **presets: Any) -> MethodSpec:
         title=title,
         build=TrajectoryMatching.build,
         learned=_learned,
+        count_work=count_work,
         syn_lr=lambda options: options.lr_teacher,
         if_not_finite="the matching loss is not finite: "
         "lower --lr_img, --lr_teacher or --syn_steps",

@@ -1,0 +1,951 @@
+"""What calls cost, counted by hand and measured; what `auto` makes of it; what is said of room."""
+
+import itertools
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+import distill_att
+from networks import NETWORKS
+from scripts.plan.estimate import DATA_SIZES, distillation_estimate, row_estimate
+from utils.compute import execution
+from utils.compute.cost import (
+    NetworkCost,
+    Training,
+    expert_bytes,
+    network_cost,
+    pieces_within,
+)
+from utils.core import ranks
+from utils.core.errors import UserError
+from utils.core.progress import duration, time_left
+from utils.data.distilled import SyntheticSet
+from utils.data.normalisation import Normalisation
+from utils.data.source import Source
+from utils.methods.base import Work
+from utils.methods.trajectory.work import (
+    SWEEP_VECTORS,
+    count_work,
+)
+from utils.options import BufferOptions, DistillOptions, EvalOptions
+from utils.plan import machine as machines
+from utils.plan.choose import (
+    RunPlan,
+    TrainingPlan,
+    choose_at_once,
+    choose_compile,
+    choose_micro_batch,
+    choose_unroll,
+    evaluations_left,
+    plan_run,
+    plan_training,
+)
+from utils.plan.machine import A100, CPU_THREAD, GPU, Machine, disk_of, free_bytes, held_bytes
+from utils.plan.need import (
+    COMPILER_BYTES,
+    CONTEXT_BYTES,
+    FILE_BYTES,
+    IMAGE_COPIES,
+    STARTED_BYTES,
+    STEP_RECORD_BYTES,
+    distillation_demand,
+    distillation_time,
+    distilling_bytes,
+    evaluation_demand,
+    experts_bytes,
+    experts_demand,
+    experts_time,
+    run_bytes,
+)
+from utils.plan.room import Call, Demand, Disk, Need, check_room, readable
+from utils.plan.sizes import DataSize
+from utils.run.directory import RunDir
+
+GB, HELD = 10**9, 7_000
+COST = NetworkCost(parameters=1_000, layers=4, flop=10_000, activation_bytes=50_000)
+SIZE = DataSize(3, 10, 8, train=600, test=200)
+CIFAR10 = {"channels": 3, "num_classes": 10, "image_size": 32}
+PLAN = RunPlan(
+    compiled=False, unroll="adjoint", micro_batch=10, eval_compiled=False, eval_at_once=1
+)
+LARGE = replace(PLAN, micro_batch=10_000, eval_at_once=64)
+DISTILL = DistillOptions(dataset="digits", model="ConvNetD2", Iteration=100, eval_it=10)
+ROOM = {"free": 80 * GB, "host": 80 * GB, "held": HELD, "say": print}
+CPU = Machine("cpu", speed=replace(CPU_THREAD, rate=70e9), **ROOM)
+CUDA = Machine("cuda", speed=GPU, **ROOM)
+
+
+def disk_of_size(count):
+    return {"disk": lambda folder: (0, count)}
+
+
+def source(folder, *, train=600, test=200, val=0, side=8, pictures=False):
+    """A data set of 10 classes with 3 channels, its pixels in memory or decoded from pictures."""
+    splits = {"train": train, "test": test} | ({"val": val} if val else {})
+    files = {split: folder / f"x_8_{split}.pt" for split in ("train", "test")}
+    return Source(
+        class_names=tuple("0123456789"),
+        channels=3,
+        image_size=side,
+        labels={split: torch.zeros(count, dtype=torch.int64) for split, count in splits.items()},
+        read={},
+        cache=folder / "x_8",
+        decoded=files if pictures else {},
+        name="x",
+    )
+
+
+class Experts:
+    """As many as an ExpertBuffer says that it has."""
+
+    epochs = 50
+
+    def __len__(self):
+        return 100
+
+
+def experts(tmp_path, on=CPU, *, missing=range(100), at_once=1, compiled=False, **options):
+    return experts_demand(
+        BufferOptions(model="ConvNetD2", train_epochs=4, **options),
+        source(tmp_path),
+        TrainingPlan(compiled, at_once),
+        on,
+        folder=tmp_path / "b",
+        missing=list(missing),
+    )
+
+
+def counted(options, cost=COST, processes=1):
+    return count_work(options, cost, processes, classes=10)
+
+
+def distillation(tmp_path, on=CPU, *, how=PLAN, iteration=-1, found=None, **options):
+    options = replace(DISTILL, **options)
+    return distillation_demand(
+        options,
+        found or source(tmp_path),
+        lambda processes: counted(options, SIZE.network(options.model), processes),
+        how,
+        on,
+        experts=Experts(),
+        run=RunDir(tmp_path / "r"),
+        iteration=iteration,
+    )
+
+
+def changed(demand, **flags):
+    return demand.of(replace(demand.call, **flags))
+
+
+def short(demand, on):
+    """The one line that refuses the call."""
+    with pytest.raises(UserError) as error:
+        check_room(demand, on, force=False)
+    message = str(error.value)
+    assert "\n" not in message
+    assert message.endswith(", or pass --force")
+    return message
+
+
+# What one network costs.
+
+
+def test_the_arithmetic_of_a_convnet_is_that_by_hand():
+    """Three 3x3 convolutions of 128 channels on 32, 16 and 8 pixels a side, then 2048 -> 10."""
+    cost = network_cost("ConvNetD3", **CIFAR10)
+    products = 32**2 * 128 * 3 * 9 + 16**2 * 128 * 128 * 9 + 8**2 * 128 * 128 * 9 + 2048 * 10
+    assert (cost.flop, cost.parameters, cost.layers) == (2 * products, 320_010, 4)
+    # of each block what convolution, norm and activation put out, and the pooling of half the side
+    outputs = sum(128 * (3 * side**2 + (side // 2) ** 2) for side in (32, 16, 8)) + 10
+    assert cost.activation_bytes == 4 * outputs
+    # what the field reports of its experts: 6.5 GB for a hundred of 50 epochs
+    one = expert_bytes(cost, epochs=50)
+    assert one == 51 * 320_010 * 4
+    assert round(100 * one / 1e9, 1) == 6.5
+
+
+@pytest.mark.parametrize("model", NETWORKS)
+def test_every_network_can_be_counted(model):
+    cost = network_cost(model, channels=1, num_classes=10, image_size=256)  # fits all of them
+    assert min(cost.parameters, cost.flop, cost.activation_bytes) > 0
+
+
+def test_a_network_that_does_not_fit_is_refused_with_what_would():
+    with pytest.raises(
+        UserError, match=r"^VGG11 at 16x16 pixels: .* single values .*--res 32 or m"
+    ):
+        network_cost("VGG11", channels=1, num_classes=10, image_size=16)
+
+
+def test_counting_takes_no_memory_and_no_random_numbers():
+    before = torch.get_rng_state()
+    network_cost("VGG11", channels=3, num_classes=10, image_size=2048)  # tens of GB, if it were run
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_training_takes_gradients_activations_and_vectors():
+    training = Training(COST, images=7, batch=3, epochs=5)
+    assert (training.flop, training.steps, training.layers) == (3 * 10_000 * 7 * 5, 5 * 3, 4)
+    assert training.bytes == training.vector_bytes + 2 * 3 * 50_000
+    flat = replace(training, flat=True)
+    assert (flat.flop, flat.steps, flat.layers) == (2 * training.flop, 2 * training.steps, 8)
+    # a test holds more where batches are small
+    assert SIZE.cohort_bytes(training, at_once=3) == 3 * training.vector_bytes + 200 * 25_000
+    assert SIZE.cohort_bytes(replace(training, batch=256), at_once=3) > 3 * 256 * 50_000
+
+
+@pytest.mark.parametrize(
+    ("batch", "limit", "size"),
+    [(10, 10, 10), (10, 99, 10), (10, 9, 5), (10, 4, 4), (9, 4, 3), (10, 1, 1), (10, 0, 1)],
+)
+def test_pieces_are_equal_and_within_the_limit(batch, limit, size):
+    assert pieces_within(batch, limit) == size
+
+
+# What an outer step of trajectory matching costs.
+
+
+def test_work_is_proportional_to_images_and_steps():
+    one = counted(replace(DISTILL, syn_steps=1))
+    many = counted(replace(DISTILL, syn_steps=20, ipc=3))
+    assert one.flop > 2 * 3 * 10_000 * 10  # forward and reverse sweep
+    assert (many.flop, many.passes) == (60 * one.flop, 20 * one.passes)
+    assert counted(replace(DISTILL, batch_syn=4, ipc=3)).batch == 4
+    assert one.compiled_layers == 2 * COST.layers
+
+
+def test_only_the_full_graph_grows_with_syn_steps():
+    few, many, most = (counted(replace(DISTILL, syn_steps=n)) for n in (20, 80, 2_000))
+    assert many.graph_bytes == 4 * few.graph_bytes > few.kept_bytes + 10 * few.image_bytes
+    assert few.kept_bytes < many.kept_bytes == (80 + SWEEP_VECTORS) * 4 * COST.parameters
+    assert most.kept_bytes < 1.5 * many.kept_bytes
+    assert few.image_bytes == most.image_bytes
+    two = counted(replace(DISTILL, syn_steps=20, trajectories=2))
+    assert two.kept_bytes / few.kept_bytes == two.graph_bytes / few.graph_bytes == 2
+
+
+def test_students_are_computed_together_on_a_gpu_alone():
+    options = replace(DISTILL, trajectories=3, eval_it=0)
+    work = counted(options)
+    on_cpu, on_gpu = (distilling_bytes(options, SIZE, work, PLAN, on) for on in (CPU, CUDA))
+    assert on_gpu - on_cpu == 2 * 10 * work.image_bytes
+
+
+def test_processes_divide_batches_or_trajectories():
+    whole, part = (counted(replace(DISTILL, ipc=7), processes=n) for n in (1, 4))
+    assert (part.batch, part.whole_batch, part.students) == (18, 70, 1)
+    assert (whole.divides_batches, part.divides_batches) == (False, True)
+    assert part.flop == whole.flop // 4
+    part = counted(replace(DISTILL, ipc=7, trajectories=8), processes=4)
+    assert (part.batch, part.students, part.divides_batches) == (70, 2, False)
+    assert part.flop == 2 * whole.flop
+    with pytest.raises(UserError, match="--trajectories 8 cannot be divided over 3 processes"):
+        counted(replace(DISTILL, trajectories=8), processes=3)
+    with pytest.raises(UserError, match="11 processes are more than the 10 images"):
+        counted(DISTILL, processes=11)
+
+
+# What auto stands for.
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    def fail(function, **keywords):
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nset TORCH_LOGS")
+
+    monkeypatch.setattr(torch, "compile", fail)
+
+
+def trying(on=CPU):
+    """A machine that notes how often compiling is tried, and the notes."""
+    tried = []
+    return replace(on, check_compiles=lambda: tried.append(1)), tried
+
+
+@pytest.mark.parametrize("kind", ["outer steps", "training"])
+def test_only_a_long_run_is_compiled(capsys, kind):
+    on, tried = trying()
+    assert not choose_compile("auto", on, 1.0, kind=kind, layers=4)
+    assert capsys.readouterr().out == ""  # a table of evaluations is not interrupted
+    assert tried == []  # nobody waits for a trial
+    assert choose_compile("auto", on, 7200.0, kind=kind, layers=4)
+    assert capsys.readouterr().out == f"compile auto: on, about 2.0 h of {kind}, 48 s to compile\n"
+    assert tried == [1]
+    assert not choose_compile("auto", on, 3600.0, kind=kind, layers=400)
+    # an hour of one thread is nothing to 64, or to a GPU
+    many = replace(CPU, speed=replace(CPU_THREAD, rate=64 * CPU_THREAD.rate))
+    for other in (many, CUDA):
+        seconds = other.seconds(3600 * CPU_THREAD.rate, 0, kind)
+        assert not choose_compile("auto", other, seconds, kind=kind, layers=8)
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_what_is_asked_for_is_done(capsys, chosen):
+    on, tried = trying()
+    for asked, seconds in itertools.product(("on" if chosen else "off", chosen), (1.0, 1e30)):
+        assert choose_compile(asked, on, seconds, layers=4) is chosen
+    assert capsys.readouterr().out == ""
+    assert tried == 4 * [1] * chosen
+
+
+def test_without_a_compiler_on_is_an_error_and_auto_is_off(no_compiler, capsys):
+    on = Machine.here(torch.device("cpu"))
+    with pytest.raises(UserError) as error:
+        choose_compile("on", on, 1.0, layers=4)
+    message = str(error.value)
+    assert "\n" not in message
+    for part in ("--compile on", "No working C++ compiler", "g++", "--compile off"):
+        assert part in message
+    assert not choose_compile("auto", on, 1e30, layers=4)
+    printed = capsys.readouterr().out
+    assert printed.startswith("compile auto: off, compiling fails here")
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError(), AssertionError("")])
+def test_a_compiler_that_fails_without_a_word(monkeypatch, error):
+    def fail(function, **keywords):
+        raise error
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(UserError, match=f"--compile on.*{type(error).__name__}"):
+        execution.check_compiles(torch.device("cpu"))
+
+
+@pytest.mark.slow
+def test_compiling_is_tried_for_real():
+    """Passes where there is a compiler; elsewhere it is the UserError."""
+    execution.check_compiles(torch.device("cpu"))
+
+
+UNROLL = {"compiled": False, "divided": False}
+WORK = counted(replace(DISTILL, syn_steps=10))
+JUST_ROOM = replace(CPU, free=10 * WORK.graph_bytes + 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "work", "on"),
+    [
+        ({"compiled": True}, WORK, JUST_ROOM),
+        ({"divided": True}, WORK, JUST_ROOM),
+        ({}, replace(WORK, graph_bytes=WORK.graph_bytes + 1), JUST_ROOM),
+        ({}, WORK, replace(CUDA, free=JUST_ROOM.free)),
+    ],
+)
+def test_only_a_small_graph_on_a_cpu_is_kept_whole(capsys, changes, work, on):
+    assert choose_unroll("auto", WORK, JUST_ROOM, **UNROLL) == "autograd"
+    assert choose_unroll("auto", work, on, **UNROLL | changes) == "adjoint"
+    assert capsys.readouterr().out == (
+        "unroll auto: autograd, whose graph takes about 0.01 GB\nunroll auto: adjoint\n"
+    )
+
+
+def test_the_engine_that_is_asked_for_is_taken(capsys):
+    divided, no_graph = UNROLL | {"divided": True}, replace(WORK, graph_bytes=None)
+    assert choose_unroll("autograd", WORK, replace(CUDA, free=0), **UNROLL) == "autograd"
+    assert choose_unroll("adjoint", WORK, CPU, **UNROLL) == "adjoint"
+    assert choose_unroll("adjoint", WORK, CPU, **divided) == "adjoint"
+    assert choose_unroll("auto", no_graph, CPU, **UNROLL) == "adjoint"
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match=r"--unroll autograd .*--micro_batch.*torchrun.*adjoint"):
+        choose_unroll("autograd", WORK, CPU, **divided)
+    with pytest.raises(UserError, match="--unroll autograd: this method has no graph"):
+        choose_unroll("autograd", no_graph, CPU, **UNROLL)
+
+
+def planned(options, size, on, recorded=()):
+    work = count_work(options, size.network(options.model), on.processes, classes=size.classes)
+    return plan_run(options, size, work, on, recorded=dict(recorded))
+
+
+def test_a_short_run_on_a_cpu_stays_simple_and_a_row_is_compiled(capsys):
+    """The README's run on digits, and CIFAR-10 at IPC 1."""
+    on = replace(CPU, free=8 * 2**30)
+    quick = replace(DISTILL, syn_steps=10, eval_it=50, epoch_eval_train=100)
+    short = planned(quick, DATA_SIZES["digits"], on)
+    assert short == RunPlan(False, "autograd", 10, False, 1)
+    row = DistillOptions(syn_steps=80, Iteration=6_000)
+    assert planned(row, DATA_SIZES["CIFAR10"], on) == RunPlan(True, "adjoint", 10, True, 1)
+    # a run that is continued goes on as it began, where the flags leave it to auto
+    assert planned(row, DATA_SIZES["CIFAR10"], on, vars(short).items()) == short
+    by_hand = replace(row, compile="on", unroll="adjoint", micro_batch=5)
+    plan = planned(by_hand, DATA_SIZES["CIFAR10"], on, vars(short).items())
+    assert plan == RunPlan(True, "adjoint", 5, True, 1)
+
+
+@pytest.mark.parametrize("on", [CPU, CUDA])
+@pytest.mark.parametrize("students", [1, 4])
+@pytest.mark.parametrize("free", [2**28, 2**30, 80 * 2**30, 10_000 * 2**30])
+def test_micro_batches_bound_the_memory(on, free, students):
+    on = replace(on, free=free)
+    work = replace(WORK, batch=5_000, students=students, image_bytes=4 * 2**20)
+    held = choose_micro_batch(None, work, on) * students * work.image_bytes
+    assert held <= min(on.speed.working_set, free // 2)
+    assert 2 * (held + students * work.image_bytes) > on.budget  # and is not much smaller
+
+
+def test_micro_batches_are_no_larger_than_the_batch_and_never_empty():
+    work, none = replace(WORK, batch=100), replace(CPU, free=0)
+    assert choose_micro_batch(None, replace(work, batch=20), CPU) == 20
+    assert [choose_micro_batch(n, work, CPU) for n in (64, 640)] == [64, 100]
+    assert choose_micro_batch(None, work, none) == 1
+    assert choose_micro_batch(64, work, none) == 64  # by hand
+
+
+def test_how_many_networks_train_at_once():
+    def at_once(asked, on, bytes_each, networks=10):
+        cost = NetworkCost(parameters=0, layers=1, flop=1, activation_bytes=bytes_each // 2)
+        return choose_at_once(asked, Training(cost, 1, 1), on, networks=networks)
+
+    assert at_once(None, CPU, 2) == 1
+    assert at_once(None, CUDA, 2) == 10
+    assert at_once(None, CUDA, 2**30) == 3  # of 1 GB each
+    assert at_once(None, CUDA, 2**40) == 1
+    assert at_once(4, CPU, 2**40) == 4
+    assert at_once(40, CUDA, 2) == 10
+    assert at_once(None, replace(CUDA, free=3 * 2**30), 2**30) == 1
+    assert at_once(None, replace(CUDA, processes=4), 2) == 3
+    assert at_once(None, CUDA, 2, networks=0) == 1  # nothing is missing
+
+
+@pytest.mark.parametrize("every", [0, 1, 7, 10, 50])
+@pytest.mark.parametrize("end", [0, 1, 20, 50])
+def test_evaluations_that_are_left(every, end):
+    """As distill_att.py decides: at the multiples of eval_it, 0 among them, and at the end."""
+    options = replace(DISTILL, Iteration=end, eval_it=every)
+    points = [i for i in range(end + 1) if every and (i % every == 0 or i == end)]
+    for evaluated in range(-1, end + 2):
+        assert evaluations_left(options, evaluated) == sum(i > evaluated for i in points)
+
+
+# What this machine has.
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "stat", "free"),
+    [
+        (f"{5 * GB}\n", f"{2 * GB}\n", f"anon {GB}\nfile {GB}\n", 3),
+        # pages of files that were read can be let go
+        (5 * GB, 3 * GB, f"file {2 * GB}\ninactive_file {GB}\nactive_file {GB}\n", 4),
+        # no such limit, or one that says nothing: what the host has
+        (None, None, None, 8),
+        ("max\n", "0\n", "anon 1\n", 8),
+        ("1000\n", None, None, 8),
+        (50 * GB, 0, "anon 1\n", 8),
+    ],
+)
+def test_a_container_limits_the_memory(monkeypatch, tmp_path, limit, used, stat, free):
+    for name, text in {"max": limit, "current": used, "stat": stat}.items():
+        if text is not None:
+            (tmp_path / f"memory.{name}").write_text(str(text))
+    monkeypatch.setattr(machines, "CGROUP", tmp_path)
+    there = SimpleNamespace(available=8 * GB)
+    monkeypatch.setattr(machines.psutil, "virtual_memory", lambda: there)
+    assert free_bytes(torch.device("cpu")) == free * GB
+
+
+def test_processes_look_at_this_machine_and_agree_on_the_scarcest_memory(monkeypatch, tmp_path):
+    here = Machine.here(torch.device("cpu"))
+    assert 0 < here.host < 10**15
+    assert 10**8 < here.held < 10**12  # torch is loaded
+    assert here.held == pytest.approx(held_bytes(), rel=0.1)
+    assert here.speed.rate == CPU_THREAD.rate * torch.get_num_threads()
+    assert (here.processes, here.processes_here) == (1, 1)
+    number, free = here.disk(tmp_path / "not/there/yet")
+    assert number == tmp_path.stat().st_dev
+    assert free == pytest.approx(disk_of(tmp_path)[1], rel=0.1)
+    monkeypatch.setattr(ranks, "world", lambda: 8)
+    monkeypatch.setattr(ranks, "gather", lambda value: [value, 5])
+    monkeypatch.setattr(ranks, "from_main", lambda value: HELD)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    one_of_eight = Machine.here(torch.device("cpu"))
+    assert (one_of_eight.free, one_of_eight.host, one_of_eight.held) == (5, 5, HELD)
+    assert (one_of_eight.processes, one_of_eight.processes_here) == (8, 4)
+
+
+# Memory and disk.
+
+DIGITS, CIFAR = (
+    Source(
+        class_names=tuple("0123456789"),
+        channels=DATA_SIZES[name].channels,
+        image_size=DATA_SIZES[name].image_size,
+        labels={
+            split: torch.zeros(getattr(DATA_SIZES[name], split), dtype=torch.int64)
+            for split in ("train", "test")
+        },
+        read={},
+        cache=Path("none", name),
+    )
+    for name in ("digits", "CIFAR10")
+)
+IPC1 = {"syn_steps": 40, "eval_it": 0}
+COMPILED, GRAPH = replace(PLAN, compiled=True), replace(PLAN, unroll="autograd")
+
+
+@pytest.mark.parametrize(
+    ("found", "call", "options", "how", "peak"),
+    [
+        (DIGITS, "buffer", {"model": "ConvNetD2", "num_experts": 3}, False, 0.94),
+        (DIGITS, "distill", {"model": "ConvNetD2", "Iteration": 6}, GRAPH, 1.01),
+        (DIGITS, "eval", {"random": True, "full": True}, ["ConvNetD2"], 0.97),
+        (CIFAR, "buffer", {"model": "ConvNetD3", "zca": True}, True, 2.77),
+        (CIFAR, "distill", IPC1, PLAN, 1.82),
+        (CIFAR, "distill", IPC1, GRAPH, 3.34),
+        (CIFAR, "distill", IPC1, COMPILED, 1.90),
+        (CIFAR, "distill", IPC1 | {"zca": True}, PLAN, 2.78),
+        (CIFAR, "distill", IPC1 | {"precision": "fp64"}, PLAN, 2.02),
+        (CIFAR, "distill", {"ipc": 10, "syn_steps": 4}, replace(PLAN, micro_batch=25), 1.96),
+        (CIFAR, "distill", {"ipc": 10, "syn_steps": 4}, GRAPH, 2.88),
+        (CIFAR, "eval", {"random": True}, ["ConvNetD3"], 2.31),
+    ],
+)
+def test_estimates_are_near_measured_peaks(tmp_path, found, call, options, how, peak):
+    """In GB, from docs/performance.md, of processes that held 0.7 or 0.95 GB before the work."""
+    size = DataSize.of(found)
+    on = replace(CPU, held=700 * 10**6 if found is DIGITS else 950 * 10**6)
+    if call == "buffer":
+        options, numbers = BufferOptions(**options), [*range(options.get("num_experts", 100))]
+        plan = TrainingPlan(how, 1)
+        demand = experts_demand(options, found, plan, on, folder=tmp_path, missing=numbers)
+    elif call == "eval":
+        of = replace(distilled(), images=torch.zeros(10, size.channels, *2 * [size.image_size]))
+        options = EvalOptions(compile="off", **options)
+        demand = evaluation_demand(options, found, of, how, on, folder=tmp_path)
+    else:
+        options = DistillOptions(**options)
+        cost = size.network(options.model)
+        demand = distillation_demand(
+            options,
+            found,
+            partial(count_work, options, cost, classes=10),
+            how,
+            on,
+            experts=Experts(),
+            run=RunDir(tmp_path / "r"),
+        )
+    assert 0.8 < demand.need.host / 1e9 / peak < 1.6
+
+
+@pytest.mark.parametrize(
+    ("numbers", "per_file", "most"),
+    [
+        (range(10), 10, 10 + 9),
+        (range(15), 10, 10 + 9),
+        (range(30), 10, 30 + 9),
+        (range(30), 1, 30),
+        (range(7, 12), 10, 3 + 9),
+        ([], 10, 0),
+    ],
+)
+def test_experts_before_the_last_of_a_file_are_there_twice(numbers, per_file, most):
+    assert experts_bytes(1_000, numbers, per_file=per_file) == 1_000 * most
+
+
+def test_what_experts_need(tmp_path):
+    expert = expert_bytes(SIZE.network("ConvNetD2"), epochs=4)
+    need, on_gpu = (experts(tmp_path, on, num_experts=20).need for on in (CPU, CUDA))
+    assert (need.device, need.held) == (0, HELD)
+    # missing are 0 ... 19; the 20th is saved beside the nine before it, and kept as it trains
+    assert [disk.bytes for disk in need.disk] == [(20 + 9 + 1) * expert, 0]
+    assert need.disk[0].folder == tmp_path / "b"
+    assert on_gpu.device > CONTEXT_BYTES + SIZE.float_bytes(800)
+    assert on_gpu.host == HELD + STARTED_BYTES + (1 + 9) * expert
+    for on in (CPU, CUDA):
+        compiled = experts(tmp_path, on, compiled=True, num_experts=20).need
+        assert compiled.host >= HELD + STARTED_BYTES + COMPILER_BYTES
+
+
+def test_only_missing_experts_need_room(tmp_path):
+    disk = [experts(tmp_path, missing=range(n, 100)).need.disk[0].bytes for n in (0, 50, 90)]
+    assert disk[0] > disk[1] > disk[2] > 0
+    assert experts(tmp_path, missing=[]).need == Need(0, host=HELD, held=HELD, disk=())
+
+
+def test_caches_that_are_missing_are_counted(tmp_path):
+    matrix, pixels = 4 * 192**2, 192 * 800
+    for made, left in ((None, pixels + matrix), ("zca", pixels), ("train", 192 * 200)):
+        if made:
+            (tmp_path / f"x_8_{made}.pt").touch()
+        found = source(tmp_path, pictures=True)
+        assert distillation(tmp_path, found=found, zca=True).need.disk[1] == Disk(tmp_path, left)
+        # an evaluation of a set without its whitening fits it too
+        whitened = evaluation(tmp_path, of=distilled(zca=True)).need.disk[1].bytes
+        assert whitened == matrix * (made is None)
+
+
+def test_images_held_out_are_decoded_with_the_others(tmp_path):
+    whole, divided = (source(tmp_path, pictures=True, train=n, val=600 - n) for n in (600, 540))
+    assert DataSize.of(divided) == replace(SIZE, train=540, val=60)
+    decoded = [distillation(tmp_path, found=each).need.disk[1].bytes for each in (whole, divided)]
+    assert decoded == [800 * SIZE.values] * 2
+
+
+def test_what_a_run_writes(finished):
+    options = replace(DISTILL, ipc=2, zca=True)
+    image, matrix = 4 * 192, 4 * 192**2
+    one = 20 * (image + 8 + 192) + 2 * FILE_BYTES
+    checkpoint, log = 3 * 20 * image + FILE_BYTES, 100 * STEP_RECORD_BYTES
+    written, replaced = run_bytes(options, SIZE)
+    assert written == 11 * one + 4 * (one + matrix) + checkpoint + log
+    assert replaced == one + matrix
+    # a run that is continued after 50 steps, with all but the last sets there
+    there = {"best", "ema_best"}
+    written, _ = run_bytes(options, SIZE, iteration=50, there=there)
+    assert written == 5 * one + 2 * (one + matrix) + log // 2
+    written, _ = run_bytes(replace(options, eval_it=0), SIZE)
+    assert written == one + 2 * (one + matrix) + checkpoint + log  # the first and the last ones
+    written, _ = run_bytes(options, SIZE, iteration=100, there={"last", "ema_last", *there})
+    assert written == 0
+    # the finished run of the other tests, by its own configuration
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    known = {field: config[field] for field in DistillOptions.__dataclass_fields__}
+    written, _ = run_bytes(DistillOptions(**known), DATA_SIZES["digits"])
+    size = sum(path.stat().st_size for path in finished.iterdir())
+    assert 0.7 < written / size < 1.4
+
+
+def test_what_a_distillation_needs(tmp_path):
+    need, on_gpu = (distillation(tmp_path, on).need for on in (CPU, CUDA))
+    assert need.host - STARTED_BYTES - HELD == on_gpu.device - CONTEXT_BYTES > 0
+    wide = distillation(tmp_path, CUDA, precision="fp64").need
+    assert wide.device - CONTEXT_BYTES == 2 * (on_gpu.device - CONTEXT_BYTES)
+    loaded = 100 * expert_bytes(SIZE.network("ConvNetD2"), epochs=50)
+    assert distillation(tmp_path, load_all=True).need.host == need.host + loaded
+
+
+def test_another_method_needs_no_line_of_the_planner(tmp_path):
+    """One that has no experts, and keeps the real training images on the device."""
+    work = Work(10**9, 20, 266, 266, 1, 10**6, 10**5, compiled_layers=4, keeps_train=True)
+    how = plan_run(DISTILL, SIZE, work, CUDA, recorded={})
+    assert how.micro_batch == 266
+    demand = distillation_demand(
+        replace(DISTILL, eval_it=0),
+        source(tmp_path),
+        lambda processes: work,
+        how,
+        CUDA,
+        experts=None,
+        run=RunDir(tmp_path / "r"),
+    )
+    data = SIZE.float_bytes(600 + 200 + IMAGE_COPIES * 10)
+    assert demand.need.device == CONTEXT_BYTES + data + 10**6 + 266 * 10**5
+    assert not demand.gentler["max_experts"]
+    message = short(demand, replace(CUDA, free=CONTEXT_BYTES + data + 10**6 + 70 * 10**5))
+    assert message.endswith("are free: pass --micro_batch 66, or pass --force")
+
+
+def test_a_run_that_is_continued_needs_less_disk_and_as_many_experts(tmp_path):
+    begun = [distillation(tmp_path, load_all=True, iteration=n) for n in (-1, 0, 60, 100)]
+    disk = [demand.need.disk[0].bytes for demand in begun]
+    assert sorted(disk, reverse=True) == disk
+    # refused with fewer experts, so that is no advice
+    assert [bool(demand.gentler["max_experts"]) for demand in begun] == [True, False, False, False]
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r/distilled_best.pt").touch()
+    assert distillation(tmp_path, iteration=60).need.disk[0].bytes < disk[2]
+
+
+def distilled(**values):
+    normalisation = Normalisation((0.0,) * 3, (1.0,) * 3, **values)
+    return SyntheticSet(
+        images=torch.zeros(10, 3, 8, 8),
+        labels=torch.arange(10),
+        syn_lr=0.01,
+        dataset="x",
+        subset=None,
+        model="ConvNetD2",
+        ipc=1,
+        class_names=tuple("0123456789"),
+        normalisation=normalisation,
+        iteration=0,
+        set="raw",
+        config={"batch_train": 256},
+    )
+
+
+def evaluation(tmp_path, on=CPU, *, of=None, models=("ConvNetD2",), observer=None, **options):
+    return evaluation_demand(
+        EvalOptions(**{"compile": "off"} | options),
+        source(tmp_path),
+        of or distilled(),
+        models,
+        on,
+        folder=tmp_path,
+        observer=observer,
+    )
+
+
+def test_what_an_evaluation_needs(tmp_path):
+    own, larger = evaluation(tmp_path).need, evaluation(tmp_path, models=("AlexNet",)).need
+    drawn, full = (evaluation(tmp_path, **{kind: True}).need for kind in ("random", "full"))
+    assert drawn.host - own.host == SIZE.float_bytes(600 + 2 * 5 * 10)
+    assert full.host - own.host > SIZE.float_bytes(600)
+    assert larger.host > own.host
+    assert 0 < own.disk[0].bytes < 10**5
+
+
+def test_the_compiler_is_counted_where_some_set_will_be_compiled_and_not_tried(tmp_path):
+    on, tried = trying()
+    auto = {"compile": "auto", "full": True, "epoch_eval_train": 1}
+    need = [evaluation(tmp_path, on, **auto, epoch_full_train=n).need for n in (1, 10**6)]
+    assert need[1].host > COMPILER_BYTES > need[0].host
+    assert tried == []
+
+
+def test_choosing_by_experts_takes_their_features_of_all_training_images(tmp_path):
+    observer = SimpleNamespace(width=10**6)
+    features = 4 * 10**6 * 600
+    chosen = evaluation(tmp_path, herding=True, observer=observer).need
+    assert features < chosen.host - evaluation(tmp_path, random=True).need.host
+    several = evaluation(tmp_path, random=True, herding=True, k_center=True, observer=observer)
+    assert several.need.host == chosen.host
+    on_gpu = evaluation(tmp_path, CUDA, forgetting=True, observer=observer, eval_at_once=1)
+    assert on_gpu.need.device > features
+
+
+# What is said where room is short.
+
+
+def test_where_there_is_room_one_line_says_so(tmp_path, capsys):
+    on = replace(CUDA, **disk_of_size(80 * GB))
+    demand = distillation(tmp_path, on)
+    check_room(demand, on, force=False)
+    need = demand.need
+    assert capsys.readouterr().out == (
+        f"needs about {readable(need.device)} on the GPU (80 GB free), "
+        f"{readable(need.host)} of memory (1.0 MB held by now, 80 GB free), "
+        f"{readable(need.disk[0].bytes)} of disk in {tmp_path / 'r'} (80 GB free)\n"
+    )
+    check_room(distillation(tmp_path), CPU, force=False)
+    assert "GPU" not in capsys.readouterr().out
+
+
+def flags_in(message):
+    """The changes that a message advises, by field of the call."""
+    advice = message.rpartition(": ")[2].removesuffix(", or pass --force").split()
+    pairs = [pair for pair in itertools.pairwise(advice) if pair[0].startswith("--")]
+    read = {"false": False}
+    return {
+        flag[2:]: int(value) if value.isdecimal() else read.get(value, value)
+        for flag, value in pairs
+    }
+
+
+@pytest.mark.parametrize(
+    ("on", "options", "how"),
+    [
+        (CUDA, {}, LARGE),
+        (CUDA, {"ipc": 100, "trajectories": 4}, LARGE),
+        (CPU, {}, LARGE),
+        (CPU, {"load_all": True}, PLAN),
+        (CPU, {"load_all": True}, LARGE),
+        (CPU, {"syn_steps": 80}, replace(PLAN, unroll="autograd")),
+        (CPU, {"eval_it": 0}, LARGE),
+        (CUDA, {"load_all": True}, replace(PLAN, compiled=True)),
+    ],
+)
+def test_advice_is_true_and_no_more_than_is_needed(tmp_path, on, options, how):
+    demand = distillation(tmp_path, on, how=how, **options)
+    seen = set()
+    for where in ("free", "host") if on.is_gpu else ("host",):
+
+        def amount(flags, where=where):
+            need = changed(demand, **flags)
+            return need.device if where == "free" else need.host - need.held
+
+        least = amount({flag: values[-1] for flag, values in demand.gentler.items() if values})
+        for tenths in range(10):
+            free = least + (amount({}) - least) * tenths // 10
+            if free >= amount({}):
+                continue
+            chosen = flags_in(short(demand, replace(on, **{where: free})))
+            seen |= chosen.keys()
+            assert amount(chosen) <= free
+            for flag in chosen:
+                assert amount({f: v for f, v in chosen.items() if f != flag}) > free
+    assert seen
+
+
+def test_memory_that_is_short(tmp_path):
+    demand = distillation(tmp_path, CUDA, how=LARGE)
+    free = changed(demand, micro_batch=2500, eval_at_once=16).device
+    message = short(demand, replace(CUDA, free=free))
+    assert message.startswith("too little memory on the GPU: about ")
+    assert "GB are needed" in message
+    assert "--micro_batch" in message
+    demand = distillation(tmp_path, load_all=True)
+    host = changed(demand, load_all=False).host - HELD
+    message = short(demand, replace(CPU, host=host))
+    assert message.startswith("too little memory: about ")
+    assert message.endswith(" are free: pass --load_all false, or pass --force")
+
+
+@pytest.mark.parametrize(("on", "what"), [(CUDA, "a GPU"), (CPU, "a machine")])
+def test_where_no_flag_helps_none_is_named(tmp_path, on, what):
+    little = replace(on, free=0, host=10**6)
+    how = replace(PLAN, micro_batch=1)
+    for demand in (experts(tmp_path, on), distillation(tmp_path, on, how=how)):
+        assert f"are free: use {what} with more memory" in short(demand, little)
+    message = short(distillation(tmp_path, on, how=LARGE, eval_it=0), little)
+    assert f"even --micro_batch 1 takes {'1.0 GB' if on is CUDA else ''}" in message
+    assert f"; use {what} with more memory" in message
+
+
+def test_disk_that_is_short(tmp_path):
+    demand = experts(tmp_path, num_experts=30)
+    expert = changed(demand, num_experts=1).disk[0].bytes / 2
+    message = short(demand, replace(CPU, **disk_of_size(25.5 * expert)))
+    assert message == (
+        f"too little disk: about {readable(40 * expert)} are needed in {tmp_path / 'b'}, "
+        f"{readable(25.5 * expert)} are free: pass another --buffer_path or --num_experts 17, "
+        "or pass --force"
+    )  # 10 + 7 experts, six of them twice, one as it trains
+    demand, full = distillation(tmp_path), replace(CPU, **disk_of_size(0))
+    rarer = replace(CPU, **disk_of_size(changed(demand, save_it=20).disk[0].bytes))
+    assert short(demand, rarer).endswith(
+        "pass another --save_path or --save_it 20, or pass --force"
+    )
+    assert short(demand, full).endswith("pass another --save_path, or pass --force")
+    assert "pass a copy of the set on another disk" in short(evaluation(tmp_path), full)
+
+
+def test_folders_on_one_disk_share_it_and_caches_can_be_done_without(tmp_path):
+    run, cache = tmp_path / "r", tmp_path / "cache"
+    need = Need(0, 0, 0, (Disk(run, 60, "another --save_path"), Disk(cache, 50)))
+    demand = Demand(Call(1, "off"), lambda call: need, {})
+    assert f"in {run} and {cache}" in short(demand, replace(CPU, **disk_of_size(100)))
+
+    def two(free):
+        return replace(CPU, disk=lambda folder: (folder.name, free))
+
+    check_room(demand, two(100), force=False)
+    assert "cache" not in short(demand, two(40))
+
+
+def test_by_force_it_is_only_a_warning(tmp_path, caplog):
+    none = replace(CUDA, free=0, host=0, **disk_of_size(0))
+    check_room(distillation(tmp_path, CUDA), none, force=True)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("going on by --force: too little memory on the GPU")
+    for part in ("too little memory: ", "too little disk: "):
+        assert part in record.getMessage()
+
+
+def test_processes_of_one_machine_share_its_memory(tmp_path):
+    alone, two = distillation(tmp_path).need, replace(CPU, processes=8, processes_here=4)
+    several = distillation(tmp_path, two, ipc=8)
+    assert several.need.held == 4 * HELD
+    assert several.need.host > 3 * alone.host
+    assert several.gentler["nproc_per_node"] == []  # two machines with four each
+    one = replace(CPU, processes=8, processes_here=8)
+    assert distillation(tmp_path, one, ipc=8).gentler["nproc_per_node"] == [4, 2, 1]
+    some = distillation(tmp_path, replace(one, processes=6, processes_here=6), trajectories=6)
+    assert some.gentler["nproc_per_node"] == [3, 1]
+    odd = distillation(tmp_path, one, ipc=8, trajectories=24)
+    assert changed(odd, nproc_per_node=4).host < odd.need.host
+    assert experts(tmp_path, one).gentler["num_experts"][-1] == 8
+
+
+def test_what_the_main_process_lacks_stops_all_of_them(tmp_path, monkeypatch):
+    none = replace(CPU, **disk_of_size(0))
+    monkeypatch.setattr(ranks, "from_main", lambda value: "short there")
+    with pytest.raises(UserError, match="short there, or pass --force"):
+        check_room(distillation(tmp_path), CPU, force=False)
+    monkeypatch.setattr(ranks, "from_main", lambda value: "")
+    check_room(distillation(tmp_path), none, force=False)  # the disk is the main process's
+
+
+# Time.
+
+
+@pytest.mark.parametrize(
+    ("seconds", "more", "line"),
+    [
+        ([30, 20, 4.8, 4.7, 4.9], {}, "about 4.8 s an iteration, 1.3 h left"),
+        (
+            [4.8],
+            {"evaluations": 12, "evaluation_seconds": 40},
+            "about 4.8 s an iteration, 1.5 h left with 12 evaluations of about 40 s",
+        ),
+        ([4.8], {"evaluations": 1}, "about 4.8 s an iteration, 1.3 h left and 1 evaluation"),
+        ([90, 60], {"unit": "network"}, "about 1.2 min a network, 20.8 h left"),
+    ],
+)
+def test_the_time_that_is_left(seconds, more, line):
+    assert time_left(seconds, 1000, **more) == line
+
+
+def test_durations_and_sizes_are_for_people():
+    seconds = (0.0123, 4.84, 59, 90, 7200, 172_800 + 43_200)
+    assert [*map(duration, seconds)] == ["0.012 s", "4.8 s", "59 s", "1.5 min", "2.0 h", "2.5 days"]
+    counts = (0, 12_345_678, 3_400_000_000, 78_400_000_000)
+    assert [*map(readable, counts)] == ["1.0 MB", "12 MB", "3.4 GB", "78 GB"]
+
+
+def test_small_steps_take_as_long_as_launching_them():
+    assert CUDA.seconds(0, 100, "training") == 100 * GPU.step_seconds
+    assert CPU.seconds(0, 100, "training") == 0
+    flop, half = 2 * GPU.rate, CUDA.seconds(2 * GPU.rate, 0, "training", compiled=True)
+    assert half == CUDA.seconds(flop, 0, "training") / 2 == 1
+    training = Training(COST, images=10, batch=10, epochs=100)
+
+    def seconds(on, **how):
+        return on.training_seconds(training, networks=10, **how)
+
+    alone, together = (seconds(CUDA, at_once=n) for n in (1, 5))
+    assert alone / together == pytest.approx(5, rel=0.01)  # two rounds instead of ten
+    assert seconds(replace(CUDA, processes=2), at_once=5) == pytest.approx(together / 2)
+    assert seconds(CPU, at_once=1) == 10 * training.flop / CPU.speed.rate
+
+
+def test_times_are_expected_before_the_work():
+    options = BufferOptions(model="ConvNetD2", train_epochs=4)
+    time = experts_time(options, SIZE, TrainingPlan(True, 10), CUDA, missing=95)
+    assert time.left == 10 * 4
+    assert str(time).startswith("about ")
+    assert " an epoch, " in str(time)
+    work = counted(DISTILL, SIZE.network("ConvNetD2"))
+    time = distillation_time(DISTILL, SIZE, work, PLAN, CPU, iteration=50)
+    assert time.total == 50 * time.seconds + 11 * time.evaluation_seconds
+    assert " an iteration, " in str(time)
+    assert "with 11 evaluations of about" in str(time)
+    time = distillation_time(DISTILL, SIZE, work, PLAN, CPU, iteration=50, evaluated=50)
+    assert "with 5 evaluations of about" in str(time)
+
+
+def test_the_queue_and_the_script_estimate_the_same(experts, tmp_path, monkeypatch, capsys):
+    """A dry run on an A100 says what scripts/plan says of one."""
+    monkeypatch.setattr(Machine, "here", lambda device: replace(A100, disk=disk_of))
+    flags = "--dataset digits --ipc 2 --max_start_epoch 1 --expert_epochs 1 --run_name x".split()
+    where = ["--buffer_path", str(experts), "--save_path", str(tmp_path), "--dry_run"]
+    assert distill_att.main([*flags, *where]) == 0
+    said = capsys.readouterr().out
+    options = distill_att.resolve(
+        DistillOptions, flags, description="", find_yaml=distill_att.find_yaml
+    ).options
+    time, memory = distillation_estimate(options, DATA_SIZES["digits"])
+    assert f"estimated: {time}\n" in said
+    assert f"needs about {readable(memory)} on the GPU (80 GB free)" in said
+    whole = row_estimate(options, EvalOptions(), res=8)
+    assert time.total / 3600 < whole.hours < 1.5 * time.total / 3600
+    assert whole.memory == memory / 1e9
+
+
+def test_what_is_planned_for_an_a100_is_silent_and_not_tried(no_compiler, capsys):
+    row = DistillOptions(syn_steps=80, Iteration=6_000)
+    assert row_estimate(row, EvalOptions(), res=32).hours > 0.1
+    plan = plan_training(
+        Training(SIZE.network("ConvNetD2"), 10**9, 256),
+        A100,
+        networks=1,
+        compile="auto",
+        at_once=None,
+    )
+    assert plan.compiled
+    assert capsys.readouterr().out == ""
