@@ -316,7 +316,7 @@ def make_reporter(
     )
     return Reporter(
         run=run,
-        log=MetricsLog(run.path, wandb_mode=options.wandb, config=config),
+        log=MetricsLog(run.path, wandb_mode=options.wandb),
         config=config,
         data=data,
         labels=labels,

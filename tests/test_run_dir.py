@@ -19,7 +19,7 @@ def run(tmp_path):
 @pytest.fixture
 def log(run):
     run.path.mkdir()
-    return MetricsLog(run.path, wandb_mode="disabled", config={})
+    return MetricsLog(run.path, wandb_mode="disabled")
 
 
 def test_an_unused_directory(run):
