@@ -101,7 +101,7 @@ def distil(argv: Sequence[str]) -> int:
     ranks.barrier()  # nothing is written before everyone has looked
     if options.dry_run:
         return 0
-    with run.alone(checkpoint):
+    with run.exclusive(checkpoint):
         if options.load_all:
             experts.read_all()
         data = read_dataset(source, zca=options.zca, val=True)
@@ -150,13 +150,7 @@ def open_experts(
     starts = options.starts
     if options.start_epochs is not None and resolved.given_by_hand("max_start_epoch"):
         raise UserError("--start_epochs and --max_start_epoch bound the same: give one of them")
-    asked = ExpertKind.of(
-        source,
-        zca=options.zca,
-        model=options.model,
-        data_path=options.data_path,
-        flat=options.flat,
-    )
+    asked = ExpertKind.of(options)
     shape = {
         "channels": source.channels,
         "num_classes": len(source.class_names),
@@ -211,7 +205,7 @@ def name_run(resolved: Resolved[DistillOptions]) -> RunDir:
         resolved.set("run_name", run.path.name, DEFAULT)
         resolved.set("restart", False, DEFAULT)  # whoever continues does not
         again = ["--no_restart"] if options.restart else []
-        stopping.to_continue("--run_name", run.path.name, *again)
+        stopping.continue_with("--run_name", run.path.name, *again)
     return run
 
 
@@ -412,7 +406,7 @@ def take_outer_steps(
                 refresh=False,
             )
             progress.update()
-            if stopping.asked_anyone():
+            if stopping.received_anywhere():
                 reporter.save_checkpoint(state)
                 ranks.barrier()  # torchrun ends everyone once one has left
                 raise stopping.Interrupted
@@ -429,7 +423,7 @@ def leave_behind(options: DistillOptions, state: OuterState, reporter: Reporter)
         reporter.save(state)
     if evaluates:
         reporter.save_checkpoint(state)  # to come back to if the evaluation is cut off
-        with stopping.deferred(False):
+        with stopping.immediate():
             reporter.evaluate(state)
     checkpoints = due(at, options.checkpoint_it) or reporter.is_checkpoint_old()
     if evaluates or saves or is_end or checkpoints:

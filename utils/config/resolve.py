@@ -35,6 +35,18 @@ class Resolved(Generic[T]):
     options: T
     sources: dict[str, str]
 
+    @classmethod
+    def of(cls, options: T) -> "Resolved[T]":
+        """Take `options` made in Python: what differs from the defaults was given by hand."""
+        defaults = type(options)()
+        return cls(
+            options,
+            {
+                name: DEFAULT if value == getattr(defaults, name) else FLAG
+                for name, value in vars(options).items()
+            },
+        )
+
     def given_by_hand(self, name: str) -> bool:
         return self.sources[name] == FLAG
 

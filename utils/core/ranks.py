@@ -107,13 +107,13 @@ def main_first() -> Iterator[None]:
         barrier()
 
 
-def least(value: int) -> int:
-    """The least of the processes' values: what all of them can do."""
+def min_over_ranks(value: int) -> int:
+    """The smallest of the processes' values, on each of them: what all of them can do."""
     return min(gather(value))
 
 
-def any_of(value: bool) -> bool:
-    """Whether it is true on any of the processes."""
+def true_on_any_rank(value: bool) -> bool:
+    """Whether `value` is true on at least one of the processes; the same answer on each."""
     if world() == 1:
         return value
     flag = torch.tensor(int(value))
@@ -121,8 +121,8 @@ def any_of(value: bool) -> bool:
     return bool(flag)
 
 
-def shares(items: list[T], size: int) -> list[list[T]]:
-    """`items` in rounds of `size` a process: what this process has to do in each round."""
+def rounds_of_this_rank(items: list[T], size: int) -> list[list[T]]:
+    """Divide `items` into rounds of `size` a process; returns this process's part of each round."""
     per_round = size * world()
     rounds = [items[start : start + per_round] for start in range(0, len(items), per_round)]
     return [part[rank() * size : (rank() + 1) * size] for part in rounds]

@@ -39,7 +39,7 @@ def run_script(main: Callable[[Sequence[str]], int]) -> int:
             time.sleep(SECONDS_FOR_MAIN)
         status, message = 2, f"{script}: error: {' '.join(str(error).splitlines())}"
     except (Exception, stopping.Interrupted) as error:
-        if stopping.asked():  # whatever broke then, broke off
+        if stopping.received():  # whatever broke then, broke off
             status = stopping.status()
             message = f"{script}: interrupted; to continue: {stopping.command()}"
         elif _is_out_of_memory(error):
@@ -52,7 +52,7 @@ def run_script(main: Callable[[Sequence[str]], int]) -> int:
             status, message = 1, traceback.format_exc()
         else:
             raise
-    if ranks.is_main() or not stopping.asked():
+    if ranks.is_main() or not stopping.received():
         print(message, file=sys.stderr, flush=True)
     if ranks.under_torchrun():
         os._exit(status)

@@ -137,7 +137,7 @@ def choose_at_once(
     if device.type == "cpu":
         return 1
     fit = networks_within(_budget(device), cost, batch=batch)
-    return ranks.least(min(own, fit))
+    return ranks.min_over_ranks(min(own, fit))
 
 
 def networks_within(budget: int, cost: NetworkCost, *, batch: int) -> int:

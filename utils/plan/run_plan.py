@@ -132,7 +132,7 @@ def plan_run(
             syn_steps=options.syn_steps,
             images=work.whole_batch * work.students,
         ),
-        micro_batch=ranks.least(
+        micro_batch=ranks.min_over_ranks(
             choose_micro_batch(
                 was("micro_batch", options.micro_batch),
                 work.cost,

@@ -88,7 +88,7 @@ class RunDir:
         return run
 
     @contextmanager
-    def alone(self, checkpoint: Any) -> Iterator[None]:
+    def exclusive(self, checkpoint: Any) -> Iterator[None]:
         """Nobody else works here during the block. UserError where somebody does, or has changed
         the checkpoint since it was read as `checkpoint`.
         """
