@@ -172,12 +172,12 @@ def read_dataset(
         normalisation = source.normalisation
 
     with ranks.main_first():
-        pixels: dict[SplitName, Tensor] = {"test": source.read["test"]()}
-        if normalisation is None or normalisation.needs_fit or not test_only:
-            pixels["train"] = source.read["train"]()
-        if val and "val" in source.read:
-            pixels["val"] = source.read["val"]()
-        if normalisation is None or normalisation.needs_fit:
+        fits = normalisation is None or normalisation.needs_fit
+        splits: list[SplitName] = ["test"]
+        splits += ["train"] if fits or not test_only else []
+        splits += ["val"] if val and "val" in source.parts else []
+        pixels = source.pixels(splits)
+        if normalisation is None or fits:
             train = pixels["train"]
             normalisation = _fit_zca(train, source.zca_cache) if zca else fit_mean_std(train)
     return ImageDataset(
