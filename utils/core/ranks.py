@@ -1,4 +1,4 @@
-"""Several processes, started by torchrun: who is who, and what they tell each other."""
+"""Several processes started by torchrun: their numbers, and how they exchange values."""
 
 import io
 import os
@@ -41,8 +41,8 @@ def under_torchrun() -> bool:
 def process_group() -> Iterator[None]:
     """Join the processes that torchrun started; without torchrun nothing happens.
 
-    The others than the main one print nothing but errors. After an error nobody says goodbye: that
-    waits for the others, who may wait for this one.
+    Only the main one prints more than errors. After an error the group is not destroyed: that
+    waits for the others, which may wait for this one.
     """
     if not under_torchrun():
         yield
@@ -58,14 +58,14 @@ def process_group() -> Iterator[None]:
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of the processes' tensors, on each of them; in place."""
+    """Sum the processes' tensors, in place on each of them."""
     if world() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def gather(value: T) -> list[T]:
-    """The processes' values, by rank, on each of them; tensors must be on the CPU."""
+    """List the processes' values by rank, on each of them; tensors must be on the CPU."""
     if world() == 1:
         return [value]
     values: list[T] = [value] * world()
@@ -74,7 +74,7 @@ def gather(value: T) -> list[T]:
 
 
 def gather_on_main(values: dict[int, T]) -> dict[int, T]:
-    """The processes' entries together, on the main one; on the others nothing."""
+    """Merge the processes' entries on the main one; the others get nothing."""
     if world() == 1:
         return values
     parts: list[dict[int, T]] | None = [{} for _ in range(world())] if is_main() else None
@@ -83,7 +83,7 @@ def gather_on_main(values: dict[int, T]) -> dict[int, T]:
 
 
 def from_main(value: T) -> T:
-    """The main process's value, on each of them."""
+    """Send the main process's value to all of them."""
     if world() == 1:
         return value
     box = [value]
@@ -99,7 +99,7 @@ def barrier() -> None:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The main process runs the block before the others: it downloads, it fills caches."""
+    """Run the block in the main process before the others: it may download, or fill caches."""
     if not is_main():
         barrier()
     yield
