@@ -112,10 +112,10 @@ def nearest_row(dataset: str, ipc: int) -> Path | None:
 def check_unchanged(
     before: Mapping[str, Any], now: Mapping[str, Any], *, where: Path, instead: str
 ) -> None:
-    """Refuse to go on with `where`, begun with the values `before`, under other values.
+    """Raise UserError if a setting that affects results differs from those `where` was begun with.
 
-    UserError names the first that differs, with both values; `instead` is the flag that chooses
-    another place. A setting that `before` does not know yet had no other value than the default.
+    It names the first one with both values; `instead` is the flag that chooses another place. A
+    setting that `before` does not have yet had its default.
     """
     for name, value in now.items():
         if name in before and before[name] != value:
@@ -126,7 +126,7 @@ def check_unchanged(
 
 
 def fixed_values(options: Any) -> dict[str, Any]:
-    """The options that alter a result, by name."""
+    """Collect the options that alter a result, by name."""
     fields = dataclasses.fields(options)
     return {f.name: getattr(options, f.name) for f in fields if not f.metadata["may_change"]}
 

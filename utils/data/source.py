@@ -1,4 +1,4 @@
-"""A data set that has been found and not yet read, and images held out of it."""
+"""A data set that was found but not yet read, and images held out of it."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ SplitName = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that has been found and not yet read.
+    """A data set that was found but not yet read.
 
     Attributes:
         class_names: by label.
@@ -76,8 +76,9 @@ class Source:
 
 
 def _divide(labels: Tensor, fraction: float, class_names: Sequence[str]) -> dict[SplitName, Tensor]:
-    """Which of the images with `labels` are left for training, and which are held out: of every
-    class that part, rounded, but at least one image for either.
+    """Divide images by their `labels`: which are left for training, which are held out.
+
+    Of every class that part, rounded, but at least one image on either side.
     """
     is_held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label, name in enumerate(class_names):

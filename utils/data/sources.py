@@ -1,7 +1,7 @@
-"""Where images come from: one function per data set that finds the files and checks them.
+"""Find the files of each data set and check them: one function per data set.
 
-Finding is quick and refuses whatever is wrong; pixels are read only when a split's `read` is
-called. Every function takes the data path, the splits that are needed, and the options.
+Finding is quick and refuses what is wrong; pixels are read only when a split's `read` is called.
+Every function takes the data path, the splits that are needed, and the options.
 """
 
 import socket

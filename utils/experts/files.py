@@ -1,4 +1,4 @@
-"""Expert trajectories on disk, in the field's layout (MTT, FTD, ATT, DATM): write, check, read.
+"""Write, check and read expert trajectories in the field's layout (MTT, FTD, ATT, DATM).
 
 `<buffer_path>/<dataset>/<model>/replay_buffer_<n>.pt` is a list of experts, an expert a list of
 snapshots (before the first epoch, then after each), a snapshot the list of parameter tensors in
@@ -32,12 +32,12 @@ LOCKS = ".replay_buffer_*.lock"
 
 
 def snapshot(network: nn.Module) -> Snapshot:
-    """A copy of the parameters, float32 on the CPU; `cpu()` alone would alias what is there."""
+    """Copy the parameters, float32 on the CPU; `cpu()` alone would alias what is there."""
     return [param.detach().cpu().float().clone() for param in network.parameters()]
 
 
 def buffer_files(folder: Path) -> list[Path]:
-    """The files replay_buffer_<n>.pt of `folder`, by n."""
+    """List the files replay_buffer_<n>.pt of `folder`, by n."""
     names = re.compile(r"replay_buffer_(0|[1-9][0-9]*)\.pt")
     files = (path for path in folder.glob("replay_buffer_*.pt") if names.fullmatch(path.name))
     try:
@@ -51,7 +51,7 @@ def file_number(file: Path) -> int:
 
 
 def read_file(path: Path, *, mmap: bool = True) -> list[Expert]:
-    """The experts of one file; with `mmap` read from disk when they are used.
+    """Read the experts of one file, with `mmap` from disk when they are used.
 
     Raises UserError for a file that is damaged or holds something else. Shapes and values are
     checked where they are used, by ExpertBuffer.
@@ -122,7 +122,7 @@ def _lock_of(file: Path) -> Path:
 def begin(
     folder: Path, settings: dict[str, Any], *, adding: bool = True, alone: bool = True
 ) -> None:
-    """Record how the experts of `folder` are trained; refuse to add to others than such.
+    """Record how the experts of `folder` are trained; refuse to mix them with others.
 
     Settings without a single finished expert are replaced where this process is `alone`. Experts
     from elsewhere have no settings beside them: good as they are, but not for `adding`.
@@ -144,8 +144,8 @@ def begin(
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """How the experts of `folder` were trained: {} where nothing says so, None where the record
-    cannot be read.
+    """Read how the experts of `folder` were trained: {} without a record, None where it cannot be
+    read.
     """
     try:
         recorded = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
@@ -184,8 +184,8 @@ def _count(path: Path) -> int:
 
 @cache
 def _count_experts(path: Path, version: tuple[int, ...]) -> int:
-    """How many a file holds; in one call a file is read and checked once as long as it is the same,
-    for those of a hundred experts take seconds.
+    """Count the experts of a file, which is read and checked once a call as long as it stays the
+    same: a hundred experts take seconds.
     """
     return len(read_file(path))
 

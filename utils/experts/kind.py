@@ -1,4 +1,4 @@
-"""Which experts a call asks for: their folder, the command that makes them, which are there."""
+"""Which experts a call needs: their folder, the command that makes them, which are there."""
 
 import shlex
 from dataclasses import dataclass, fields, replace
@@ -34,9 +34,9 @@ class ExpertKind:
     def folder(self, buffer_path: str) -> Path:
         """The field's folder of these experts.
 
-        `_NO_ZCA` marks CIFAR without whitening, as in the field; the data sets that the field does
-        not whiten get `_ZCA` when they are. `_FLAT` marks experts of sharpness-aware steps, `_VAL`
-        and the fraction those that have not seen the images held out.
+        `_NO_ZCA` marks CIFAR without whitening, as in the field; data sets that the field does not
+        whiten get `_ZCA` when they are. `_FLAT` marks sharpness-aware steps, `_VAL<fraction>`
+        experts that have not seen the images held out.
         """
         whitened_in_the_field = self.dataset in ("CIFAR10", "CIFAR100")
         marks = {
@@ -76,11 +76,11 @@ class ExpertKind:
 def find_experts(
     buffer_path: str, kind: ExpertKind, *, model_fixed: bool, zca_fixed: bool
 ) -> ExpertKind:
-    """The experts of `kind`, under either name of the same architecture.
+    """Find the experts of `kind`, under either name of the same architecture.
 
-    A model or zca that is not fixed (it came from a YAML file or a default, not from the user's
-    hand) may differ where only experts of another kind are there; nothing else of `kind` may.
-    UserError where there are none, naming the command that makes them.
+    A model or zca that is not fixed (it came from a YAML file or a default, not from a flag) may
+    differ where only experts of another kind are there; nothing else may. UserError where there
+    are none names the command that makes them.
     """
     same = [name for name in NETWORKS if canonical_name(name) == canonical_name(kind.model)]
     others = [] if model_fixed else [name for name in NETWORKS if name not in same]

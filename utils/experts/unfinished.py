@@ -26,15 +26,16 @@ SAVE_SECONDS = 600
 
 @dataclass(frozen=True)
 class Unfinished:
-    """An expert in training: its snapshots so far, and tensors that its training goes on from."""
+    """An expert in training: its snapshots so far, and the tensors that continue its training."""
 
     trajectory: Expert
     training: dict[str, Tensor]
 
     @classmethod
     def load(cls, folder: Path, number: int, *, like: "Unfinished") -> "Unfinished | None":
-        """Expert `number` where it was left. None where it was not begun and where the file is of
-        no use, damaged or unlike `like`: that only costs the time to train it anew.
+        """Read expert `number` as it was saved; None where it was not.
+
+        A file that is damaged or unlike `like` only costs the time to train the expert anew.
         """
         path = unfinished_file(folder, number)
         if not path.exists():
@@ -49,15 +50,16 @@ class Unfinished:
         return None
 
     def _form(self) -> Any:
-        """What two states of the same training have in common."""
+        """Names, shapes and types of the tensors: equal for two states of the same training."""
         tensors = [*self.trajectory[0], *self.training.values()]
         return [*self.training], [(tensor.shape, tensor.dtype) for tensor in tensors]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How each expert is trained: `epochs` passes by SGD, with a tenth of `lr` in the second half
-    where `decay` says so, and one draw of DSA from `dsa_groups` a batch, if there are any.
+    """How an expert is trained: epochs of SGD, in the second half at a tenth of `lr` with `decay`.
+
+    Every batch gets one draw of DSA from `dsa_groups`, if there are any.
     """
 
     epochs: int
@@ -72,8 +74,10 @@ class Schedule:
 
 
 class ExpertTraining:
-    """The experts `numbers`, trained together: where their files in `folder` leave them, or where
-    they begin. Expert i depends on `seed` and i alone.
+    """The experts `numbers`, trained together, each exactly as it would be trained alone.
+
+    They continue from their files in `folder`, if there are any. Expert i depends on `seed` and i
+    alone.
     """
 
     def __init__(
@@ -117,7 +121,7 @@ class ExpertTraining:
         return {number: state.trajectory for number, state in each}
 
     def epoch(self) -> tuple[float, float]:
-        """Train one more epoch; the mean accuracies on its augmented batches and on the test set.
+        """Train one more epoch; returns the mean accuracies on its batches and on the test set.
 
         After a signal the experts are saved as of the last epoch, and Interrupted is raised; they
         are also saved so often that a kill costs at most the work of one expert, or ten minutes.
@@ -168,7 +172,7 @@ class ExpertTraining:
         return work >= self._schedule.epochs or time.monotonic() - self._saved_at > SAVE_SECONDS
 
     def _save(self) -> None:
-        """Write the files of their own; UserError where they cannot be written.
+        """Write a file for each expert; UserError where that fails.
 
         All are written before the first replaces that of an earlier epoch: experts at different
         epochs are not trained together.
