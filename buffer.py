@@ -6,19 +6,16 @@ The same call again continues, within an expert too. Expert i depends on --seed 
 torchrun the experts are divided over the processes; --first_expert divides them over machines.
 """
 
-import math
-import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from utils.compute.cohort import Recipe, accuracy
+from utils.compute.cohort import Recipe
 from utils.compute.device import compute_dtype, default_device, storage_dtype, use_precision
 from utils.compute.execution import Execution
 from utils.config.resolve import Resolved, fixed_values, packaged_yaml, resolve
@@ -30,9 +27,15 @@ from utils.core.script import run_script
 from utils.data.augment import active_groups
 from utils.data.dataset import ImageDataset, find_dataset, read_dataset
 from utils.data.source import Source
-from utils.experts.files import Expert, adding, missing_experts, save_expert
+from utils.experts.files import (
+    Expert,
+    fill_files,
+    keep_expert,
+    lock_and_list_missing,
+    missing_experts,
+)
 from utils.experts.kind import ExpertKind
-from utils.experts.unfinished import ExpertTraining
+from utils.experts.unfinished import ExpertTraining, Schedule
 from utils.options import BufferOptions
 from utils.plan.choose import TrainingPlan, plan_training
 from utils.plan.machine import Machine
@@ -43,95 +46,54 @@ from utils.plan.sizes import DataSize
 EPOCHS_TO_JUDGE = 5  # epochs of a call before it says how long the rest takes
 
 
+def main(argv: Sequence[str]) -> int:
+    with ranks.process_group():
+        run(resolve(BufferOptions, argv, description=__doc__ or "", find_yaml=find_yaml))
+    return 0
+
+
 def find_yaml(given: Mapping[str, Any]) -> Path | None:
     return packaged_yaml(given.get("dataset", BufferOptions.dataset), "buffer")
 
 
-def main(argv: Sequence[str]) -> int:
-    with ranks.process_group():
-        return make_experts(argv)
-
-
-def make_experts(argv: Sequence[str]) -> int:
-    resolved = resolve(BufferOptions, argv, description=__doc__ or "", find_yaml=find_yaml)
-    options = resolved.options
-    device = default_device()
-    precision = use_precision(options.precision, device)
+def run(resolved: Resolved[BufferOptions]) -> Path:
+    """Train the experts that are missing; returns the folder of all of them."""
     check_flat(resolved)
-    found = find_dataset(
-        options.dataset,
-        data_path=options.data_path,
-        subset=options.subset,
-        res=options.res,
-        zca=options.zca,
-        val_fraction=options.val_fraction,
-    )
-    resolved.set("res", found.image_size, resolved.sources["res"])
+    check_numbers(resolved.options)
+    device = default_device()
+    precision = use_precision(resolved.options.precision, device)
     resolved.set("precision", precision, resolved.sources["precision"])
+    source = find_images(resolved)
     options = resolved.options
-    folder = ExpertKind.of(
-        found,
-        zca=options.zca,
-        model=options.model,
-        data_path=options.data_path,
-        flat=options.flat,
-    ).folder(options.buffer_path)
+    folder = ExpertKind.of(options).folder(options.buffer_path)
     check_writable(folder)
-    numbers, per_file = check_numbers(options), options.save_interval
-    missing = ranks.from_main(
-        missing_experts(folder, numbers, experts_per_file=per_file) if ranks.is_main() else []
-    )
-    print(f"buffer.py\n{resolved.table()}")
+    numbers = range(options.first_expert, options.num_experts)
+    in_files = {"experts_per_file": options.save_interval}
+    missing = missing_experts(folder, numbers, **in_files) if ranks.is_main() else []
+    missing = ranks.from_main(missing)
+    print(f"buffer.py -> {folder}\n{resolved.table(whole=options.dry_run)}")
     print(f"{len(numbers) - len(missing)} of {len(numbers)} experts are in {folder}")
-    how = plan_training(
-        DataSize.of(found).experts_training(options),
+    plan = plan_training(
+        DataSize.of(source).experts_training(options),
         Machine.here(device),
         networks=options.num_experts,
         missing=len(missing),
         compile=options.compile,
         at_once=options.experts_at_once,
     )
-    say_what_it_takes(options, found, how, folder, missing, device)
+    if missing:
+        say_what_it_takes(options, source, plan, folder, missing, device)
     ranks.barrier()  # nothing is written before everyone has looked
     if options.dry_run:
-        return 0
-    with hold_files(options, folder, numbers) as missing:
-        if not missing:
-            return 0
-        data = read_dataset(found, zca=options.zca).to(device, storage_dtype(precision))
-        recipe = make_recipe(options, found, how, device)
-        rounds = ranks.shares(missing, how.at_once)
-        seconds: list[float] = []
-        with (
-            stopping.deferred(),
-            progress_bar(total=len(rounds) * options.train_epochs, unit="epoch") as progress,
-        ):
-            for own in rounds:
-                experts = {}
-                if own:
-                    experts = train_experts(options, recipe, data, own, folder, progress, seconds)
-                for number, expert in sorted(ranks.gather_on_main(experts).items()):
-                    save_expert(folder, number, expert, experts_per_file=per_file)
-    print(f"{len(numbers)} experts of {options.train_epochs} epochs are in {folder}")
-    return 0
-
-
-def say_what_it_takes(
-    options: BufferOptions,
-    source: Source,
-    how: TrainingPlan,
-    folder: Path,
-    missing: Sequence[int],
-    device: torch.device,
-) -> None:
-    """Print time, memory and disk, estimated; UserError where there is too little room."""
-    if not missing:
-        return
-    machine = Machine.here(device)
-    size, number = DataSize.of(source), len(missing)
-    print(f"estimated: {experts_time(options, size, how, machine, missing=number)}")
-    demand = experts_demand(options, source, how, machine, folder=folder, missing=missing)
-    check_room(demand, machine, force=options.force)
+        return folder
+    with lock_and_list_missing(folder, fixed_values(options), numbers, **in_files) as missing:
+        if missing:
+            data = read_dataset(source, zca=options.zca)
+            data = data.to(device, storage_dtype(precision))
+            recipe = make_recipe(options, source, plan, device)
+            train_missing(options, recipe, data, folder, numbers, missing, plan.at_once)
+            print(f"{len(numbers)} experts of {options.train_epochs} epochs are in {folder}")
+    return folder
 
 
 def check_flat(resolved: Resolved[BufferOptions]) -> None:
@@ -143,36 +105,36 @@ def check_flat(resolved: Resolved[BufferOptions]) -> None:
             )
 
 
-def check_numbers(options: BufferOptions) -> range:
-    """The experts that this call trains; UserError where there are none, or not for everyone."""
-    numbers = range(options.first_expert, options.num_experts)
-    if not numbers or options.first_expert % options.save_interval:
+def check_numbers(options: BufferOptions) -> None:
+    """UserError where there are no experts to train, or not one for each process."""
+    count = options.num_experts - options.first_expert
+    if count <= 0 or options.first_expert % options.save_interval:
         raise UserError(
             f"--first_expert {options.first_expert} must be below --num_experts "
             f"{options.num_experts} and begin a file, so be a multiple of --save_interval "
             f"{options.save_interval}"
         )
-    if ranks.world() > len(numbers):
-        raise UserError(
-            f"{ranks.world()} processes are more than the {len(numbers)} experts: start fewer"
-        )
-    return numbers
+    if ranks.world() > count:
+        raise UserError(f"{ranks.world()} processes are more than the {count} experts: start fewer")
 
 
-@contextmanager
-def hold_files(options: BufferOptions, folder: Path, numbers: range) -> Iterator[list[int]]:
-    """The main process has the experts' files to itself; yields which are missing, to everyone."""
-    if not ranks.is_main():
-        yield ranks.from_main([])
-        return
-    with adding(
-        folder, fixed_values(options), numbers, experts_per_file=options.save_interval
-    ) as missing:
-        yield ranks.from_main(missing)
+def find_images(resolved: Resolved[BufferOptions]) -> Source:
+    """Find the data set and record its image size in `resolved`."""
+    options = resolved.options
+    source = find_dataset(
+        options.dataset,
+        data_path=options.data_path,
+        subset=options.subset,
+        res=options.res,
+        zca=options.zca,
+        val_fraction=options.val_fraction,
+    )
+    resolved.set("res", source.image_size, resolved.sources["res"])
+    return source
 
 
 def make_recipe(
-    options: BufferOptions, source: Source, how: TrainingPlan, device: torch.device
+    options: BufferOptions, source: Source, plan: TrainingPlan, device: torch.device
 ) -> Recipe:
     return Recipe(
         options.model,
@@ -182,68 +144,77 @@ def make_recipe(
         momentum=options.mom,
         weight_decay=options.l2,
         sharpness=options.sharpness,
-        execution=Execution.on(device, compiled=how.compiled),
+        execution=Execution.on(device, compiled=plan.compiled),
         dtype=compute_dtype(options.precision),
     )
 
 
-def train_experts(
+def say_what_it_takes(
+    options: BufferOptions,
+    source: Source,
+    plan: TrainingPlan,
+    folder: Path,
+    missing: Sequence[int],
+    device: torch.device,
+) -> None:
+    """Print time, memory and disk, estimated; UserError where there is too little room."""
+    machine, size = Machine.here(device), DataSize.of(source)
+    print(f"estimated: {experts_time(options, size, plan, machine, missing=len(missing))}")
+    demand = experts_demand(options, source, plan, machine, folder=folder, missing=missing)
+    check_room(demand, machine, force=options.force)
+
+
+def train_missing(
     options: BufferOptions,
     recipe: Recipe,
     data: ImageDataset,
-    numbers: list[int],
     folder: Path,
+    numbers: range,
+    missing: list[int],
+    at_once: int,
+) -> None:
+    """Train the experts `missing`, `at_once` together; write each file when its last is there."""
+    rounds = ranks.rounds_of_this_rank(missing, at_once)
+    seconds: list[float] = []
+    with (
+        stopping.deferred(),
+        progress_bar(total=len(rounds) * options.train_epochs, unit="epoch") as progress,
+    ):
+        for own in rounds:
+            trained = train_together(options, recipe, data, folder, own, progress, seconds)
+            experts = ranks.gather_on_main(trained)
+            for number, expert in experts.items():
+                keep_expert(folder, number, expert)
+            if experts:
+                fill_files(folder, numbers, experts_per_file=options.save_interval)
+
+
+def train_together(
+    options: BufferOptions,
+    recipe: Recipe,
+    data: ImageDataset,
+    folder: Path,
+    numbers: list[int],
     progress: tqdm,
     seconds: list[float],
 ) -> dict[int, Expert]:
-    """For each of the experts `numbers` its snapshots: before the first epoch and after each.
-
-    What a signal cuts off is kept as of the last epoch, and with several experts in step so often
-    that never more than the work of one is lost. `seconds` are those of the epochs so far in this
-    call.
-    """
-    train = data.require_train()
-    training = ExpertTraining(
-        recipe,
-        numbers,
-        seed=options.seed,
-        folder=folder,
-        device=train.images.device,
-        dtype=train.images.dtype,
+    """Train the experts `numbers` to their end; `seconds` are those of the epochs of this call."""
+    if not numbers:
+        return {}
+    schedule = Schedule(
+        epochs=options.train_epochs,
+        lr=options.lr_teacher,
+        decay=options.decay,
+        batch_size=options.batch_train,
+        dsa_groups=active_groups(dsa=options.dsa, strategy=options.dsa_strategy),
     )
-    progress.update(training.epoch)
-    for epoch in range(training.epoch, options.train_epochs):
-        decayed = options.decay and options.train_epochs > 1 and epoch >= options.train_epochs // 2
+    training = ExpertTraining(recipe, schedule, numbers, data, seed=options.seed, folder=folder)
+    progress.update(training.epochs)
+    while not training.is_finished:
         began = time.monotonic()
-        with training.interruptible():
-            trained = training.cohort.train(
-                train.images,
-                train.labels,
-                epochs=1,
-                lr=options.lr_teacher * (0.1 if decayed else 1),
-                batch_size=options.batch_train,
-                dsa_groups=active_groups(dsa=options.dsa, strategy=options.dsa_strategy),
-                generators=training.generators,
-            )
-        for number, loss in zip(numbers, trained.losses.tolist(), strict=True):
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"expert {number} diverged in epoch {epoch + 1}: lower --lr_teacher, which is "
-                    f"{options.lr_teacher}, --mom or --l2; the experts before it are kept"
-                )
-        training.end_epoch()
-        is_last = training.epoch == options.train_epochs
-        # The last is kept as an expert, but with several processes another may be cut off before.
-        if ranks.world() > 1 if is_last else training.is_much_unkept(options.train_epochs):
-            training.keep()
-        with training.interruptible():
-            networks = training.cohort.networks
-            tested = [accuracy(net, data.test.images, data.test.labels) for net in networks]
+        on_train, on_test = training.epoch()
         progress.set_description(f"expert {training}", refresh=False)
-        progress.set_postfix_str(
-            f"train {trained.accuracies.mean():.1%} test {statistics.fmean(tested):.1%}",
-            refresh=False,
-        )
+        progress.set_postfix_str(f"train {on_train:.1%} test {on_test:.1%}", refresh=False)
         progress.update()
         seconds.append(time.monotonic() - began)
         if len(seconds) == EPOCHS_TO_JUDGE and ranks.is_main():

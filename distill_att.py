@@ -124,7 +124,7 @@ def distil(resolved: Resolved[DistillOptions]) -> int:
     ranks.barrier()  # nothing is written before everyone has looked
     if options.dry_run:
         return 0
-    with run.alone(checkpoint):
+    with run.exclusive(checkpoint):
         if experts is not None and options.load_all:
             experts.read_all()
         data = read_dataset(source, zca=options.zca, val=True)
@@ -187,13 +187,7 @@ def open_experts(resolved: Resolved[DistillOptions], source: Source) -> ExpertBu
     starts = options.starts
     if options.start_epochs is not None and resolved.given_by_hand("max_start_epoch"):
         raise UserError("--start_epochs and --max_start_epoch bound the same: give one of them")
-    asked = ExpertKind.of(
-        source,
-        zca=options.zca,
-        model=options.model,
-        data_path=options.data_path,
-        flat=options.flat,
-    )
+    asked = ExpertKind.of(options)
     shape = {
         "channels": source.channels,
         "num_classes": len(source.class_names),
@@ -248,7 +242,7 @@ def name_run(resolved: Resolved[DistillOptions]) -> RunDir:
         resolved.set("run_name", run.path.name, DEFAULT)
         resolved.set("restart", False, DEFAULT)  # whoever continues does not
         again = ["--no_restart"] if options.restart else []
-        stopping.to_continue("--run_name", run.path.name, *again)
+        stopping.continue_with("--run_name", run.path.name, *again)
     return run
 
 
@@ -359,7 +353,7 @@ def make_recorder(
     return Recorder(
         run=run,
         method=method,
-        log=MetricsLog(run.path, wandb_mode=options.wandb, config=config),
+        log=MetricsLog(run.path, wandb_mode=options.wandb),
         config=config,
         data=data,
         labels=labels,
@@ -442,7 +436,7 @@ def take_outer_steps(
             recorder.log_step(state, step, time.monotonic() - began)
             progress.set_postfix_str(recorder.shown(state, step), refresh=False)
             progress.update()
-            if stopping.asked_anyone():
+            if stopping.received_anywhere():
                 recorder.save_checkpoint(state)
                 ranks.barrier()  # torchrun ends everyone once one has left
                 raise stopping.Interrupted
@@ -459,7 +453,7 @@ def save_what_is_due(options: DistillOptions, state: OuterState, recorder: Recor
         recorder.save(state)
     if evaluates:
         recorder.save_checkpoint(state)  # to come back to if the evaluation is cut off
-        with stopping.deferred(False):
+        with stopping.immediate():
             recorder.evaluate(state)
     checkpoints = is_due(at, options.checkpoint_it) or recorder.is_checkpoint_old()
     if evaluates or saves or is_end or checkpoints:

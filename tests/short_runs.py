@@ -9,7 +9,7 @@ import torch
 
 import buffer
 import distill_att
-from utils.experts.files import read_file
+from utils.experts.files import fill_files, keep_expert, read_file
 
 ROOT = Path(__file__).parent.parent
 SHORT = [
@@ -44,6 +44,13 @@ def train_experts(path, number, *arguments):
     argv = ["--dataset", "digits", "--train_epochs", "2", "--num_experts", str(number)]
     assert buffer.main([*argv, "--buffer_path", str(path), *arguments]) == 0
     return path
+
+
+def save_expert(folder, number, expert, *, experts_per_file):
+    """Write an expert as buffer.py does with the last one of a call; the path of its file."""
+    keep_expert(folder, number, expert)
+    fill_files(folder, range(number + 1), experts_per_file=experts_per_file)
+    return folder / f"replay_buffer_{number // experts_per_file}.pt"
 
 
 def distill(buffer_path, save_path, *arguments):

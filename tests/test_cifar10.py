@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from short_runs import save_expert
 
 from networks import build_network
 from utils.compute.cohort import Cohort, Recipe
@@ -11,7 +12,7 @@ from utils.data.augment import DSA_STRATEGY, parse_strategy
 from utils.data.dataset import Split, load_dataset
 from utils.data.real_images import class_labels, initial_images
 from utils.experts.buffer import ExpertBuffer
-from utils.experts.files import save_expert, snapshot
+from utils.experts.files import snapshot
 from utils.methods.base import Learned
 from utils.methods.outer_state import OuterState
 from utils.methods.trajectory.lengths import DISTANCES, att

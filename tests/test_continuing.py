@@ -9,13 +9,18 @@ import pytest
 import torch
 from short_runs import SHORT, distill, images, records, snapshots, train_experts, without_time
 
-import buffer
 import distill_att
 from utils.compute.cohort import Cohort
 from utils.core import stopping
 from utils.core.errors import UserError
 from utils.core.stopping import Interrupted
-from utils.experts.files import adding, unfinished_file
+from utils.experts import unfinished
+from utils.experts.files import (
+    finished_file,
+    lock_and_list_missing,
+    read_file,
+    unfinished_file,
+)
 from utils.methods.outer_state import Diverged, OuterState
 from utils.run import recorder as reporter
 
@@ -68,7 +73,7 @@ def test_a_run_killed_between_checkpoints_goes_back_to_the_last(
 def test_a_signal_ends_a_run_behind_its_step(finished, experts, tmp_path, monkeypatch):
     asked = iter([False, False, True])
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(distill_att.stopping, "asked_anyone", lambda: next(asked))
+        patch.setattr(distill_att.stopping, "received_anywhere", lambda: next(asked))
         distill(experts, tmp_path)
     run_dir = tmp_path / "digits/ConvNetD2/ipc1/run"
     checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)
@@ -149,13 +154,15 @@ def cut_off_training(path, monkeypatch, calls, number, *flags):
 def assert_same_experts(one, other):
     pairs = list(zip(snapshots(one), snapshots(other), strict=True))
     assert all(torch.equal(a, b) for a, b in pairs)
-    assert not list(Path(one).rglob("unfinished_*"))
+    assert not list(Path(one).rglob("*finished_*"))
 
 
 def test_an_expert_goes_on_at_its_last_epoch(experts, tmp_path, monkeypatch, capsys):
     cut_off_training(tmp_path, monkeypatch, 3, 2)  # in the second epoch of expert 1
     folder = tmp_path / "digits/ConvNetD2"
     assert unfinished_file(folder, 1).exists()
+    assert len(read_file(finished_file(folder, 0))) == 1
+    assert not list(folder.glob("replay_buffer_*"))
     capsys.readouterr()
     train_experts(tmp_path, 2)
     assert "going on with expert 1 after 1 epochs" in capsys.readouterr().out
@@ -166,7 +173,7 @@ def test_a_signal_while_an_expert_is_tested_costs_no_epoch(tmp_path, monkeypatch
     flags = ["--val_fraction", "0.9", "--train_epochs", "1"]
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(stopping, "_first", None)
-        patch.setattr(buffer, "accuracy", lambda *_: stopping._receive(signal.SIGTERM, None))
+        patch.setattr(unfinished, "accuracy", lambda *_: stopping._receive(signal.SIGTERM, None))
         train_experts(tmp_path, 1, *flags)
     monkeypatch.setattr(Cohort, "train", after(0, Cohort.train))  # nothing is left to train
     train_experts(tmp_path, 1, *flags)
@@ -247,17 +254,20 @@ def test_a_range_must_begin_a_file(tmp_path, first, number):
 
 def test_two_processes_add_other_files_but_not_the_same(tmp_path):
     settings = {"lr_teacher": 0.01}
-    with adding(tmp_path, settings, range(4), experts_per_file=2) as missing:
+    with lock_and_list_missing(tmp_path, settings, range(4), experts_per_file=2) as missing:
         assert missing == [0, 1, 2, 3]
         refusal = pytest.raises(UserError, match=r"another process trains .*replay_buffer_1 in")
-        with refusal, adding(tmp_path, settings, range(2, 6), experts_per_file=2):
+        with refusal, lock_and_list_missing(tmp_path, settings, range(2, 6), experts_per_file=2):
             pass
-        with adding(tmp_path, settings, range(4, 6), experts_per_file=2) as others:
+        with lock_and_list_missing(tmp_path, settings, range(4, 6), experts_per_file=2) as others:
             assert others == [4, 5]
         # Settings without an expert yet are someone's all the same while that one is at work.
         refusal = pytest.raises(UserError, match=r"lr_teacher=0.01, not 0.1")
-        with refusal, adding(tmp_path, {"lr_teacher": 0.1}, range(4, 6), experts_per_file=2):
+        with (
+            refusal,
+            lock_and_list_missing(tmp_path, {"lr_teacher": 0.1}, range(4, 6), experts_per_file=2),
+        ):
             pass
-    with adding(tmp_path, {"lr_teacher": 0.1}, range(4), experts_per_file=2):
+    with lock_and_list_missing(tmp_path, {"lr_teacher": 0.1}, range(4), experts_per_file=2):
         pass
     assert json.loads((tmp_path / "experts.json").read_text()) == {"lr_teacher": 0.1}

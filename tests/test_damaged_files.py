@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from short_runs import save_expert
 
 from utils.compute.flat import flatten
 from utils.core.cache import cached
@@ -20,7 +21,7 @@ from utils.core.files import torch_load, torch_save
 from utils.data.distilled import SyntheticSet
 from utils.data.normalisation import Normalisation
 from utils.experts.buffer import ExpertBuffer
-from utils.experts.files import Expert, save_expert
+from utils.experts.files import Expert
 
 SHAPES = [torch.Size([2, 3]), torch.Size([2])]
 LEGACY = {"_use_new_zipfile_serialization": False}

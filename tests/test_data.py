@@ -13,8 +13,9 @@ from PIL import Image
 from torchvision import transforms
 
 from utils.core.errors import UserError
-from utils.data import decode as image_tree
+from utils.data import decode
 from utils.data.dataset import DATASETS, ImageDataset, find_dataset, load_dataset
+from utils.data.folders import image_files
 from utils.data.imagenet_subsets import IMAGENET_SUBSETS
 from utils.data.normalisation import Normalisation, fit_zca
 
@@ -343,7 +344,7 @@ def test_imagenet_is_too_large_for_zca_before_anything_is_decoded(tmp_path, monk
     for wnid in NETTE:
         picture(tmp_path / f"train/{wnid}/a.JPEG")
         picture(tmp_path / f"val/{wnid}/a.JPEG")
-    monkeypatch.setattr(image_tree, "_decode_one", None)
+    monkeypatch.setattr(decode, "_decode_one", None)
     with pytest.raises(UserError, match=r"9\.7 GB"):
         load_dataset("ImageNet", data_path=tmp_path, subset="imagenette", zca=True)
 
@@ -413,7 +414,7 @@ def test_a_tree_without_class_folders(tmp_path):
 
 
 def decoded(path: Path, res: int = 8) -> torch.Tensor:
-    return image_tree.decode([path], res)[0]
+    return decode.decode([path], res)[0]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
@@ -519,13 +520,13 @@ def test_a_link_that_leads_nowhere_is_named(folder):
 def decodes(monkeypatch) -> list[str]:
     """The names of the files decoded so far."""
     calls: list[str] = []
-    decode_one = image_tree._decode_one
+    decode_one = decode._decode_one
 
     def record(file: Path, res: int) -> np.ndarray:
         calls.append(file.parent.name + "/" + file.name)
         return decode_one(file, res)
 
-    monkeypatch.setattr(image_tree, "_decode_one", record)
+    monkeypatch.setattr(decode, "_decode_one", record)
     return calls
 
 
@@ -546,8 +547,8 @@ def test_a_relative_path_finds_the_same_cache(folder, decodes, monkeypatch):
 
 
 def test_the_key_of_a_cache_depends_on_the_size(folder):
-    files = image_tree.image_files(folder / "train/cat")
-    assert image_tree.fingerprint(files, 8) != image_tree.fingerprint(files, 16)
+    files = image_files(folder / "train/cat")
+    assert decode.fingerprint(files, 8) != decode.fingerprint(files, 16)
 
 
 @pytest.mark.parametrize("change", ["a new file", "another size", "another time", "another res"])
@@ -651,7 +652,8 @@ def test_a_class_too_small_to_divide_is_named(folder):
 def test_zca_is_fitted_and_kept_without_the_images_held_out(folder, monkeypatch):
     whole = load_dataset("folder", data_path=folder, res=8, zca=True)
     rest = load_dataset("folder", data_path=folder, res=8, zca=True, val_fraction=0.5)
-    pixels = find_dataset("folder", data_path=folder, res=8, val_fraction=0.5).read["train"]()
+    source = find_dataset("folder", data_path=folder, res=8, val_fraction=0.5)
+    pixels = source.pixels(["train"])["train"]
     assert torch.equal(rest.normalisation.zca_matrix, fit_zca(pixels / 255).zca_matrix)
     assert not torch.equal(rest.normalisation.zca_matrix, whole.normalisation.zca_matrix)
     monkeypatch.setattr("utils.data.dataset.fit_zca", None)  # both are kept

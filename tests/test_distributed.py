@@ -153,7 +153,7 @@ def test_shares_are_disjoint_and_whole(monkeypatch):
     parts = []
     for rank in range(3):
         monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
-        parts.append(ranks.shares(list(range(10)), 2))
+        parts.append(ranks.rounds_of_this_rank(list(range(10)), 2))
     assert [len(part) for part in parts] == [2, 2, 2]  # as many rounds for everyone
     assert [part[0] for part in parts] == [[0, 1], [2, 3], [4, 5]]
     assert sorted(i for part in parts for own in part for i in own) == list(range(10))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from short_runs import save_expert
 from torch import nn
 
 from networks import build_network
@@ -24,9 +25,10 @@ from utils.experts.files import (
     Expert,
     begin,
     buffer_files,
+    fill_files,
+    keep_expert,
     missing_experts,
     read_file,
-    save_expert,
     snapshot,
 )
 from utils.experts.kind import ExpertKind, find_experts
@@ -364,26 +366,60 @@ def test_files_are_memory_mapped_until_all_is_read(tmp_path):
     "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
 )
 def test_nothing_half_written_stays(tmp_path, monkeypatch, error):
-    experts = [make_expert(seed) for seed in range(3)]
-    write(tmp_path, experts, per_file=2)
+    experts = [make_expert(seed) for seed in range(4)]
+    write(tmp_path, experts[:3], per_file=2)
+    keep_expert(tmp_path, 3, experts[3])
+    before = names(tmp_path)
 
     def fail(content, file):
         file.write(b"half")
         raise error
 
-    monkeypatch.setattr(torch, "save", fail)
-    for number in (3, 4):  # adds to a file; begins one
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", fail)
         with pytest.raises((UserError, KeyboardInterrupt)):
-            save_expert(tmp_path, number, make_expert(9), experts_per_file=2)
-    assert names(tmp_path) == ["replay_buffer_0.pt", "replay_buffer_1.pt"]
+            keep_expert(tmp_path, 4, make_expert(9))
+        with pytest.raises((UserError, KeyboardInterrupt)):
+            fill_files(tmp_path, range(4), experts_per_file=2)
+    assert names(tmp_path) == before
+    assert_holds(ExpertBuffer(tmp_path, SHAPES), experts[:3])
+    fill_files(tmp_path, range(4), experts_per_file=2)
     assert_holds(ExpertBuffer(tmp_path, SHAPES), experts)
 
 
-def test_appending_to_a_damaged_file_does_not_replace_it(tmp_path):
+def test_a_file_is_written_once_when_its_last_expert_is_there(tmp_path):
+    experts = [make_expert(seed) for seed in range(5)]
+    of_their_own = []
+    for number in (1, 0, 2, 3, 4):
+        keep_expert(tmp_path, number, experts[number])
+        fill_files(tmp_path, range(5), experts_per_file=3)
+        of_their_own.append([name for name in names(tmp_path) if name.startswith("finished")])
+    first, second, fourth = (f"finished_expert_{n}.pt" for n in (0, 1, 3))
+    assert of_their_own == [[second], [first, second], [], [fourth], []]
+    assert_holds(ExpertBuffer(tmp_path, SHAPES), experts)
+
+
+def test_a_file_of_fewer_experts_is_continued(tmp_path):
+    experts = [make_expert(seed) for seed in range(4)]
+    write(tmp_path, experts[:1], per_file=3)
+    for number in (1, 2, 3):
+        assert_holds(ExpertBuffer(tmp_path, SHAPES), experts[:1])
+        keep_expert(tmp_path, number, experts[number])
+        if number < 3:
+            assert missing_experts(tmp_path, range(4), experts_per_file=3) == [2, 3][number - 1 :]
+    fill_files(tmp_path, range(4), experts_per_file=3)
+    assert_holds(ExpertBuffer(tmp_path, SHAPES), experts)
+    keep_expert(tmp_path, 1, experts[1])  # as where a kill came before it was removed
+    fill_files(tmp_path, range(4), experts_per_file=3)
+    assert names(tmp_path) == ["replay_buffer_0.pt", "replay_buffer_1.pt"]
+
+
+def test_a_damaged_file_is_not_replaced(tmp_path):
     path = tmp_path / "replay_buffer_0.pt"
     path.write_bytes(b"damaged")
+    keep_expert(tmp_path, 1, make_expert())
     with pytest.raises(UserError, match=r"replay_buffer_0\.pt is damaged"):
-        save_expert(tmp_path, 1, make_expert(), experts_per_file=2)
+        fill_files(tmp_path, range(2), experts_per_file=2)
     assert path.read_bytes() == b"damaged"
 
 
@@ -499,6 +535,14 @@ def test_an_empty_folder_holds_no_experts(tmp_path):
         find_experts(str(tmp_path), KIND, model_fixed=False, zca_fixed=False)
 
 
+def test_experts_without_a_whole_file_name_the_command_that_goes_on(tmp_path):
+    for number in range(2):
+        keep_expert(KIND.folder(str(tmp_path)), number, make_expert())
+    match = r"no buffer file .* yet, where 2 experts are .*go on with: python buffer\.py .*--zca"
+    with pytest.raises(UserError, match=match):
+        find_experts(str(tmp_path), KIND, model_fixed=False, zca_fixed=False)
+
+
 def test_other_settings_are_refused_naming_both_values(tmp_path):
     settings = {"lr_teacher": 0.01, "subset": None, "dsa": True}
     begin(tmp_path, settings)
@@ -514,6 +558,10 @@ def test_settings_bind_nobody_before_the_first_expert(tmp_path):
     begin(tmp_path, {"lr_teacher": 0.01})
     begin(tmp_path, {"lr_teacher": 0.1})
     assert json.loads((tmp_path / "experts.json").read_text()) == {"lr_teacher": 0.1}
+    keep_expert(tmp_path, 0, make_expert())
+    with pytest.raises(UserError, match=r"lr_teacher=0.1, not 0.01"):
+        begin(tmp_path, {"lr_teacher": 0.01})
+    assert (tmp_path / "finished_expert_0.pt").exists()
 
 
 @pytest.mark.parametrize("content", ["{", "[]", ""])
@@ -541,15 +589,11 @@ def test_missing_experts_are_those_of_missing_and_short_files(tmp_path):
     assert missing_experts(tmp_path, range(6), experts_per_file=2) == [2, 3, 5]
 
 
-def test_a_damaged_file_is_named_with_what_to_do(tmp_path):
-    (tmp_path / "replay_buffer_1.pt").write_bytes(b"damaged")
-    with pytest.raises(UserError, match=r"replay_buffer_1\.pt is damaged.*delete it"):
+@pytest.mark.parametrize("name", ["replay_buffer_1.pt", "finished_expert_2.pt"])
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path, name):
+    (tmp_path / name).write_bytes(b"damaged")
+    with pytest.raises(UserError, match=rf"{name} is damaged.*delete it"):
         missing_experts(tmp_path, range(4), experts_per_file=2)
-
-
-def test_an_expert_is_saved_in_its_place_only(tmp_path):
-    with pytest.raises(ValueError, match="3 is not the next"):
-        save_expert(tmp_path, 3, make_expert(), experts_per_file=2)
 
 
 def test_parameters_that_are_not_finite_are_named(tmp_path):

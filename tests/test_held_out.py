@@ -71,6 +71,15 @@ def test_a_run_with_images_held_out(held_out, tmp_path, capsys):
     assert seen == [10, len(rest.train.labels)]
 
 
+def test_training_images_are_read_once_for_both_parts():
+    source, reads = find_dataset("digits", val_fraction=0.5), []
+    read = source.read["train"]
+    source.read["train"] = lambda: reads.append("train") or read()
+    data = read_dataset(source, val=True)
+    assert reads == ["train"]
+    assert len(data.train.images) + len(data.val.images) == 1437
+
+
 @pytest.mark.parametrize(("select", "raw", "ema"), [("test", 0, 2), ("val", 2, 4), ("last", 4, 4)])
 def test_the_best_is_the_one_selected(held_out, tmp_path, accuracies, capsys, select, raw, ema):
     run_dir = distill(held_out, tmp_path, *VAL, "--select", select)

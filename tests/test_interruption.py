@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from utils.core import stopping
-from utils.core.stopping import Interrupted, deferred
+from utils.core.stopping import Interrupted, deferred, immediate
 
 
 @pytest.fixture(autouse=True)
@@ -25,10 +25,10 @@ def fresh(monkeypatch):
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)]
 )
 def test_a_signal_raises_where_the_script_stands(number, status):
-    assert not stopping.asked()
+    assert not stopping.received()
     with pytest.raises(Interrupted):
         signal.raise_signal(number)
-    assert stopping.asked()
+    assert stopping.received()
     assert stopping.status() == status
 
 
@@ -39,15 +39,15 @@ def test_no_handler_of_failures_swallows_it():
 def test_deferred_it_is_noted_and_raises_at_the_next_place_that_lets_it():
     with deferred():
         signal.raise_signal(signal.SIGTERM)
-        assert stopping.asked_anyone()
-        with pytest.raises(Interrupted), deferred(False):
+        assert stopping.received_anywhere()
+        with pytest.raises(Interrupted), immediate():
             pytest.fail("not reached")
-    with pytest.raises(Interrupted), deferred(False):
+    with pytest.raises(Interrupted), immediate():
         pytest.fail("not reached")
 
 
 def test_within_deferred_a_block_may_be_interrupted():
-    with deferred(), pytest.raises(Interrupted), deferred(False):
+    with deferred(), pytest.raises(Interrupted), immediate():
         signal.raise_signal(signal.SIGTERM)
         pytest.fail("not reached")
 
@@ -67,7 +67,7 @@ def test_an_echo_is_no_second_signal_but_a_later_one_ends_the_process(monkeypatc
 def test_the_command_that_continues(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/code/distill_att.py", "--save_path", "my results"])
     assert stopping.command() == "python distill_att.py --save_path 'my results'"
-    stopping.to_continue("--run_name", "x_2")
+    stopping.continue_with("--run_name", "x_2")
     assert stopping.command().endswith("--save_path 'my results' --run_name x_2")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     assert stopping.command().startswith("torchrun ... distill_att.py --save_path")

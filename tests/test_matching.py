@@ -6,6 +6,7 @@ from itertools import count, pairwise
 
 import pytest
 import torch
+from short_runs import save_expert
 
 from networks import build_network
 from utils.compute.execution import Execution
@@ -13,7 +14,7 @@ from utils.compute.flat import FlatNetwork
 from utils.core.errors import UserError
 from utils.data.augment import DSA_STRATEGY, parse_strategy
 from utils.experts.buffer import ExpertBuffer
-from utils.experts.files import save_expert, snapshot
+from utils.experts.files import snapshot
 from utils.methods.trajectory import matching, method
 from utils.methods.trajectory.lengths import DISTANCES, LENGTH_POLICIES
 from utils.methods.trajectory.matching import Objective

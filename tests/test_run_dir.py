@@ -19,7 +19,7 @@ def run(tmp_path):
 @pytest.fixture
 def log(run):
     run.path.mkdir()
-    return MetricsLog(run.path, wandb_mode="disabled", config={})
+    return MetricsLog(run.path, wandb_mode="disabled")
 
 
 def test_an_unused_directory(run):
@@ -32,9 +32,9 @@ def test_an_unused_directory(run):
 
 def test_two_at_once_are_refused(run):
     refusal = pytest.raises(UserError, match=r"another process is at work in .*run: .*--run_name")
-    with run.alone(None), refusal, RunDir(run.path).alone(None):
+    with run.exclusive(None), refusal, RunDir(run.path).exclusive(None):
         pass
-    with run.alone(None):
+    with run.exclusive(None):
         pass
 
 
@@ -42,9 +42,9 @@ def test_one_who_worked_between_looking_and_beginning_is_noticed(run):
     checkpoint = {name: {} for name in ("config", "best", "measured_by", "how")}
     checkpoint |= {"num_experts": 1, "state": {"iteration": 3}, "evaluated": 2}
     run.save_checkpoint(checkpoint)
-    with pytest.raises(UserError, match="has just worked in"), run.alone(None):
+    with pytest.raises(UserError, match="has just worked in"), run.exclusive(None):
         pass
-    with run.alone(checkpoint):
+    with run.exclusive(checkpoint):
         pass
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,9 @@ from short_runs import (
 import buffer
 import distill_att
 import eval as evaluation
+from utils.config.resolve import Resolved
 from utils.core.errors import UserError
+from utils.options import BufferOptions
 
 
 def test_as_a_user_types_them(tmp_path):
@@ -56,6 +59,19 @@ def test_as_a_user_types_them(tmp_path):
     assert measured.returncode == 0, measured.stderr
     assert re.search(r"distilled raw +ConvNetD2 .*%", measured.stdout)
     assert (moved.parent / "eval.json").exists()
+
+
+def test_buffer_is_called_from_python(experts):
+    options = BufferOptions(
+        dataset="digits",
+        model="ConvNetD2",
+        num_experts=2,
+        train_epochs=2,
+        buffer_path=str(experts),
+    )
+    assert buffer.run(Resolved.of(options)) == experts / "digits/ConvNetD2"
+    with pytest.raises(UserError, match="--rho is for sharpness-aware steps"):
+        buffer.run(Resolved.of(replace(options, rho=0.5)))
 
 
 def test_an_interrupted_buffer_gives_the_same_experts(experts, tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from short_runs import train_experts
+from short_runs import save_expert, train_experts
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,7 +20,7 @@ from utils.data.distilled import SyntheticSet
 from utils.data.real_images import random_real_images
 from utils.experts.buffer import ExpertBuffer
 from utils.experts.features import Observer
-from utils.experts.files import read_file, save_expert, snapshot
+from utils.experts.files import read_file, snapshot
 from utils.measure import protocol as evaluation
 from utils.measure.selection import SELECTIONS, forgetting, herding, k_center, select
 from utils.options import EvalOptions

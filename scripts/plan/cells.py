@@ -16,7 +16,7 @@ from scripts.plan.estimate import Estimate, experts_estimate, row_estimate
 from utils.config.resolve import CONFIGS, DEFAULT, Resolved, packaged_yaml, resolve
 from utils.core.errors import UserError
 from utils.data.imagenet_subsets import IMAGENET_SUBSETS
-from utils.experts.kind import NATIVE_RES, ExpertKind
+from utils.experts.kind import ExpertKind
 from utils.options import BufferOptions, DistillOptions, EvalOptions
 from utils.run.directory import RunDir
 
@@ -105,7 +105,7 @@ def make_cells(settings: Settings, *, rivals: bool = False) -> Cells:
     epochs: dict[ExpertKind, int] = {}
     for row in table_rows(one_subset=settings.smoke, rivals=rivals):
         command, options = distillation(row, settings)
-        kind = expert_kind(options)
+        kind = ExpertKind.of(options)
         last_epoch = options.starts.end + options.expert_epochs
         epochs[kind] = max(last_epoch, epochs.get(kind, 0))
         rows.append(row_cell(row, command, options, kind, settings))
@@ -162,19 +162,6 @@ def distillation(row: Row, settings: Settings) -> tuple[str, DistillOptions]:
     if found.sources["eval_it"] == DEFAULT and sparse > found.options.eval_it:
         flags += ["--eval_it", str(sparse)]
     return shlex.join(["distill_att.py", *flags]), resolved(flags).options
-
-
-def expert_kind(options: DistillOptions) -> ExpertKind:
-    return ExpertKind(
-        options.dataset,
-        options.subset,
-        options.res or NATIVE_RES[options.dataset],
-        options.zca,
-        options.model,
-        options.data_path,
-        options.flat,
-        options.val_fraction,
-    )
 
 
 def experts_cell(kind: ExpertKind, epochs: int, settings: Settings) -> Cell:

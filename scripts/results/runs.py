@@ -14,7 +14,7 @@ import yaml
 from networks import canonical_name
 from utils.config.resolve import fixed_values, resolve
 from utils.core.errors import UserError
-from utils.experts.kind import NATIVE_RES
+from utils.data.spec import side_of
 from utils.options import DistillOptions
 from utils.run.log import read_records
 
@@ -73,7 +73,7 @@ def option_settings(options: DistillOptions) -> dict[str, Any]:
         **fixed_values(options),
         "Iteration": options.Iteration,
         "model": canonical_name(options.model),
-        "res": options.res or NATIVE_RES.get(options.dataset),
+        "res": side_of(options.dataset, options.res),
     }
 
 

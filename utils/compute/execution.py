@@ -37,6 +37,10 @@ class Execution:
     vectorised: bool = False
     winograd: bool = False
 
+    def __post_init__(self) -> None:
+        if self.compiled:
+            torch._dynamo.config.recompile_limit = KEPT_COMPILATIONS
+
     @classmethod
     def on(cls, device: torch.device, *, compiled: bool, replayed: bool = True) -> "Execution":
         """What suits `device`; `replayed` allows CUDA graphs.
@@ -63,7 +67,6 @@ class Execution:
         if together:
             function = torch.func.vmap(function)
         if self.compiled:
-            torch._dynamo.config.recompile_limit = KEPT_COMPILATIONS
             function = torch.compile(function, dynamic=False, fullgraph=True)
         if not together:
             function = _row_by_row(function)

@@ -35,11 +35,11 @@ def option(
     may_change: bool = False,
     auto: bool = False,
 ) -> Any:
-    """A field of an options dataclass; `minimum` and `maximum` are allowed, `above` is not.
+    """Declare a field of an options dataclass; `minimum` and `maximum` are allowed, `above` is not.
 
-    `check` raises ValueError for a value that is no good, its message naming the choices.
-    `may_change` marks what does not alter a result, so that it may differ between the calls of one
-    run. With `auto` the word auto may be written for None.
+    `check` raises ValueError for a bad value, with the choices in its message. `may_change` marks
+    what does not alter a result, so it may differ between the calls of one run. With `auto` the
+    word auto may be written for None.
     """
     metadata = {
         "help": help,
@@ -75,7 +75,7 @@ def _to_bool(value: Any) -> bool:
 
 
 def _to_int(value: Any) -> int:
-    """Whole numbers, also written as 1e4, as people do for iterations."""
+    """Convert a whole number, which may be written as 1e4, as people do for iterations."""
     number = float(value)
     if isinstance(value, bool) or not number.is_integer():
         raise ValueError(value)
@@ -101,7 +101,7 @@ _CONVERSIONS: dict[type, tuple[Callable[[Any], Any], str]] = {
 
 
 def quoted(value: Any) -> str:
-    """`value` for a message, the middle of a long one left out."""
+    """Write `value` for a message, without the middle of a long one."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits

@@ -35,6 +35,18 @@ class Resolved(Generic[T]):
     options: T
     sources: dict[str, str]
 
+    @classmethod
+    def of(cls, options: T) -> "Resolved[T]":
+        """Take `options` made in Python: what differs from the defaults was given by hand."""
+        defaults = type(options)()
+        return cls(
+            options,
+            {
+                name: DEFAULT if value == getattr(defaults, name) else FLAG
+                for name, value in vars(options).items()
+            },
+        )
+
     def given_by_hand(self, name: str) -> bool:
         return self.sources[name] == FLAG
 
@@ -117,10 +129,10 @@ def nearest_row(dataset: str, ipc: int, method: str | None = None) -> Path | Non
 def check_unchanged(
     before: Mapping[str, Any], now: Mapping[str, Any], *, where: Path, instead: str
 ) -> None:
-    """Refuse to go on with `where`, begun with the values `before`, under other values.
+    """Raise UserError if a setting that affects results differs from those `where` was begun with.
 
-    UserError names the first that differs, with both values; `instead` is the flag that chooses
-    another place. A setting that `before` does not know yet had no other value than the default.
+    It names the first one with both values; `instead` is the flag that chooses another place. A
+    setting that `before` does not have yet had its default.
     """
     for name, value in now.items():
         if name in before and before[name] != value:
@@ -131,7 +143,7 @@ def check_unchanged(
 
 
 def fixed_values(options: Any) -> dict[str, Any]:
-    """The options that alter a result, by name."""
+    """Collect the options that alter a result, by name."""
     fields = dataclasses.fields(options)
     return {f.name: getattr(options, f.name) for f in fields if not f.metadata["may_change"]}
 

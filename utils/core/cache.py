@@ -1,4 +1,4 @@
-"""Tensors that are slow to make, kept on disk for the next run."""
+"""Keep tensors that are slow to make on disk, for the next run."""
 
 import hashlib
 import logging
@@ -17,11 +17,10 @@ Tensors = dict[str, Tensor]
 
 
 def cached(path: Path, key: str, build: Callable[[], Tensors]) -> Tensors:
-    """The CPU tensors that `build` makes for `key`, read from `path` where that holds them.
+    """Read the CPU tensors of `key` from `path`; make them by `build` where it does not hold them.
 
-    A file with another key, or one that is damaged (its checksum does not match), is replaced, by
-    one process while others wait for it. Where `path` cannot be written the tensors are returned
-    all the same, with one warning.
+    A file with another key, or a damaged one (its checksum does not match), is replaced by one
+    process while others wait. Where `path` cannot be written, one warning is logged.
     """
     stored = _load(path, key)
     if stored is not None:
@@ -39,7 +38,7 @@ def cached(path: Path, key: str, build: Callable[[], Tensors]) -> Tensors:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """A checksum of names, types, shapes and values."""
+    """Compute a checksum of names, types, shapes and values."""
     state = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(tensors.items()):
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -48,7 +47,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _load(path: Path, key: str) -> Tensors | None:
-    """What `path` holds under `key`, or None if it is missing, damaged or of another key."""
+    """Read `path`; None if it is missing, damaged or of another key."""
     if not os.path.isfile(path):  # a pipe would be waited for
         return None
     try:

@@ -1,4 +1,4 @@
-"""The one exception for everything a user can cause and cure."""
+"""The one exception for what a user can mend."""
 
 
 class UserError(Exception):

@@ -1,7 +1,7 @@
-"""Files that are whole or absent: written beside the target, synced, then renamed over it.
+"""Write files so that they are whole or absent, and read them checked.
 
-Writers hold a lock (`utils/core/locks.py`), so the temporary file has a fixed name, and one that a
-killed process left is overwritten.
+A file is written beside its target, synced, then renamed over it. Writers hold a lock
+(`utils/core/locks.py`), so the temporary file can have a fixed name, and a leftover is overwritten.
 """
 
 import os
@@ -18,7 +18,7 @@ from utils.core.errors import UserError
 
 CHUNK = 2**20  # bytes read at a time
 MARKED_AS_FOLDER = 0x10  # in a zip archive; torch's reader gives uninitialised memory for such
-# torch says so of some files before it refuses them, which an error tells in one line.
+# torch warns of some files before it refuses them; the error says it in one line.
 warnings.filterwarnings("ignore", message="Detected pickle protocol")
 
 
@@ -50,7 +50,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make renamings in `folder` outlast a power failure, where its file system can."""
+    """Make renames in `folder` survive a power failure, where its file system can."""
     descriptor = os.open(folder, os.O_RDONLY)
     with suppress(OSError):
         os.fsync(descriptor)
@@ -68,12 +68,12 @@ def torch_save(obj: Any, path: str | Path) -> None:
 
 
 def torch_load(path: Path, *, mmap: bool = False) -> Any:
-    """What `torch_save` wrote, on the CPU: tensors and plain containers only, never code.
+    """Read what `torch_save` wrote, on the CPU: tensors and plain containers only, never code.
 
     With `mmap` the tensors are read from disk when they are used. Either way the whole file is read
-    once, to compare the checksums in it, a bounded piece at a time; torch.load itself does not look
-    at them. Torch's format from before 1.6 is no zip archive: it has no checksums, so that damage
-    to the values of a tensor goes unseen, and cannot be mapped.
+    once, in bounded pieces, to compare its checksums, which torch.load itself does not do. Torch's
+    format from before 1.6 is no zip archive: it has no checksums, so damage to the values of a
+    tensor is not noticed, and it cannot be mapped.
 
     Raises:
         UserError: the file is not there, may not be read, is damaged, or holds something else.
@@ -132,7 +132,7 @@ def write_text(text: str, path: str | Path) -> None:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Raise UserError if `folder` cannot be made or written to; for checks before long work."""
+    """Raise UserError if `folder` cannot be made or written to; call it before long work."""
     existing = Path(folder)
     try:
         while not (existing.is_symlink() or existing.exists()):

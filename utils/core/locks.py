@@ -1,4 +1,4 @@
-"""One process at a time: lock files, which end with whoever holds them, however that is."""
+"""Lock files, so that one process at a time works on something; they end with their process."""
 
 import errno
 import logging
@@ -15,9 +15,9 @@ WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 @contextmanager
 def locked(path: Path, *, refusal: str | None = None) -> Iterator[None]:
-    """Hold the lock file `path`, made where it is missing, during the block.
+    """Hold the lock file `path` during the block; make it where it is missing.
 
-    Where another process holds it: wait for that one, or, with a `refusal`, UserError with it.
+    Where another process holds it: wait, or, with a `refusal`, raise UserError with that text.
     Where the file system knows no locks, or nothing may be written, go on without.
     """
     lock = _lock(path)
@@ -27,7 +27,7 @@ def locked(path: Path, *, refusal: str | None = None) -> Iterator[None]:
     except Timeout:
         raise UserError(refusal) from None
     except OSError as error:
-        # Who may not write there will be told so when he tries.
+        # Without permission to write, the first file written there says so.
         if error.errno in WITHOUT_LOCKS:
             logging.getLogger(__name__).warning(
                 "%s is on a file system without locks: start nothing else that works there", path
@@ -50,5 +50,5 @@ def is_held(path: Path) -> bool:
 
 
 def _lock(path: Path) -> FileLock:
-    """For everyone who may write in the folder; never a marker file, which outlives its process."""
+    """A lock for all users of the folder; never a marker file, which outlives its process."""
     return FileLock(path, mode=0o666, fallback_to_soft=False)

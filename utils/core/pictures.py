@@ -1,4 +1,4 @@
-"""Pictures of a synthetic set that a person can read."""
+"""Sheets of images for people to look at."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ MAX_COLUMNS = 20
 
 
 def save_grid(images01: Tensor, path: Path, *, ipc: int) -> None:
-    """Write images (classes * ipc, C, H, W) in [0, 1] as one PNG sheet; values outside are clipped.
+    """Write images (classes * ipc, C, H, W) as one PNG sheet; values are clipped to [0, 1].
 
-    A class begins a new row; where there is one image of each, a row holds ten classes. Small
-    images are enlarged without smoothing.
+    Each class begins a new row; with one image a class, a row holds ten classes. Small images are
+    enlarged without smoothing.
     """
     images01 = images01.detach().float().cpu().clamp(0, 1)
     if ipc == 1:

@@ -1,6 +1,4 @@
-"""How far the work is: progress bars, live on a terminal, a line now and then in a log file; and
-what is left of it.
-"""
+"""Show progress and the time left: live on a terminal, a line now and then in a log file."""
 
 import statistics
 import sys
@@ -13,7 +11,7 @@ WARM_UP = 2  # steps of a call that include compiling and the libraries' choice 
 
 
 def progress_bar(*, total: int, unit: str, initial: int = 0) -> tqdm:
-    """A tqdm bar; update its text with `refresh=False`, so that a log is not flooded."""
+    """Make a tqdm bar; update its text with `refresh=False`, so that a log is not flooded."""
     live = sys.stderr.isatty()
     return tqdm(
         total=total,
@@ -33,11 +31,11 @@ def time_left(
     evaluations: int = 0,
     evaluation_seconds: float | None = None,
 ) -> str:
-    """One line, as in "about 4.8 s an iteration, 2.3 h left with 12 evaluations of about 40 s".
+    """Estimate the time left: "about 4.8 s an iteration, 2.3 h left with 12 evaluations of ...".
 
-    `seconds` are those of the first units of a call, of which the first ones are left out where
-    there are more. `left` units and `evaluations` are still to come; without `evaluation_seconds`
-    nothing is known of these.
+    `seconds` are those of the first units of a call; where there are more than WARM_UP, these are
+    left out. `left` units and `evaluations` are still to come; without `evaluation_seconds` an
+    evaluation's time is unknown.
     """
     each = statistics.median(seconds[WARM_UP:] or seconds)
     total = left * each + evaluations * (evaluation_seconds or 0)
@@ -52,7 +50,7 @@ def time_left(
 
 
 def duration(seconds: float) -> str:
-    """For people: 4.8 s, 40 s, 2.5 min, 2.3 h, 4.1 days."""
+    """Write a duration for people: 4.8 s, 40 s, 2.5 min, 2.3 h, 4.1 days."""
     for unit, length, least in (("days", 86400, 172800), ("h", 3600, 3600), ("min", 60, 60)):
         if seconds >= least:
             return f"{seconds / length:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""What a result was made with: versions, hardware, commit, command."""
+"""Describe what a result was made with: versions, hardware, commit, command."""
 
 import platform
 import shlex
@@ -11,7 +11,7 @@ import torch
 
 
 def describe_environment() -> dict[str, str]:
-    """Plain values for a run's record."""
+    """Collect the command, versions, commit and device as plain values for a run's record."""
     return {
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "git_commit": _git_commit(),

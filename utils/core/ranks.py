@@ -1,4 +1,4 @@
-"""Several processes, started by torchrun: who is who, and what they tell each other."""
+"""Several processes started by torchrun: their numbers, and how they exchange values."""
 
 import io
 import os
@@ -41,8 +41,8 @@ def under_torchrun() -> bool:
 def process_group() -> Iterator[None]:
     """Join the processes that torchrun started; without torchrun nothing happens.
 
-    The others than the main one print nothing but errors. After an error nobody says goodbye: that
-    waits for the others, who may wait for this one.
+    Only the main one prints more than errors. After an error the group is not destroyed: that
+    waits for the others, which may wait for this one.
     """
     if not under_torchrun():
         yield
@@ -58,14 +58,14 @@ def process_group() -> Iterator[None]:
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of the processes' tensors, on each of them; in place."""
+    """Sum the processes' tensors, in place on each of them."""
     if world() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def gather(value: T) -> list[T]:
-    """The processes' values, by rank, on each of them; tensors must be on the CPU."""
+    """List the processes' values by rank, on each of them; tensors must be on the CPU."""
     if world() == 1:
         return [value]
     values: list[T] = [value] * world()
@@ -74,7 +74,7 @@ def gather(value: T) -> list[T]:
 
 
 def gather_on_main(values: dict[int, T]) -> dict[int, T]:
-    """The processes' entries together, on the main one; on the others nothing."""
+    """Merge the processes' entries on the main one; the others get nothing."""
     if world() == 1:
         return values
     parts: list[dict[int, T]] | None = [{} for _ in range(world())] if is_main() else None
@@ -83,7 +83,7 @@ def gather_on_main(values: dict[int, T]) -> dict[int, T]:
 
 
 def from_main(value: T) -> T:
-    """The main process's value, on each of them."""
+    """Send the main process's value to all of them."""
     if world() == 1:
         return value
     box = [value]
@@ -99,7 +99,7 @@ def barrier() -> None:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The main process runs the block before the others: it downloads, it fills caches."""
+    """Run the block in the main process before the others: it may download, or fill caches."""
     if not is_main():
         barrier()
     yield
@@ -107,13 +107,13 @@ def main_first() -> Iterator[None]:
         barrier()
 
 
-def least(value: int) -> int:
-    """The least of the processes' values: what all of them can do."""
+def min_over_ranks(value: int) -> int:
+    """The smallest of the processes' values, on each of them: what all of them can do."""
     return min(gather(value))
 
 
-def any_of(value: bool) -> bool:
-    """Whether it is true on any of the processes."""
+def true_on_any_rank(value: bool) -> bool:
+    """Whether `value` is true on at least one of the processes; the same answer on each."""
     if world() == 1:
         return value
     flag = torch.tensor(int(value))
@@ -121,8 +121,8 @@ def any_of(value: bool) -> bool:
     return bool(flag)
 
 
-def shares(items: list[T], size: int) -> list[list[T]]:
-    """`items` in rounds of `size` a process: what this process has to do in each round."""
+def rounds_of_this_rank(items: list[T], size: int) -> list[list[T]]:
+    """Divide `items` into rounds of `size` a process; returns this process's part of each round."""
     per_round = size * world()
     rounds = [items[start : start + per_round] for start in range(0, len(items), per_round)]
     return [part[rank() * size : (rank() + 1) * size] for part in rounds]

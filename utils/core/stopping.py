@@ -1,7 +1,7 @@
-"""Signals that ask a script to end: what was computed is kept, then it leaves.
+"""Stop gracefully on SIGINT, SIGTERM, SIGUSR1: save, then print the command that continues.
 
-A signal raises Interrupted where the script stands, or, within `deferred`, is noted only. A second
-one ends the process at once; files are whole or absent whenever that is.
+A signal raises Interrupted where the script stands. Within `deferred` it is only recorded, for the
+script to look at. A second one ends the process at once; files are whole or absent at any time.
 """
 
 import os
@@ -31,7 +31,7 @@ _more_flags: list[str] = []
 
 
 def listen() -> None:
-    """From now on the signals are handled here."""
+    """Handle the signals here from now on."""
     for number in SIGNALS:
         signal.signal(number, _receive)
 
@@ -47,36 +47,49 @@ def _receive(number: int, frame: FrameType | None) -> None:
         os._exit(status())
 
 
-def asked() -> bool:
+def received() -> bool:
     """Whether a signal has come."""
     return _first is not None
 
 
 def status() -> int:
-    """The exit status of a process that was asked to end: 130 after Ctrl-C, else 143."""
+    """The exit status after a signal: 130 for Ctrl-C, else 143."""
     return 130 if _first and _first[0] == signal.SIGINT else 143
 
 
 @contextmanager
-def deferred(on: bool = True) -> Iterator[None]:
-    """Within the block signals are noted only; with `on` false, they raise again."""
-    global _is_deferred
-    before, _is_deferred = _is_deferred, on
-    try:
-        if not on and asked():
+def deferred() -> Iterator[None]:
+    """Only record signals within the block."""
+    with _set_deferred(True):
+        yield
+
+
+@contextmanager
+def immediate() -> Iterator[None]:
+    """Raise Interrupted within the block at once, also for a signal that came before it."""
+    with _set_deferred(False):
+        if received():
             raise Interrupted
+        yield
+
+
+@contextmanager
+def _set_deferred(is_deferred: bool) -> Iterator[None]:
+    global _is_deferred
+    before, _is_deferred = _is_deferred, is_deferred
+    try:
         yield
     finally:
         _is_deferred = before
 
 
-def asked_anyone() -> bool:
+def received_anywhere() -> bool:
     """Whether a signal has come to any of the processes; all of them must call."""
-    return ranks.any_of(asked())
+    return ranks.true_on_any_rank(received())
 
 
-def to_continue(*flags: str) -> None:
-    """Whoever continues this call has to add `flags` to it."""
+def continue_with(*flags: str) -> None:
+    """Add `flags` to the command that continues this call."""
     _more_flags[:] = flags
 
 

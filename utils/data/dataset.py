@@ -1,4 +1,4 @@
-"""Data sets as tensors: one call finds, reads, normalises; the result explains itself."""
+"""Find data sets, read them into tensors, normalise them."""
 
 import math
 from collections.abc import Callable
@@ -41,9 +41,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
-    """A data set in memory; `train` is None where only the test images were asked for, `val` where
-    no training images are held out or nobody asked for them.
-    """
+    """A data set in memory; `train` and `val` are None where they were not read."""
 
     name: str
     subset: str | None
@@ -67,17 +65,17 @@ class ImageDataset:
         return len(self.class_names)
 
     def require_train(self) -> Split:
-        """The training images; ValueError where only the test images were loaded."""
+        """The training images; ValueError where they were not read."""
         if self.train is None:
             raise ValueError(f"{self.name} was loaded without its training images")
         return self.train
 
     def without_train(self) -> "ImageDataset":
-        """Without the training images, where nobody needs them any more."""
+        """Leave out the training images, so that their memory is freed."""
         return replace(self, train=None)
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> "ImageDataset":
-        """With its images on `device`, in `dtype`."""
+        """Move the images to `device`, in `dtype`."""
         train, val = (
             None if split is None else split.to(device, dtype) for split in (self.train, self.val)
         )
@@ -94,9 +92,9 @@ def find_dataset(
     val_fraction: float = 0.0,
     splits: tuple[SplitName, ...] = ("train", "test"),
 ) -> Source:
-    """Find a data set of DATASETS without reading its pixels: classes, labels, image size; quick.
+    """Find a data set without reading its pixels: its classes, labels and image size; quick.
 
-    Of several processes the main one goes first, for it may download.
+    Of several processes the main one goes first, since it may download.
 
     Args:
         data_path: the folder that holds it; each `find_*` in `utils/data/sources.py` says how.
@@ -128,7 +126,7 @@ def find_dataset(
 
 
 def _root(data_path: str | Path) -> Path:
-    """`data_path` in full; UserError where it cannot be, or where it is a file."""
+    """Resolve `data_path`; UserError where that fails, or where it is a file."""
     try:
         root = Path(data_path).expanduser().resolve()
         is_else = root.exists() and not root.is_dir()
@@ -149,14 +147,14 @@ def read_dataset(
 ) -> ImageDataset:
     """Read what `find_dataset` found into memory, on the CPU.
 
-    Of several processes the main one goes first, for it may fill caches.
+    Of several processes the main one goes first, since it may fill caches.
 
     Args:
         zca: whiten instead of standardising; fitted on the training images, without those held
             out, and cached.
-        normalisation: use this one (of a distilled set) and fit nothing, save a whitening that
-            it lacks; `zca` is then ignored.
-        test_only: leave the training images out, apart from such a fit.
+        normalisation: use this one (of a distilled set) and fit nothing but a whitening that it
+            lacks; `zca` is then ignored.
+        test_only: leave out the training images, apart from such a fit.
         val: read the images held out too, where there are any.
 
     Memory: 4 bytes a value for what is returned, and one byte while it is made; fitting ZCA
@@ -172,12 +170,12 @@ def read_dataset(
         normalisation = source.normalisation
 
     with ranks.main_first():
-        pixels: dict[SplitName, Tensor] = {"test": source.read["test"]()}
-        if normalisation is None or normalisation.needs_fit or not test_only:
-            pixels["train"] = source.read["train"]()
-        if val and "val" in source.read:
-            pixels["val"] = source.read["val"]()
-        if normalisation is None or normalisation.needs_fit:
+        fits = normalisation is None or normalisation.needs_fit
+        splits: list[SplitName] = ["test"]
+        splits += ["train"] if fits or not test_only else []
+        splits += ["val"] if val and "val" in source.parts else []
+        pixels = source.pixels(splits)
+        if normalisation is None or fits:
             train = pixels["train"]
             normalisation = _fit_zca(train, source.zca_cache) if zca else fit_mean_std(train)
     return ImageDataset(
@@ -192,7 +190,7 @@ def read_dataset(
 
 
 def needed_splits(normalisation: Normalisation | None, *, test_only: bool) -> tuple[SplitName, ...]:
-    """The splits that `read_dataset` will read."""
+    """List the splits that `read_dataset` will read."""
     complete = normalisation is not None and not normalisation.needs_fit
     return ("test",) if test_only and complete else ("train", "test")
 
@@ -208,7 +206,9 @@ def load_dataset(
     normalisation: Normalisation | None = None,
     test_only: bool = False,
 ) -> ImageDataset:
-    """`find_dataset`, then `read_dataset`, with the images held out where there are any.
+    """Find and read a data set in one call, for use from Python.
+
+    The images held out are read too, where there are any.
 
     With `test_only` the training images need not be there where `normalisation` is complete.
     """

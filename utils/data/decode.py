@@ -24,7 +24,7 @@ DECODER_VERSION = 2  # to be raised when `decode` changes what it returns
 
 
 def fingerprint(files: Iterable[Path], res: int) -> str:
-    """A key that changes with any file's path, size or modification time, and with `res`.
+    """Compute a key that changes with any file's path, size or modification time, and with `res`.
 
     Raises:
         UserError: a file is not there, or is something else that reading might wait for forever.
@@ -42,7 +42,7 @@ def fingerprint(files: Iterable[Path], res: int) -> str:
 
 
 def decode(files: Sequence[Path], res: int) -> Tensor:
-    """All pictures as one uint8 tensor (N, 3, res, res), decoded in parallel.
+    """Decode pictures in parallel to one uint8 tensor (N, 3, res, res).
 
     The first frame, upright (EXIF), as RGB, with transparent parts on white; the short side
     scaled to `res` (bilinear, antialiased), then the centre kept. 16 bits are scaled to 8.

@@ -1,4 +1,4 @@
-"""The distilled images with their labels and learned syn_lr: initialise, save, load.
+"""The distilled images with their labels and learned syn_lr: write, check, read.
 
 A set is one file `distilled_<tag>.pt` that explains itself: a dict of tensors and plain values,
 loadable with `torch.load(path, weights_only=True)`.
@@ -40,8 +40,10 @@ class SyntheticSet:
     rewinds: tuple[Mapping[str, Any], ...] = ()  # the run's, see OuterState
 
     def save(self, path: Path, *, include_whitening: bool) -> None:
-        """Write the set, atomically. Without its ZCA matrix (37 MB for CIFAR) the reader has to fit
-        the whitening again, which needs the training images.
+        """Write the set, atomically.
+
+        Without its ZCA matrix (37 MB for CIFAR) a reader has to fit the whitening again, which
+        needs the training images.
         """
         values = {name: getattr(self, name) for name in _PLAIN}
         values |= {
@@ -79,7 +81,7 @@ _PLAIN = ("syn_lr", "dataset", "subset", "model", "ipc", "iteration", "set")
 
 
 def _problem(values: Any) -> str | None:
-    """What is wrong with the content of a file, or None."""
+    """Say what is wrong with the content of a file; None if nothing is."""
     if not isinstance(values, dict):
         return f"it holds a {type(values).__name__} instead of a dict"
     whole = {**values, **_config_of(values)}
@@ -97,7 +99,7 @@ def _config_of(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _relations(values: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
-    """How the values depend on each other: whether each holds, and what is wrong where not."""
+    """Compare values that depend on each other: whether they agree, and what is wrong if not."""
     images, labels, classes = values["images"], values["labels"], len(values["class_names"])
     count, channels, *size = images.shape
     yield len(labels) == count, f"it has {count} images and {len(labels)} labels"

@@ -13,7 +13,7 @@ IMAGE_SUFFIXES = tuple(
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
-    """Names of the class folders in `folder`: sorted, by value where all are numbers.
+    """List the class folders in `folder`: sorted, by value where all are numbers.
 
     Raises:
         UserError: a name that cannot stand in a line of text; it would go into messages and files.
@@ -31,7 +31,7 @@ def class_names(folder: Path) -> tuple[str, ...]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images directly inside `folder`, sorted; hidden files and other suffixes are ignored.
+    """List the images directly inside `folder`, sorted, without hidden files and other suffixes.
 
     Nothing is descended into, so symbolic links in a circle do no harm. A link that leads
     nowhere is listed, for `decode` to name, rather than lost in silence.
@@ -44,7 +44,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def list_images(folders: Iterable[Path]) -> list[tuple[Path, int]]:
-    """(file, label) of every image in the class folders, the label being a folder's position.
+    """List (file, label) of every image in the class folders; a label is a folder's position.
 
     Raises:
         UserError: a class folder is missing or holds no image.

@@ -73,7 +73,7 @@ class Normalisation:
         return cls((0.0,) * channels, (1.0,) * channels, True, zca_mean, zca_matrix)
 
     def to_dict(self, include_whitening: bool = True) -> dict[str, Any]:
-        """Plain values and CPU tensors, which `torch.load(weights_only=True)` reads back.
+        """Convert to plain values and CPU tensors that `torch.load(weights_only=True)` reads back.
 
         Without the whitening, only `zca=True` is recorded of it: small, but whoever reads it
         needs the training images to fit it again.
@@ -116,7 +116,7 @@ class Normalisation:
 
 
 def fit_mean_std(pixels: Tensor) -> Normalisation:
-    """Mean and standard deviation of each channel of uint8 images (N, C, H, W), over [0, 1].
+    """Fit mean and standard deviation of each channel of uint8 images (N, C, H, W), over [0, 1].
 
     A channel that never changes gets the std of one grey level, so that nothing divides by 0.
     """
@@ -130,7 +130,7 @@ def fit_mean_std(pixels: Tensor) -> Normalisation:
 
 
 def fit_zca(images01: Tensor) -> Normalisation:
-    """The whitening of the training images (N, C, H, W), floats in [0, 1].
+    """Fit the whitening of the training images (N, C, H, W), floats in [0, 1].
 
     Kornia's ZCA with eps 0.1: with U S U^T the covariance of the flattened images, the matrix
     is U (S + eps)^-1/2 U^T. Memory: a centred copy of the images and sixteen (D, D)

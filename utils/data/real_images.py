@@ -38,7 +38,7 @@ def at_random(described: Tensor, ipc: int, generator: torch.Generator) -> Tensor
 def choose_of_each_class(
     data: ImageDataset, ipc: int, rule: Rule, described: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Which of the N training images `rule` takes: (num_classes * ipc,), on the CPU.
+    """Choose training images by `rule`: their numbers (num_classes * ipc,), on the CPU.
 
     Classes in order, as in `class_labels`; `described` is (N, ...). UserError where a class has
     fewer than `ipc`.
@@ -53,8 +53,9 @@ def choose_of_each_class(
 
 
 def random_real_images(data: ImageDataset, ipc: int, generator: torch.Generator) -> Tensor:
-    """`ipc` different random training images of each class: (num_classes * ipc, C, H, W), and
-    errors, as of `choose_of_each_class`.
+    """Choose `ipc` different random training images of each class: (num_classes * ipc, C, H, W).
+
+    Order and errors as in `choose_of_each_class`.
     """
     train = data.require_train()
     chosen = choose_of_each_class(data, ipc, at_random, train.labels, generator)
@@ -62,7 +63,7 @@ def random_real_images(data: ImageDataset, ipc: int, generator: torch.Generator)
 
 
 def initial_images(data: ImageDataset, ipc: int, pix_init: str, seed: int) -> Tensor:
-    """Where the distillation starts: random real images, or for "noise" standard normal values."""
+    """Make the first images: random real ones, or for "noise" standard normal values."""
     generator = stream(seed, "init")
     images = random_real_images(data, ipc, generator)
     if pix_init == "noise":

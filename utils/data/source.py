@@ -1,8 +1,7 @@
-"""A data set that has been found and not yet read, and images held out of it."""
+"""A data set that was found but not yet read, and images held out of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,13 +17,15 @@ SplitName = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that has been found and not yet read.
+    """A data set that was found but not yet read.
 
     Attributes:
         class_names: by label.
         channels, image_size: what the images will have; they are square.
         labels: for each split asked for, int64 (N,).
-        read: for each split asked for, a function that returns its pixels, uint8 (N, C, H, W).
+        read: for each split on disk that was asked for, a function that returns its pixels, uint8
+            (N, C, H, W).
+        parts: where images are held out, which of those on disk "train" and "val" consist of.
         normalisation: the field's constants, or None: computed from the training images.
         cache: what is derived from the images is kept in `<cache>_<what>.pt`; None: nowhere.
         decoded: for each split of picture files, where its pixels are kept once they are decoded.
@@ -40,6 +41,7 @@ class Source:
     normalisation: Normalisation | None = None
     cache: Path | None = None
     decoded: dict[SplitName, Path] = field(default_factory=dict)
+    parts: dict[SplitName, Tensor] = field(default_factory=dict)
     val_fraction: float = 0.0
     name: str = ""
     subset: str | None = None
@@ -51,23 +53,32 @@ class Source:
         return self.cache and self.cache.with_name(f"{self.cache.name}{held_out}_zca.pt")
 
     def hold_out(self, fraction: float) -> "Source":
-        """With that part of the training images of every class as a split of its own, "val".
+        """Make that part of the training images of every class a split of its own, "val".
 
         Which images depends on the labels alone, so that experts and distillations of one data set
-        hold out the same. Each split reads all training images, and keeps its own.
+        hold out the same.
         """
-        whole, read = self.labels["train"], self.read["train"]
+        whole = self.labels["train"]
         parts = _divide(whole, fraction, self.class_names)
         labels = {split: whole[members] for split, members in parts.items()}
-        reads = {split: partial(_read_part, read, members) for split, members in parts.items()}
-        return replace(
-            self, labels=self.labels | labels, read=self.read | reads, val_fraction=fraction
-        )
+        return replace(self, labels=self.labels | labels, parts=parts, val_fraction=fraction)
+
+    def pixels(self, splits: Iterable[SplitName]) -> dict[SplitName, Tensor]:
+        """Read the pixels of `splits`, uint8 (N, C, H, W) each; training images once."""
+        on_disk: dict[SplitName, SplitName] = {
+            split: "train" if split in self.parts else split for split in splits
+        }
+        read = {split: self.read[split]() for split in dict.fromkeys(on_disk.values())}
+        return {
+            split: read[place][self.parts[split]] if split in self.parts else read[place]
+            for split, place in on_disk.items()
+        }
 
 
 def _divide(labels: Tensor, fraction: float, class_names: Sequence[str]) -> dict[SplitName, Tensor]:
-    """Which of the images with `labels` are left for training, and which are held out: of every
-    class that part, rounded, but at least one image for either.
+    """Divide images by their `labels`: which are left for training, which are held out.
+
+    Of every class that part, rounded, but at least one image on either side.
     """
     is_held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label, name in enumerate(class_names):
@@ -84,7 +95,3 @@ def _divide(labels: Tensor, fraction: float, class_names: Sequence[str]) -> dict
         "train": (~is_held_out).nonzero().flatten(),
         "val": is_held_out.nonzero().flatten(),
     }
-
-
-def _read_part(read: Callable[[], Tensor], members: Tensor) -> Tensor:
-    return read()[members]

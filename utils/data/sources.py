@@ -1,7 +1,7 @@
-"""Where images come from: one function per data set that finds the files and checks them.
+"""Find the files of each data set and check them: one function per data set.
 
-Finding is quick and refuses whatever is wrong; pixels are read only when a split's `read` is
-called. Every function takes the data path, the splits that are needed, and the options.
+Finding is quick and refuses what is wrong; pixels are read only when a split's `read` is called.
+Every function takes the data path, the splits that are needed, and the options.
 """
 
 import socket
@@ -25,6 +25,7 @@ from utils.data.folders import list_images
 from utils.data.imagenet_subsets import IMAGENET_SUBSETS
 from utils.data.normalisation import Normalisation
 from utils.data.source import Source, SplitName
+from utils.data.spec import KNOWN, side_of
 
 Files = list[tuple[Path, int]]  # (image file, label)
 
@@ -42,7 +43,7 @@ def find_digits(
     from sklearn.datasets import load_digits  # slow to import, needed only here
     from sklearn.model_selection import train_test_split
 
-    size = res or 8
+    size = side_of("digits", res)
     scans = load_digits()
     labels = torch.from_numpy(scans.target).long()
     train, test = train_test_split(
@@ -81,22 +82,26 @@ def find_cifar(
     A tree is `train/<class>/*` and `test/<class>/*` in `data_path/<name>` or in `data_path`.
     Where there is neither, torchvision's files are downloaded.
     """
-    if res not in (None, 32):
-        raise UserError(f"--res {res} does not fit {name}, whose images are 32x32: leave it out")
+    spec = KNOWN[name].spec
+    if res not in (None, spec.side):
+        raise UserError(
+            f"--res {res} does not fit {name}, whose images are {spec.side}x{spec.side}: "
+            "leave it out"
+        )
     from torchvision import datasets  # slow to import, needed only here
 
     files: type[Any] = getattr(datasets, name)
-    cache = _cache(data_path, name, 32)
+    cache = _cache(data_path, name, spec.side)
     if not (data_path / files.base_folder).is_dir():
         for root in (data_path / name, data_path):
             if folders := _split_folders(root, splits, test=("test", "val")):
-                source = _class_folders(folders, 32, cache, CIFAR_NORMALISATION)
-                return _with_classes(source, int(name.removeprefix("CIFAR")), root)
+                source = _class_folders(folders, spec.side, cache, CIFAR_NORMALISATION)
+                return _with_classes(source, spec.classes, root)
     batches = {split: _torchvision_cifar(files, data_path, split) for split in splits}
     return Source(
         class_names=tuple(batches[splits[0]].classes),
-        channels=3,
-        image_size=32,
+        channels=spec.channels,
+        image_size=spec.side,
         labels={split: torch.tensor(batch.targets) for split, batch in batches.items()},
         read={split: partial(_cifar_pixels, batch.data) for split, batch in batches.items()},
         normalisation=CIFAR_NORMALISATION,
@@ -148,7 +153,7 @@ def find_tiny(
             files[split] = _annotated_files(annotations, wnids)
         else:
             files[split] = list_images(_inner(folder / wnid) for wnid in wnids)
-    size = res or 64
+    size = side_of("Tiny", res)
     return _tree_source(
         files, _words(root, wnids), size, _cache(data_path, "Tiny", size), IMAGENET_NORMALISATION
     )
@@ -207,7 +212,7 @@ def find_imagenet(
     files = {
         split: list_images(folder / wnid for wnid in wnids) for split, folder in folders.items()
     }
-    size = res or 128
+    size = side_of("ImageNet", res)
     return _tree_source(
         files,
         _words(folders["test"].parent, wnids),
@@ -225,7 +230,7 @@ def find_folder(
     Classes are the same in both, sorted by name, or by value where all names are numbers.
     """
     folders = _locate((data_path,), splits, "make a folder a class in each", test=("test", "val"))
-    size = res or 32
+    size = side_of("folder", res)
     return _class_folders(folders, size, _cache(data_path, "folder", size))
 
 

@@ -1,4 +1,4 @@
-"""Which experts, their files, those in training, what they see in images.
+"""Which experts a call needs, their files, their training, their features.
 
 May import compute, config and what is below them.
 """

@@ -1,4 +1,4 @@
-"""The experts of one folder: all checked at the start, read from disk as they are needed."""
+"""Read the experts of one folder: all checked at the start, then read as they are needed."""
 
 import math
 from collections.abc import Generator, Sequence
@@ -29,12 +29,12 @@ READERS = 4  # threads that check files, which wait for the disk as much as they
 class ExpertBuffer:
     """The experts of one folder, read from disk as they are needed.
 
-    `shapes` are the parameter shapes of the network they must fit. The files are memory-mapped
-    and cost no memory of their own. `max_files` and `max_experts` take the first of them.
+    `shapes` are the parameter shapes of the network that they must fit. The files are memory-mapped
+    and cost no memory of their own. `max_files` and `max_experts` take the first ones.
 
-    Every file that is used is read once here, to find out whether it is whole, fits and is finite.
+    Every file that is used is read once here, to check that it is whole, fits and is finite.
     UserError names the first that is not, or that is missing from the sequence; with `skip_bad`
-    they are left out and listed in `skipped`, and it is an error only if none is left.
+    such files are left out and listed in `skipped`, and only an empty result is an error.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ExpertBuffer:
             raise UserError("; ".join([f"no usable expert buffer in {folder}", *reasons]))
 
     def read_all(self) -> None:
-        """Read everything into memory, and leave the files alone from now on."""
+        """Read everything into memory; the files are not needed any more."""
         self._experts = [
             [[param.clone() for param in snap] for snap in expert] for expert in self._experts
         ]
@@ -79,7 +79,7 @@ class ExpertBuffer:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How they were trained, as far as it is on record."""
+        """How they were trained, as far as that is recorded."""
         return read_settings(self.folder) or {}
 
     @property
@@ -88,11 +88,11 @@ class ExpertBuffer:
         return min(len(expert) for expert in self._experts) - 1
 
     def params(self, expert: int, epoch: int) -> Tensor:
-        """The parameters (P,) of `expert` after `epoch` epochs, float32 on the CPU."""
+        """Read the parameters (P,) of `expert` after `epoch` epochs, float32 on the CPU."""
         return flatten(self._experts[expert][epoch]).float()
 
     def segment(self, expert: int, start: int, epochs: int) -> tuple[Tensor, Tensor]:
-        """theta_0 and theta* (P,): `expert` after `start` epochs and `epochs` later.
+        """Read theta_0 and theta* (P,): `expert` after `start` epochs and `epochs` later.
 
         UserError where they are equal, as in buffers whose snapshots alias the last weights.
         """
@@ -116,7 +116,7 @@ class _BadFile:
 def _read_in_order(
     paths: Sequence[Path], shapes: Sequence[torch.Size]
 ) -> Generator[list[Expert] | _BadFile, None, None]:
-    """The experts of each file, in turn, read ahead in parallel; gaps between the files as well."""
+    """Read the experts of each file, in order and ahead in parallel; report gaps between files."""
     with ThreadPoolExecutor(READERS) as pool:
         reading = [pool.submit(_read_checked, path, shapes) for path in paths]
         progress = tqdm(
@@ -135,7 +135,7 @@ def _read_in_order(
 
 
 def _missing(folder: Path, first: int, behind: int) -> _BadFile:
-    """The files `first` ... `behind` - 1 of the sequence."""
+    """Report that the files `first` ... `behind` - 1 of the sequence are missing."""
     others = f" and {behind - first - 1} after it" if behind > first + 1 else ""
     return _BadFile(
         f"buffer file {folder / f'replay_buffer_{first}.pt'}{others} is missing, but "
@@ -167,7 +167,7 @@ def _read_checked(path: Path, shapes: Sequence[torch.Size]) -> list[Expert] | _B
 
 
 def _difference(snap: Snapshot, shapes: Sequence[torch.Size]) -> str | None:
-    """How the parameters differ from those of the model, or None."""
+    """Say how the parameters differ from those of the model; None if they do not."""
     found = [param.shape for param in snap]
     if found == list(shapes):
         return None
@@ -178,5 +178,5 @@ def _difference(snap: Snapshot, shapes: Sequence[torch.Size]) -> str | None:
 
 
 def _is_finite(param: Tensor) -> bool:
-    """As `param.float().isfinite().all()`, without temporaries: six times as fast."""
+    """`param.float().isfinite().all()` without temporaries: six times as fast."""
     return param.numel() == 0 or all(math.isfinite(bound) for bound in param.float().aminmax())

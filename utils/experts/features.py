@@ -1,4 +1,4 @@
-"""What the experts of a buffer see in images: the features and the answers of a trained network."""
+"""Features and predictions of trained experts, for choosing real images."""
 
 from dataclasses import dataclass
 
@@ -17,9 +17,9 @@ from utils.experts.kind import ExpertKind, find_experts
 
 @dataclass(frozen=True)
 class Observer:
-    """Experts and the network whose parameters they are. Images come as they are, without DSA.
+    """Experts, and the network that they are parameters of; images are not augmented.
 
-    Buffers hold no statistics of batch norm, so that takes those of each batch.
+    Buffers hold no statistics of batch norm, so it takes those of each batch.
     """
 
     experts: ExpertBuffer
@@ -29,8 +29,9 @@ class Observer:
     def open(
         cls, source: Source, kind: ExpertKind, buffer_path: str, *, most: int, skip_bad: bool
     ) -> "Observer":
-        """The first `most` experts of exactly this `kind`; UserError where there are none, naming
-        the command that makes them.
+        """Open at most `most` experts of exactly this `kind`.
+
+        UserError where there are none names the command that makes them.
         """
         found = find_experts(buffer_path, kind, model_fixed=True, zca_fixed=True)
         network = fitting_network(
@@ -53,7 +54,7 @@ class Observer:
         return _last_linear(self.network).in_features
 
     def features(self, expert: int, split: Split) -> Tensor:
-        """What goes into the last linear layer of `expert` after its last epoch: (N, F)."""
+        """Compute the inputs (N, F) of the last linear layer of `expert` after its last epoch."""
         seen = split.images.new_empty(len(split.images), self.width)
         rows = iter(_batches(seen, split.images.shape[-1]))
 
@@ -65,9 +66,9 @@ class Observer:
         return seen
 
     def right_answers(self, expert: int, split: Split) -> Tensor:
-        """Whether `expert` gives each image its label after each of its epochs: bool (N, epochs).
+        """Whether `expert` predicts each image's label after each of its epochs: bool (N, epochs).
 
-        Not before the first one, where it would be by chance.
+        The untrained network before the first epoch is left out.
         """
         epochs = range(1, self.experts.epochs + 1)
         answers = (self._answers(expert, epoch, split.images) for epoch in epochs)
@@ -75,7 +76,7 @@ class Observer:
 
     @torch.no_grad()
     def _answers(self, expert: int, epoch: int, images: Tensor) -> Tensor:
-        """The labels (N,) that `expert` gives after `epoch` epochs, batch by batch."""
+        """Predict the labels (N,) by `expert` after `epoch` epochs, batch by batch."""
         network, theta = FlatNetwork(self.network), self.experts.params(expert, epoch).to(images)
         batches = tqdm(
             _batches(images, images.shape[-1]),
@@ -93,5 +94,5 @@ def _batches(rows: Tensor, image_size: int) -> tuple[Tensor, ...]:
 
 
 def _last_linear(network: nn.Module) -> nn.Linear:
-    """The layer that gives the logits: of all of `networks/` the linear layer that comes last."""
+    """The layer that gives the logits: in all of `networks/` the last linear one."""
     return [module for module in network.modules() if isinstance(module, nn.Linear)][-1]

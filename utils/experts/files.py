@@ -1,15 +1,17 @@
-"""Expert trajectories on disk, in the field's layout (MTT, FTD, ATT, DATM): write, check, read.
+"""Write, check and read expert trajectories in the field's layout (MTT, FTD, ATT, DATM).
 
 `<buffer_path>/<dataset>/<model>/replay_buffer_<n>.pt` is a list of experts, an expert a list of
 snapshots (before the first epoch, then after each), a snapshot the list of parameter tensors in
-`network.parameters()` order, float32 on the CPU.
+`network.parameters()` order, float32 on the CPU. Until the last expert of such a file is trained,
+those before it are kept in `finished_expert_<number>.pt`, each a list of one expert.
 """
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +19,25 @@ import torch
 from torch import Tensor, nn
 
 from utils.config.resolve import check_unchanged
+from utils.core import ranks
 from utils.core.errors import UserError
 from utils.core.files import torch_load, torch_save, write_text
 from utils.core.locks import is_held, locked
 
 Snapshot = list[Tensor]
-
-
 Expert = list[Snapshot]
 
-
 SETTINGS = "experts.json"
-
-
-UNFINISHED = "unfinished_expert_{}.pt"
-
-
 LOCKS = ".replay_buffer_*.lock"
 
 
 def snapshot(network: nn.Module) -> Snapshot:
-    """A copy of the parameters, float32 on the CPU; `cpu()` alone would alias what is there."""
+    """Copy the parameters, float32 on the CPU; `cpu()` alone would alias what is there."""
     return [param.detach().cpu().float().clone() for param in network.parameters()]
 
 
 def buffer_files(folder: Path) -> list[Path]:
-    """The files replay_buffer_<n>.pt of `folder`, by n."""
+    """List the files replay_buffer_<n>.pt of `folder`, by n."""
     names = re.compile(r"replay_buffer_(0|[1-9][0-9]*)\.pt")
     files = (path for path in folder.glob("replay_buffer_*.pt") if names.fullmatch(path.name))
     try:
@@ -56,7 +51,7 @@ def file_number(file: Path) -> int:
 
 
 def read_file(path: Path, *, mmap: bool = True) -> list[Expert]:
-    """The experts of one file; with `mmap` read from disk when they are used.
+    """Read the experts of one file, with `mmap` from disk when they are used.
 
     Raises UserError for a file that is damaged or holds something else. Shapes and values are
     checked where they are used, by ExpertBuffer.
@@ -92,14 +87,18 @@ def _is_plain(param: Any) -> bool:
 
 
 @contextmanager
-def adding(
-    folder: Path, settings: dict[str, Any], numbers: Sequence[int], *, experts_per_file: int
+def lock_and_list_missing(
+    folder: Path, settings: dict[str, Any], numbers: range, *, experts_per_file: int
 ) -> Iterator[list[int]]:
-    """Have the files of the experts `numbers` to oneself during the block; yields those missing.
+    """Lock the files of the experts `numbers` during the block; yield the numbers still to train.
 
-    Another process may add other files meanwhile. UserError where one is at work on these, and
-    where the experts in `folder` are trained otherwise than with `settings`.
+    Of the processes of one call the main one does so, and tells the others. Another call may add
+    other files meanwhile. UserError where one is at work on these, and where the experts in
+    `folder` are trained otherwise than with `settings`.
     """
+    if not ranks.is_main():
+        yield ranks.from_main([])
+        return
     with ExitStack() as held:
         with locked(folder / ".lock"):  # one process at a time takes and begins
             taken = {_lock_of(_file_of(folder, number, experts_per_file)) for number in numbers}
@@ -112,9 +111,8 @@ def adding(
             missing = missing_experts(folder, numbers, experts_per_file=experts_per_file)
             is_alone = not any(is_held(lock) for lock in set(folder.glob(LOCKS)) - taken)
             begin(folder, settings, adding=bool(missing), alone=is_alone)
-        for number in set(numbers).difference(missing):
-            _forget_unfinished(folder, str(number))  # saved, then killed
-        yield missing
+        fill_files(folder, numbers, experts_per_file=experts_per_file)  # what a kill cut off
+        yield ranks.from_main(missing)
 
 
 def _lock_of(file: Path) -> Path:
@@ -124,15 +122,15 @@ def _lock_of(file: Path) -> Path:
 def begin(
     folder: Path, settings: dict[str, Any], *, adding: bool = True, alone: bool = True
 ) -> None:
-    """Record how the experts of `folder` are trained; refuse to add to others than such.
+    """Record how the experts of `folder` are trained; refuse to mix them with others.
 
-    Settings without a single buffer file (nobody got that far) are replaced where this process is
-    `alone`. Experts from elsewhere have no settings beside them: good as they are, but not for
-    `adding`.
+    Settings without a single finished expert are replaced where this process is `alone`. Experts
+    from elsewhere have no settings beside them: good as they are, but not for `adding`.
     """
     path, recorded = folder / SETTINGS, read_settings(folder)
-    if alone and recorded != settings and not buffer_files(folder):
-        _forget_unfinished(folder, "*")
+    unfinished, finished = (kept_experts(folder, name) for name in ("unfinished", "finished"))
+    if alone and recorded != settings and not (buffer_files(folder) or finished):
+        _forget(folder, unfinished)
         write_text(json.dumps(settings, indent=1) + "\n", path)
     elif recorded is None:
         raise UserError(f"{path} holds no settings as JSON; move {folder} away or mend it")
@@ -146,8 +144,8 @@ def begin(
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """How the experts of `folder` were trained: {} where nothing says so, None where the record
-    cannot be read.
+    """Read how the experts of `folder` were trained: {} without a record, None where it cannot be
+    read.
     """
     try:
         recorded = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
@@ -158,25 +156,36 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     return recorded if isinstance(recorded, dict) else None
 
 
-def missing_experts(folder: Path, numbers: Sequence[int], *, experts_per_file: int) -> list[int]:
-    """Which of the experts `numbers`, a range, are not in `folder`; file n holds those from
-    n * experts_per_file on. UserError names a damaged file.
+def missing_experts(folder: Path, numbers: range, *, experts_per_file: int) -> list[int]:
+    """List which of the experts `numbers` are neither in their buffer file nor in one of their own.
+
+    UserError names a damaged file.
     """
     there: set[int] = set()
-    for first in sorted({number - number % experts_per_file for number in numbers}):
-        path = _file_of(folder, first, experts_per_file)
-        try:
-            count = _count_experts(path, _version(path)) if path.exists() else 0
-        except UserError as error:
-            raise UserError(f"{error}; delete it, and its experts are trained again") from None
-        there.update(range(first, first + count))
+    try:
+        for first in _first_numbers(numbers, experts_per_file):
+            there |= {*range(first, first + _count(_file_of(folder, first, experts_per_file)))}
+        for number in kept_experts(folder, "finished") & {*numbers}:
+            there |= {number} if _count(finished_file(folder, number)) else set()
+    except UserError as error:
+        raise UserError(f"{error}; delete it, and its experts are trained again") from None
     return [number for number in numbers if number not in there]
+
+
+def _first_numbers(numbers: Collection[int], experts_per_file: int) -> list[int]:
+    """The first expert of each file that holds one of `numbers`."""
+    return sorted({number - number % experts_per_file for number in numbers})
+
+
+def _count(path: Path) -> int:
+    """How many experts a file holds, 0 where there is none."""
+    return _count_experts(path, _version(path)) if path.exists() else 0
 
 
 @cache
 def _count_experts(path: Path, version: tuple[int, ...]) -> int:
-    """How many a file holds; in one call a file is read and checked once as long as it is the same,
-    for those of a hundred experts take seconds.
+    """Count the experts of a file, which is read and checked once a call as long as it stays the
+    same: a hundred experts take seconds.
     """
     return len(read_file(path))
 
@@ -187,15 +196,30 @@ def _version(path: Path) -> tuple[int, ...]:
     return stat.st_mtime_ns, stat.st_ino, stat.st_size
 
 
-def save_expert(folder: Path, number: int, expert: Expert, *, experts_per_file: int) -> Path:
-    """Add expert `number` behind those that its file holds already, atomically."""
-    path = _file_of(folder, number, experts_per_file)
-    experts = read_file(path, mmap=False) if path.exists() else []
-    if len(experts) != number % experts_per_file:
-        raise ValueError(f"{path} holds {len(experts)} experts, so {number} is not the next")
-    torch_save([*experts, expert], path)
-    _forget_unfinished(folder, str(number))
-    return path
+def keep_expert(folder: Path, number: int, expert: Expert) -> None:
+    """Write a trained expert to a file of its own, where it stays until `fill_files`."""
+    torch_save([expert], finished_file(folder, number))
+    unfinished_file(folder, number).unlink(missing_ok=True)
+
+
+def fill_files(folder: Path, numbers: range, *, experts_per_file: int) -> None:
+    """Write each buffer file whose last expert, of those among `numbers`, has been kept.
+
+    Experts that the file holds already come first. Files of their own are removed for what it
+    holds. UserError names a file that is damaged or cannot be written.
+    """
+    finished = kept_experts(folder, "finished")
+    kept = {number for number, _ in _own_files(folder)} & {*numbers}
+    for first in _first_numbers(kept, experts_per_file):
+        path = _file_of(folder, first, experts_per_file)
+        behind = first + _count(path)  # the first that is not in the file
+        own = [*takewhile(finished.__contains__, range(behind, first + experts_per_file))]
+        if own and own[-1] + 1 >= min(first + experts_per_file, numbers.stop):
+            files = [path] if path.exists() else []
+            files += [finished_file(folder, number) for number in own]
+            torch_save([expert for file in files for expert in read_file(file)], path)
+            behind += len(own)
+        _forget(folder, range(first, behind))
 
 
 def _file_of(folder: Path, number: int, experts_per_file: int) -> Path:
@@ -203,11 +227,31 @@ def _file_of(folder: Path, number: int, experts_per_file: int) -> Path:
 
 
 def unfinished_file(folder: Path, number: int) -> Path:
-    """Where an expert is kept whose training was cut off (`utils/experts/unfinished.py`)."""
-    return folder / UNFINISHED.format(number)
+    """Where an expert is kept while it is trained (`utils/experts/unfinished.py`)."""
+    return folder / f"unfinished_expert_{number}.pt"
 
 
-def _forget_unfinished(folder: Path, number: str) -> None:
-    """Remove the files of an unfinished expert, or of all: `number` may be a pattern."""
-    for file in folder.glob(f"{UNFINISHED.format(number)}*"):
-        file.unlink(missing_ok=True)
+def finished_file(folder: Path, number: int) -> Path:
+    """Where an expert is kept until its buffer file is written."""
+    return folder / f"finished_expert_{number}.pt"
+
+
+def kept_experts(folder: Path, which: str) -> set[int]:
+    """Numbers of the experts that have files of their own; `which`: finished or unfinished."""
+    return {
+        number for number, file in _own_files(folder) if file.name == f"{which}_expert_{number}.pt"
+    }
+
+
+def _forget(folder: Path, numbers: Collection[int]) -> None:
+    """Remove the files of their own of the experts `numbers`."""
+    for number, file in _own_files(folder):
+        if number in numbers:
+            file.unlink(missing_ok=True)
+
+
+def _own_files(folder: Path) -> list[tuple[int, Path]]:
+    """Files that hold one expert, half-written ones included, with its number."""
+    name = re.compile(r"\.?(?:un)?finished_expert_(\d+)\.pt(?:\.next|\.tmp)*")
+    matches = ((name.fullmatch(file.name), file) for file in folder.glob("*finished_expert_*"))
+    return [(int(match[1]), file) for match, file in matches if match]

@@ -1,21 +1,20 @@
-"""Which experts a call asks for: their folder, the command that makes them, which are there."""
+"""Which experts a call needs: their folder, the command that makes them, which are there."""
 
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from networks import NETWORKS, canonical_name
 from utils.core.errors import UserError
-from utils.data.source import Source
-from utils.experts.files import buffer_files
-
-NATIVE_RES = {"digits": 8, "CIFAR10": 32, "CIFAR100": 32, "Tiny": 64}
+from utils.data.spec import is_native, side_of
+from utils.experts.files import buffer_files, kept_experts
 
 
 @dataclass(frozen=True)
 class ExpertKind:
-    """What experts are trained on and for: the part of their settings that names their folder."""
+    """What experts are trained on and for: the settings that name their folder."""
 
     dataset: str
     subset: str | None
@@ -27,26 +26,17 @@ class ExpertKind:
     val_fraction: float = 0.0
 
     @classmethod
-    def of(
-        cls, source: Source, *, zca: bool, model: str, data_path: str, flat: bool
-    ) -> "ExpertKind":
-        return cls(
-            dataset=source.name,
-            subset=source.subset,
-            res=source.image_size,
-            zca=zca,
-            model=model,
-            data_path=data_path,
-            flat=flat,
-            val_fraction=source.val_fraction,
-        )
+    def of(cls, options: Any) -> "ExpertKind":
+        """The kind that the options of buffer.py or distill_att.py ask for."""
+        values = {field.name: getattr(options, field.name) for field in fields(cls)}
+        return cls(**values | {"res": side_of(options.dataset, options.res)})
 
     def folder(self, buffer_path: str) -> Path:
         """The field's folder of these experts.
 
-        `_NO_ZCA` marks CIFAR without whitening, as in the field; the data sets that the field does
-        not whiten get `_ZCA` when they are. `_FLAT` marks experts of sharpness-aware steps, `_VAL`
-        and the fraction those that have not seen the images held out.
+        `_NO_ZCA` marks CIFAR without whitening, as in the field; data sets that the field does not
+        whiten get `_ZCA` when they are. `_FLAT` marks sharpness-aware steps, `_VAL<fraction>`
+        experts that have not seen the images held out.
         """
         whitened_in_the_field = self.dataset in ("CIFAR10", "CIFAR100")
         marks = {
@@ -59,7 +49,7 @@ class ExpertKind:
         inner = {
             "ImageNet": [str(self.subset), str(self.res)],
             "folder": [Path(self.data_path).resolve().name, str(self.res)],
-        }.get(self.dataset, [] if self._has_native_res else [str(self.res)])
+        }.get(self.dataset, [] if is_native(self.dataset, self.res) else [str(self.res)])
         return Path(buffer_path, name, *inner, self.model)
 
     def command(self, buffer_path: str) -> str:
@@ -67,7 +57,7 @@ class ExpertKind:
         flags = {
             "dataset": self.dataset,
             "subset": self.subset,
-            "res": None if self._has_native_res else self.res,
+            "res": None if is_native(self.dataset, self.res) else self.res,
             "model": self.model,
             "buffer_path": buffer_path,
             "data_path": self.data_path,
@@ -82,19 +72,15 @@ class ExpertKind:
         given += [switch for switch, is_on in switches.items() if is_on]
         return " ".join(["python buffer.py", *given])
 
-    @property
-    def _has_native_res(self) -> bool:
-        return NATIVE_RES.get(self.dataset) == self.res
-
 
 def find_experts(
     buffer_path: str, kind: ExpertKind, *, model_fixed: bool, zca_fixed: bool
 ) -> ExpertKind:
-    """The experts of `kind`, under either name of the same architecture.
+    """Find the experts of `kind`, under either name of the same architecture.
 
-    A model or zca that is not fixed (it came from a YAML file or a default, not from the user's
-    hand) may differ where only experts of another kind are there; nothing else of `kind` may.
-    UserError where there are none, naming the command that makes them.
+    A model or zca that is not fixed (it came from a YAML file or a default, not from a flag) may
+    differ where only experts of another kind are there; nothing else may. UserError where there
+    are none names the command that makes them.
     """
     same = [name for name in NETWORKS if canonical_name(name) == canonical_name(kind.model)]
     others = [] if model_fixed else [name for name in NETWORKS if name not in same]
@@ -104,7 +90,10 @@ def find_experts(
             candidate = replace(kind, zca=zca, model=model)
             if buffer_files(candidate.folder(buffer_path)):
                 return candidate
-    raise UserError(
-        f"no expert buffers in {kind.folder(buffer_path)}; make them with: "
-        f"{kind.command(buffer_path)}"
-    )
+    folder = kind.folder(buffer_path)
+    if kept := kept_experts(folder, "finished") | kept_experts(folder, "unfinished"):
+        raise UserError(
+            f"no buffer file is complete in {folder} yet, where {len(kept)} experts are begun or "
+            f"finished; wait for buffer.py, or go on with: {kind.command(buffer_path)}"
+        )
+    raise UserError(f"no expert buffers in {folder}; make them with: {kind.command(buffer_path)}")

@@ -100,7 +100,7 @@ def evaluate(
     )
     accs: dict[int, tuple[float, ...]] = {k: (acc,) for k, acc in (known or {}).items()}
     missing = [k for k in range(protocol.num_eval) if k not in accs]
-    for numbers in ranks.shares(missing, run.at_once):
+    for numbers in ranks.rounds_of_this_rank(missing, run.at_once):
         own: dict[int, tuple[float, ...]] = {}
         if numbers:
             seen = torch.stack([images[k] for k in numbers]) if isinstance(images, list) else images

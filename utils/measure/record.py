@@ -1,4 +1,4 @@
-"""What eval.py has measured, on disk: whole evaluations, and single networks of the others.
+"""Record what eval.py has measured: whole evaluations, and single networks of unfinished ones.
 
     eval.json               a list of evaluations: settings, acc_mean, acc_std, accs, environment
     eval_unfinished.json    a list of networks: settings, network (its number), acc
@@ -26,8 +26,9 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation by `num_eval` networks: `settings` is what they share, `images` gives a
-    checksum of what a range of them is trained on.
+    """An evaluation by `num_eval` networks.
+
+    `settings` is what they share, `images` gives a checksum of what a range of them is trained on.
     """
 
     settings: Mapping[str, Any]
@@ -35,21 +36,21 @@ class Evaluation:
     num_eval: int
 
     def whole(self, num_eval: int) -> Entry:
-        """How eval.json describes it, were it by so many networks."""
+        """Its entry in eval.json, without the results, if it were by `num_eval` networks."""
         return {**self.settings, "images": self.images(range(num_eval)), "num_eval": num_eval}
 
     def network(self, k: int) -> Entry:
-        """How eval_unfinished.json describes its network k."""
+        """The entry of its network k in eval_unfinished.json, without the result."""
         return {**self.settings, "images": self.images(range(k, k + 1)), "network": k}
 
 
 class EvalRecord:
-    """The two files in `folder`. Several calls of eval.py may record there at the same time: a
-    change is made under a lock, to what the files hold then. Of the processes of one call all call
-    the methods, the main one reads and writes.
+    """The two files in `folder`.
 
-    UserError where eval.json is damaged or cannot be written. An eval_unfinished.json that is
-    damaged is moved aside: it can only save time.
+    Several calls of eval.py may record there at the same time: a change is made under a lock, to
+    what the files hold then. All processes of a call call the methods; the main one reads and
+    writes. UserError where eval.json is damaged or cannot be written. A damaged
+    eval_unfinished.json is moved aside: it can only save time.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -62,10 +63,10 @@ class EvalRecord:
                 self._move_aside_what_is_damaged()
 
     def networks(self, evaluation: Evaluation) -> dict[int, float]:
-        """Accuracies of the networks of `evaluation` that have been trained, by number.
+        """Find the accuracies of the networks of `evaluation` that have been trained, by number.
 
-        Those of an evaluation by more or fewer networks are what training them again would give, on
-        a CUDA device up to rounding: there it depends on which networks are computed together.
+        Networks of an evaluation by more or fewer are what training them again would give. On a
+        CUDA device that holds up to rounding, which depends on the networks computed together.
         """
         return ranks.from_main(self._networks(evaluation) if ranks.is_main() else {})
 

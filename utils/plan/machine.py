@@ -92,8 +92,8 @@ class Machine:
         world = ranks.world()
         return cls(
             device.type,
-            free=ranks.least(free_bytes(device)),
-            host=ranks.least(free_bytes(torch.device("cpu"))),
+            free=ranks.min_over_ranks(free_bytes(device)),
+            host=ranks.min_over_ranks(free_bytes(torch.device("cpu"))),
             held=ranks.from_main(held_bytes()),
             speed=GPU if device.type == "cuda" else replace(CPU_THREAD, rate=rate),
             processes=world,

@@ -7,7 +7,7 @@ results/<dataset>[/<subset>]/<model>/ipc<k>/<run_name>/
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import yaml
 
@@ -15,7 +15,7 @@ from utils.core import ranks
 from utils.core.errors import UserError
 from utils.core.files import torch_load, torch_save, write_text
 from utils.core.locks import locked
-from utils.run.log import METRICS, read_records
+from utils.run.log import METRICS, iterate_records
 
 CHECKPOINT = {
     "state": dict,
@@ -28,21 +28,6 @@ CHECKPOINT = {
 }
 
 
-class Placed(Protocol):
-    """The options of a distillation that say where its run lies."""
-
-    @property
-    def save_path(self) -> str: ...
-    @property
-    def dataset(self) -> str: ...
-    @property
-    def subset(self) -> str | None: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def ipc(self) -> int: ...
-
-
 class RunDir:
     """The files of one run."""
 
@@ -52,35 +37,15 @@ class RunDir:
         self.metrics = path / METRICS
 
     @classmethod
-    def of(cls, options: "Placed", run_name: str) -> "RunDir":
-        """That of a distillation with `options`, under `run_name`."""
-        return cls.locate(
-            options.save_path,
-            dataset=options.dataset,
-            subset=options.subset,
-            model=options.model,
-            ipc=options.ipc,
-            run_name=run_name,
-        )
-
-    @classmethod
-    def locate(
-        cls,
-        save_path: str,
-        *,
-        dataset: str,
-        subset: str | None,
-        model: str,
-        ipc: int,
-        run_name: str,
-    ) -> "RunDir":
-        """The directory of a run; it need not exist yet."""
+    def of(cls, options: Any, run_name: str) -> "RunDir":
+        """Name the directory of a run with these options of distill_att.py; it need not exist."""
         if not run_name or run_name in (".", "..") or Path(run_name).name != run_name:
             raise UserError(f"--run_name {run_name!r} must be the name of one folder, without '/'")
-        return cls(Path(save_path, dataset, subset or "", model, f"ipc{ipc}", run_name))
+        parts = (options.dataset, options.subset or "", options.model, f"ipc{options.ipc}")
+        return cls(Path(options.save_path, *parts, run_name))
 
     def unused(self) -> "RunDir":
-        """This one where it is not there yet, else the next with a number behind its name."""
+        """This directory if it does not exist yet, else the next with a number after its name."""
         name, number, run = self.path.name, 1, self
         while run.path.exists():
             number += 1
@@ -88,9 +53,9 @@ class RunDir:
         return run
 
     @contextmanager
-    def alone(self, checkpoint: Any) -> Iterator[None]:
-        """Nobody else works here during the block. UserError where somebody does, or has changed
-        the checkpoint since it was read as `checkpoint`.
+    def exclusive(self, checkpoint: Any) -> Iterator[None]:
+        """Hold the run's lock during the block. UserError where another process has it, or has
+        changed the checkpoint since it was read as `checkpoint`.
         """
         if not ranks.is_main():
             yield
@@ -119,10 +84,8 @@ class RunDir:
         experts: Mapping[str, Any],
         environment: Mapping[str, str],
     ) -> None:
-        """Write config.yaml: options, what the experts are, and how this call was made;
-        `environment` joins those of the earlier calls in it.
-
-        `--config` reads the file again, the options only.
+        """Write config.yaml: options, experts, and the `environment` of this call after those of
+        the earlier calls. `--config` reads the options in it.
         """
         if not ranks.is_main():
             return
@@ -139,7 +102,7 @@ class RunDir:
         torch_save(dict(state), self.checkpoint)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The checkpoint of an earlier call, or None. UserError for one that cannot be read."""
+        """Read the checkpoint of an earlier call, or None. UserError where it cannot be read."""
         if not self.checkpoint.exists():
             return None
         advice = "choose another --run_name; the distilled sets beside it stay as they are"
@@ -154,16 +117,16 @@ class RunDir:
         return state
 
     def agreed_checkpoint(self) -> dict[str, Any] | None:
-        """The checkpoint as the main process reads it, on all processes."""
+        """Read the checkpoint in the main process, for all processes."""
         return ranks.from_main(self.load_checkpoint() if ranks.is_main() else None)
 
     def has_steps(self) -> bool:
         """Whether outer steps have been logged here."""
-        return any(record["kind"] == "step" for record in read_records(self.metrics))
+        return any(record["kind"] == "step" for _, record in iterate_records(self.metrics))
 
 
 def _is_checkpoint(content: Any) -> bool:
-    """Whether it is one of this version; its `state` is looked at when it is loaded."""
+    """Whether it is one of this version; its `state` is checked when it is loaded."""
     return (
         isinstance(content, dict)
         and all(isinstance(content.get(name), kind) for name, kind in CHECKPOINT.items())

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +10,35 @@ from tqdm import tqdm
 
 from utils.core import ranks
 from utils.core.errors import UserError
-from utils.core.files import write_text
-from utils.run.wandb_log import WandbLog
+from utils.core.files import atomic_write
+from utils.run.wandb_follow import WandbFollower
 
 METRICS = "metrics.jsonl"
+Record = dict[str, Any]
 
 
-def read_records(metrics: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, of which a killed run may have cut off the last.
+def read_records(metrics: Path) -> list[Record]:
+    """The records of a metrics.jsonl, whose last one a killed run may have cut off.
 
-    Whatever else is no record is left out as well. UserError where the file cannot be read.
+    Lines that are no records are left out. UserError where the file cannot be read.
     """
+    return [record for _, record in iterate_records(metrics)]
+
+
+def iterate_records(metrics: Path) -> Iterator[tuple[str, Record]]:
+    """Like `read_records`, one at a time: each line without its end, and its record."""
     if not metrics.exists():
-        return []
+        return
     try:
-        lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+        with open(metrics, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if (record := _parse(line)) is not None:
+                    yield line.rstrip("\n"), record
     except OSError as error:
         raise UserError(f"cannot read {metrics}: {error.strerror}") from error
-    return [record for record in map(_parse, lines) if record is not None]
 
 
-def _parse(line: str) -> dict[str, Any] | None:
+def _parse(line: str) -> Record | None:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -40,33 +48,32 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 class MetricsLog:
-    """metrics.jsonl, one JSON object a line; the same goes to Weights & Biases where wanted."""
+    """metrics.jsonl, one JSON object a line; Weights & Biases follows it where wanted."""
 
-    def __init__(self, folder: Path, *, wandb_mode: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, *, wandb_mode: str) -> None:
         self._path = folder / METRICS
-        self._wandb = None
-        if ranks.is_main():
-            self._wandb = WandbLog.start(
-                name=folder.name, mode=wandb_mode, config=config, folder=folder
-            )
+        self._wandb_mode = wandb_mode if ranks.is_main() else "disabled"
+        self._wandb: WandbFollower | None = None
 
     def keep_up_to(self, iteration: int, *, evaluated: int, rewinds: int) -> None:
-        """Drop what was logged behind the checkpoint that a run goes on from: that of a state after
-        `iteration` steps, last evaluated at `evaluated`, after so many `rewinds`.
+        """Drop what was logged after the checkpoint that this call continues from: that of a state
+        after `iteration` steps and `rewinds` rewinds, last evaluated at `evaluated`. Weights &
+        Biases follows what is left.
         """
-        if not ranks.is_main() or not self._path.exists():
-            return
-        kept = []
-        for record in read_records(self._path):
-            if record["kind"] == "rewind":
-                rewinds -= 1
-                keep = rewinds >= 0
-            elif record["kind"] == "eval":
-                keep = record["iteration"] <= evaluated
-            else:
-                keep = record["iteration"] < iteration
-            kept += [record] if keep else []
-        write_text("".join(f"{json.dumps(record)}\n" for record in kept), self._path)
+        if ranks.is_main() and self._path.exists():
+            with atomic_write(self._path, "w") as file:
+                for line, record in iterate_records(self._path):
+                    if record["kind"] == "rewind":
+                        rewinds -= 1
+                        keep = rewinds >= 0
+                    elif record["kind"] == "eval":
+                        keep = record["iteration"] <= evaluated
+                    else:
+                        keep = record["iteration"] < iteration
+                    if keep:
+                        file.write(f"{line}\n")
+        if self._wandb is None:
+            self._wandb = WandbFollower.start(self._path.parent, self._wandb_mode)
 
     def sync(self) -> None:
         """Let what was logged outlast a power failure, as the checkpoint does that follows."""
@@ -75,7 +82,7 @@ class MetricsLog:
                 os.fsync(file.fileno())
 
     def log(self, **record: Any) -> None:
-        """Add one line; of several processes the main one does."""
+        """Add one line, in the main process."""
         if not ranks.is_main():
             return
         try:
@@ -84,10 +91,10 @@ class MetricsLog:
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror}") from error
         if self._wandb is not None:
-            self._wandb.log(record)
+            self._wandb.look()
 
     def finish(self, status: int) -> None:
-        """Let Weights & Biases know how the run has ended; waits for it some seconds at most."""
+        """Tell Weights & Biases how the run has ended; wait for it some seconds at most."""
         if self._wandb is not None:
             self._wandb.finish(status)
 
