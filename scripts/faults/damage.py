@@ -32,7 +32,27 @@ NAMES = ["", "with space", "new\nline", "not-utf8-\udcff\udcfe", "\x1b[2J", "\x7
 NAMES += ["x" * 255, "x" * 256, "x" * 5000, "d/" * 2000]
 NAMES += 'it\'s "quoted" . .. / ~ ~nobody-here/x a/../../b é💥 a:b*?<>| -x %s{}$(id) - '.split()
 NAMES += "trailing/ config.yaml /dev/null /dev/full /proc/self/x".split()
-# Configurations, one a line ...
+# Configurations that must be refused: that run code, circles, what is beyond all bounds, and nine
+# lists of nine of the one before, a billion words.
+_BOMB = "".join(f"b{n}: &a{n + 1} [{f'*a{n},' * 9}]\n" for n in range(9))
+HOSTILE_YAML = [
+    b"ipc: !!python/object/apply:os.mkdir [ran]",
+    b"!!python/object/apply:os.mkdir [ran]",
+    b"ipc: !!python/name:os.system",
+    b"a: &a [*a]",
+    b"ipc: &a [*a]",
+    f"ipc: {'9' * 5000}".encode(),
+    f"ipc: 0x{'f' * 5000}".encode(),
+    f"ipc: {'x' * 5000}".encode(),
+    f"{'k' * 5000}: 1".encode(),
+    b"[" * 20_000,
+    b"{a: " * 20_000,
+    b"- " * 20_000,
+    f"a: {'[' * 5000}{']' * 5000}".encode(),
+    "".join(f"{'  ' * n}a:\n" for n in range(2_000)).encode(),
+    f"a: &a0 x\n{_BOMB}".encode(),
+]
+# Others that are odd or wrong, one a line ...
 _LINES = r"""
 # nothing
 - a
@@ -44,9 +64,6 @@ ipc: {a: 1}
 ipc: [1, 2]
 ipc: *nowhere
 ipc: 1: 2
-ipc: !!python/object/apply:os.mkdir [ran]
-!!python/object/apply:os.mkdir [ran]
-ipc: !!python/name:os.system
 ipc: !!binary aGVsbG8=
 ipc: !!set {a, b}
 ipc: !unknown x
@@ -82,8 +99,6 @@ environment: 5
 environment: []\nipc: x
 <<: {ipc: 1}
 <<: 5
-a: &a [*a]
-ipc: &a [*a]
 --- 1\n--- 2
 ipc: 1\n---\nipc: 2
 %YAML 9.9\n---\nipc: 1
@@ -104,17 +119,11 @@ ipc:\t1
 ipc: 1\n\tlr_img: 2
 """
 YAML = [line.replace(r"\n", "\n").replace(r"\t", "\t").encode() for line in _LINES.split("\n")]
-# ... beyond all bounds, with nine lists of nine of the one before (a billion words) ...
-YAML += [f"ipc: {'9' * 5000}".encode(), f"ipc: 0x{'f' * 5000}".encode(), b"seed: -" + b"9" * 30]
-YAML += [f"{'k' * 5000}: 1".encode(), f"ipc: {'x' * 5000}".encode()]
-YAML += [b"[" * 20_000, b"{a: " * 20_000, b"- " * 20_000, b"a: " + b"[" * 5000 + b"]" * 5000]
-YAML += ["".join(f"{'  ' * n}a:\n" for n in range(2_000)).encode()]
-_BOMB = "".join(f"b{n}: &a{n + 1} [{f'*a{n},' * 9}]\n" for n in range(9))
-YAML += [f"a: &a0 x\n{_BOMB}".encode()]
-# ... and in other encodings, or none.
+# ... and in other encodings, or in none.
 YAML += [b"\xff\xfe\x00i", b"\x80\x81\x82", b"ipc: \xff", b"ipc: 1\x00", b"\x00" * 100]
 YAML += [b"\x1b[31m: 1", b"ipc: \xc2\x85", b"ipc: \xed\xa0\x80", b"ipc: 1\r\nseed: 0\r\n"]
 YAML += [codecs.BOM_UTF8 + b"ipc: 1", codecs.BOM_UTF16_LE + b"i", "ipc: 1".encode("utf-32")]
+YAML += HOSTILE_YAML
 # For a part of what a file holds.
 GONE = "gone"  # leave it out
 JUNK: list[Any] = [GONE, None, True, -1, 0, 3, 2**70, 1.5, math.nan, math.inf]
