@@ -14,6 +14,7 @@ from PIL import Image
 from utils.core.errors import UserError
 from utils.data import decode as image_tree
 from utils.data.dataset import DATASETS, ImageDataset, find_dataset, load_dataset
+from utils.data.folders import image_files
 from utils.data.imagenet_subsets import IMAGENET_SUBSETS
 from utils.data.normalisation import Normalisation, fit_zca
 
@@ -442,7 +443,7 @@ def test_a_relative_path_finds_the_same_cache(folder, decodes, monkeypatch):
 
 
 def test_the_key_of_a_cache_depends_on_the_size(folder):
-    files = image_tree.image_files(folder / "train/cat")
+    files = image_files(folder / "train/cat")
     assert image_tree.fingerprint(files, 8) != image_tree.fingerprint(files, 16)
 
 
