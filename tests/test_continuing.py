@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from short_runs import SHORT, distill, images, records, snapshots, train_experts, without_time
 
 import distill_att
@@ -22,7 +23,6 @@ from utils.experts.files import (
     unfinished_file,
 )
 from utils.methods.outer_state import Diverged, OuterState
-from utils.run import recorder as reporter
 
 
 def after(calls, function, error=Interrupted):
@@ -47,38 +47,25 @@ def assert_same_run(one, other):
         assert torch.equal(images(one / name), images(other / name))
 
 
-@pytest.mark.parametrize("evaluations", [0, 3])
-def test_an_evaluation_that_was_cut_off_is_made_again(
-    finished, experts, tmp_path, monkeypatch, evaluations
+@pytest.mark.parametrize(("ends", "kept"), [("killed", 2), ("asked to end", 3)])
+def test_a_run_that_was_cut_off_ends_as_one_that_was_not(
+    finished, experts, tmp_path, monkeypatch, ends, kept
 ):
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(reporter, "evaluate", after(evaluations, reporter.evaluate))
-        distill(experts, tmp_path)
-    assert_same_run(distill(experts, tmp_path), finished)
-
-
-@pytest.mark.parametrize("flags", [[], ["--checkpoint_it", "1"]], ids=["eval_it", "1"])
-def test_a_run_killed_between_checkpoints_goes_back_to_the_last(
-    finished, experts, tmp_path, monkeypatch, flags
-):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(OuterState, "step", after(3, OuterState.step, KeyboardInterrupt))
-        distill(experts, tmp_path, *flags)
-    run_dir = tmp_path / "digits/ConvNetD2/ipc1/run"
-    checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)
-    assert checkpoint["state"]["iteration"] == (3 if flags else 2)
-    assert_same_run(distill(experts, tmp_path, *flags), finished)
-
-
-def test_a_signal_ends_a_run_behind_its_step(finished, experts, tmp_path, monkeypatch):
-    asked = iter([False, False, True])
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(distill_att.stopping, "received_anywhere", lambda: next(asked))
+    """Killed, it goes back to its last checkpoint; asked to end, it makes one after its step."""
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, Interrupted)):
+        if ends == "killed":
+            patch.setattr(OuterState, "update", after(3, OuterState.update, KeyboardInterrupt))
+        else:
+            asked = iter([False, False, True])
+            patch.setattr(distill_att.stopping, "received_anywhere", lambda: next(asked))
         distill(experts, tmp_path)
     run_dir = tmp_path / "digits/ConvNetD2/ipc1/run"
     checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)
-    assert checkpoint["state"]["iteration"] == 3
+    assert checkpoint["state"]["iteration"] == kept
+    with open(run_dir / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "st')  # a kill may cut a line
     assert_same_run(distill(experts, tmp_path), finished)
+    assert len(yaml.safe_load((run_dir / "config.yaml").read_text())["environment"]) == 2
 
 
 def test_restart_begins_anew_beside_what_is_there(finished, experts, tmp_path, capsys):
@@ -107,33 +94,38 @@ def diverge_above(monkeypatch, rate, value, *, at):
 REWIND = ["--on_divergence", "rewind"]
 
 
-def test_a_run_that_diverges_goes_back_with_half_the_rate(experts, tmp_path, monkeypatch):
-    diverge_above(monkeypatch, "lr_img", 1.0, at=3)  # digits have 3
-    run_dir = distill(experts, tmp_path, *REWIND)
-    (first, second) = records(run_dir, "rewind")
+@pytest.fixture(scope="module")
+def rewound(experts, tmp_path_factory):
+    """A run that has diverged twice and gone back."""
+    with pytest.MonkeyPatch.context() as patch:
+        diverge_above(patch, "lr_img", 1.0, at=3)  # digits have 3
+        return distill(experts, tmp_path_factory.mktemp("rewound"), *REWIND)
+
+
+def test_a_run_that_diverges_goes_back_with_half_the_rate(rewound):
+    (first, second) = records(rewound, "rewind")
     assert (
         (first["iteration"], first["back_to"]) == (second["iteration"], second["back_to"]) == (3, 2)
     )
     assert (first["rate"], first["value"], second["value"]) == ("lr_img", 1.5, 0.75)
-    assert [record["iteration"] for record in records(run_dir, "step")] == [0, 1, 2, 3]
-    assert [record["kind"] for record in without_time(run_dir)].index("rewind") == 6
-    saved = torch.load(run_dir / "distilled_last.pt", weights_only=True)
+    assert [record["iteration"] for record in records(rewound, "step")] == [0, 1, 2, 3]
+    assert [record["kind"] for record in without_time(rewound)].index("rewind") == 6
+    saved = torch.load(rewound / "distilled_last.pt", weights_only=True)
     assert [rewind["value"] for rewind in saved["rewinds"]] == [1.5, 0.75]
     assert saved["config"]["lr_img"] == 3.0
-    checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)["state"]
+    checkpoint = torch.load(rewound / "checkpoint.pt", weights_only=True)["state"]
     assert checkpoint["optimizer"]["param_groups"][0]["lr"] == 0.75
 
 
 @pytest.mark.parametrize("lines", [7, 8, 9])
-def test_a_rewound_run_continues_alike(experts, tmp_path, monkeypatch, lines):
+def test_a_rewound_run_continues_alike(rewound, experts, tmp_path, monkeypatch, lines):
     """Cut off before any of its lines is logged."""
     diverge_above(monkeypatch, "lr_img", 1.0, at=3)
-    whole = distill(experts, tmp_path / "whole", *REWIND)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         log = distill_att.MetricsLog.log
         patch.setattr(distill_att.MetricsLog, "log", after(lines, log, KeyboardInterrupt))
         distill(experts, tmp_path, *REWIND)
-    assert_same_run(distill(experts, tmp_path, *REWIND), whole)
+    assert_same_run(distill(experts, tmp_path, *REWIND), rewound)
 
 
 def test_after_three_rewinds_it_stops(experts, tmp_path, capsys):
@@ -215,7 +207,7 @@ def test_of_experts_in_step_no_more_than_the_work_of_one_is_lost(tmp_path, monke
     assert_same_experts(tmp_path / "cut", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("content", [b"", b"damaged", None])
+@pytest.mark.parametrize("content", [b"damaged", None])
 def test_a_damaged_unfinished_expert_is_trained_anew(
     experts, tmp_path, monkeypatch, caplog, content
 ):

@@ -74,16 +74,6 @@ def test_buffer_is_called_from_python(experts):
         buffer.run(Resolved.of(replace(options, rho=0.5)))
 
 
-def test_an_interrupted_buffer_gives_the_same_experts(experts, tmp_path):
-    train_experts(tmp_path, 1, "--save_interval", "1")
-    train_experts(tmp_path, 2, "--save_interval", "1")
-    assert len(list(tmp_path.rglob("replay_buffer_*.pt"))) == 2
-    assert len(list(experts.rglob("replay_buffer_*.pt"))) == 1
-    pairs = list(zip(snapshots(tmp_path), snapshots(experts), strict=True))
-    assert len(pairs) == 2 * 3
-    assert all(torch.equal(one, other) for one, other in pairs)
-
-
 def test_a_deleted_buffer_file_is_made_again(experts, tmp_path):
     train_experts(tmp_path, 2, "--save_interval", "1")
     (tmp_path / "digits/ConvNetD2/replay_buffer_0.pt").unlink()
@@ -166,20 +156,6 @@ def test_same_seed_same_result(finished, experts, tmp_path):
 def test_another_seed_another_result(finished, experts, tmp_path):
     other = distill(experts, tmp_path, "--seed", "4")
     assert not torch.equal(images(other / "distilled_0.pt"), images(finished / "distilled_0.pt"))
-
-
-def test_a_continued_run_equals_an_uninterrupted_one(finished, experts, tmp_path):
-    half = distill(experts, tmp_path, "--Iteration", "2")
-    # What a kill may leave behind the checkpoint: a step that will come again, half a line.
-    with open(half / "metrics.jsonl", "a") as file:
-        file.write('{"kind": "step", "iteration": 2, "loss": 9.0}\n{"kind": "st')
-    config = yaml.safe_load((half / "config.yaml").read_text())
-    whole = distill(experts, tmp_path)
-    assert whole == half
-    assert len(config["environment"]) == 1
-    assert len(yaml.safe_load((whole / "config.yaml").read_text())["environment"]) == 2
-    assert without_time(whole) == without_time(finished)
-    assert torch.equal(images(whole / "distilled_last.pt"), images(finished / "distilled_last.pt"))
 
 
 def test_a_run_is_not_continued_under_other_settings(finished, experts):

@@ -18,124 +18,106 @@ import json
 import os
 import sys
 import tempfile
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from scripts.faults import kinds as fault_kinds
-from scripts.faults.bad_input import make_case, try_case
+from scripts.faults import strikes
+from scripts.faults.bad_calls import BadCall, make_bad_call, try_bad_call
 from scripts.faults.calls import ROOT
-from scripts.faults.jobs import LEAST, SECONDS, make_jobs
-from scripts.faults.kinds import Tally
+from scripts.faults.jobs import LONGER, TINY, make_jobs
+from scripts.faults.strikes import Tally
 from utils.core.files import write_text
 from utils.core.provenance import describe_environment
 
 KILLS_A_TURN = 12  # of one of the jobs that are killed side by side
 MARKS = ("<!-- faults -->\n", "<!-- end -->\n")
 CONTINUED = "continued: nothing lost, the same files bit for bit"
-SAID = "one line, status 2, files whole; with room again the same files bit for bit"
+# The rows of the table, and what has to happen.
 EXPECTED = {
     "SIGKILL at a random moment": CONTINUED,
     "SIGKILL before a file is opened": CONTINUED,
     "SIGKILL before a file is renamed": CONTINUED,
-    "disk full from a file on": SAID,
-    "small file system": SAID,
+    "disk full from a file on": "one line, status 2, files whole; with room again the same files "
+    "bit for bit",
     "SIGINT or SIGTERM": "one line with the command that continues, 130 or 143; it does: the same",
-    "second signal in a write": "leaves at once; continued: the same files bit for bit",
     "second call of one job": "refused in one line, status 2; the first untouched",
     "two calls side by side": "both end; together the same files bit for bit",
-    "bad flag": "one line that names it, or a valid call",
-    "bad yaml": "one line that names it, or a valid call",
     "bad file": "one line that names it, or not needed",
+    "bad flag": "one line that names it, or a valid call",
     "bad name": "one line that names it, or a valid call",
+    "bad yaml": "one line that names it, or a valid call",
 }
 
-Done = Iterable[tuple[str, str, Tally]]  # fault, script and what was counted
-Task = Callable[[], Done]
+
+class Task(NamedTuple):
+    """A fault of EXPECTED, the script that it strikes, and the work, which counts."""
+
+    fault: str
+    script: str
+    strike: Callable[[], Tally]
 
 
 def kills(args: argparse.Namespace, scratch: Path) -> Iterator[Task]:
     """SIGKILL at random moments."""
-    jobs = make_jobs(scratch / "seconds", SECONDS)
-    turns = [min(KILLS_A_TURN, args.kills - n) for n in range(0, args.kills, KILLS_A_TURN)]
-    for turn, number in enumerate(turns):
+    jobs = make_jobs(scratch / "longer", LONGER)
+    for turn, first in enumerate(range(0, args.kills, KILLS_A_TURN)):
         for k, job in enumerate(jobs):
-            share = (number + k) // len(jobs)
-            if share:
-                work = partial(fault_kinds.kills, job, share, args.seed * 10_000 + turn, scratch)
-                yield _one("SIGKILL at a random moment", job.script, work)
+            share = (min(KILLS_A_TURN, args.kills - first) + k) // len(jobs)
+            seed = args.seed * 10_000 + turn
+            strike = partial(strikes.kills, job, share, seed, scratch)
+            yield Task("SIGKILL at a random moment", job.script, strike)
 
 
 def writes(args: argparse.Namespace, scratch: Path) -> Iterator[Task]:
     """SIGKILL at every single write of a short job."""
-    for job in make_jobs(scratch / "least", LEAST):
-        for what in ("open", "rename"):
-            work = partial(fault_kinds.at_writes, job, what, "kill", scratch, step=args.step)
-            yield _one(f"SIGKILL before a file is {_past(what)}", job.script, work)
-
-
-def _past(what: str) -> str:
-    return "opened" if what == "open" else "renamed"
+    for job in make_jobs(scratch / "tiny", TINY):
+        for what, past in (("open", "opened"), ("rename", "renamed")):
+            strike = partial(strikes.at_writes, job, what, "kill", scratch, step=args.step)
+            yield Task(f"SIGKILL before a file is {past}", job.script, strike)
 
 
 def full_disk(args: argparse.Namespace, scratch: Path) -> Iterator[Task]:
-    """No room any more, from every single file on; and small file systems."""
-    for job in make_jobs(scratch / "least", LEAST):
-        work = partial(fault_kinds.at_writes, job, "open", "full", scratch, step=args.step)
-        yield _one("disk full from a file on", job.script, work)
-        yield _one("small file system", job.script, partial(fault_kinds.small_disk, job, scratch))
+    """No room any more, from every single file on."""
+    for job in make_jobs(scratch / "tiny", TINY):
+        strike = partial(strikes.at_writes, job, "open", "full", scratch, step=args.step)
+        yield Task("disk full from a file on", job.script, strike)
 
 
 def signals(args: argparse.Namespace, scratch: Path) -> Iterator[Task]:
-    """SIGINT and SIGTERM at random moments, and a second one."""
-    for job in make_jobs(scratch / "seconds", SECONDS):
-        work = partial(fault_kinds.signals, job, args.signals, args.seed, scratch)
-        yield _one("SIGINT or SIGTERM", job.script, work)
-        second = partial(fault_kinds.second_signals, job, scratch)
-        yield _one("second signal in a write", job.script, second)
+    """SIGINT and SIGTERM at random moments."""
+    for job in make_jobs(scratch / "longer", LONGER):
+        strike = partial(strikes.signals, job, args.signals, args.seed, scratch)
+        yield Task("SIGINT or SIGTERM", job.script, strike)
 
 
 def two(args: argparse.Namespace, scratch: Path) -> Iterator[Task]:
     """Two processes on the same files."""
-    jobs = make_jobs(scratch / "least", LEAST)
-    for job in jobs[:2]:
-        work = partial(fault_kinds.second_refused, job, scratch)
-        yield _one("second call of one job", job.script, work)
-    works = [
-        partial(fault_kinds.two_ranges, jobs[0], scratch),
-        partial(fault_kinds.two_at_work, jobs[2], scratch),
-    ]
-    for work, job in zip(works, (jobs[0], jobs[2]), strict=True):
-        yield _one("two calls side by side", job.script, work)
+    *others, evaluations = make_jobs(scratch / "tiny", TINY)
+    for job in others:
+        strike = partial(strikes.second_call, job, scratch)
+        yield Task("second call of one job", job.script, strike)
+    strike = partial(strikes.side_by_side, evaluations, scratch)
+    yield Task("two calls side by side", evaluations.script, strike)
 
 
 def bad_input(args: argparse.Namespace, scratch: Path) -> Iterator[Task]:
     """Generated command lines and files."""
-    jobs = make_jobs(scratch / "least", LEAST)
+    jobs = make_jobs(scratch / "tiny", TINY)
 
-    def try_one(number: int) -> Iterator[tuple[str, str, Tally]]:
-        case = make_case(args.seed, number, jobs)
-        verdict = try_case(case, jobs[-1].reference, scratch / f"case_{number}" / "job")
-        wrong = [f"case {number}: {case}: {verdict.ending}"] if verdict.is_wrong else []
+    def strike(number: int, bad: BadCall) -> Tally:
+        verdict = try_bad_call(bad, jobs[-1].reference, scratch / f"case_{number}" / "job")
         if args.count == 1:
-            print(f"{case}\n{case.argv}\n{verdict.ending}\n{verdict.stderr}")
-        yield f"bad {case.kind}", case.script, Tally(1, wrong)
+            print(f"{verdict.what}\n{bad.argv}\n{verdict.ending}\n{verdict.stderr}")
+        wrong = [f"case {number}: {verdict.what}: {verdict.ending}"] if verdict.is_defect else []
+        return Tally(1, wrong)
 
     for number in range(args.first, args.first + args.count):
-        yield partial(try_one, number)
-
-
-def _one(fault: str, script: str, work: Callable[[], Tally]) -> Task:
-    def task() -> Iterator[tuple[str, str, Tally]]:
-        try:
-            yield fault, script, work()
-        except PermissionError as error:
-            print(f"{fault}: {script}: not done: {error}")
-
-    return task
+        bad = make_bad_call(args.seed, number, jobs)
+        yield Task(f"bad {bad.kind}", bad.script, partial(strike, number, bad))
 
 
 FAULTS: dict[str, Callable[[argparse.Namespace, Path], Iterator[Task]]] = {
@@ -153,22 +135,18 @@ def count(name: str, args: argparse.Namespace) -> dict[str, Any]:
     tallies: dict[str, dict[str, Tally]] = defaultdict(lambda: defaultdict(Tally))
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.at_once) as pool:
         tasks = list(FAULTS[name](args, Path(folder)))
-        for done in pool.map(lambda task: list(task()), tasks):
-            for fault, script, tally in done:
-                tallies[fault][script].add(tally)
+        for task, tally in zip(tasks, pool.map(lambda task: task.strike(), tasks), strict=True):
+            tallies[task.fault][task.script].add(tally)
     for fault, by_script in tallies.items():
         wrong = [line for tally in by_script.values() for line in tally.wrong]
-        struck = Counter({script: tally.injected for script, tally in by_script.items()})
-        print(f"{fault}: {struck.total()} times, wrong: {len(wrong)}")
+        struck = sum(tally.injected for tally in by_script.values())
+        print(f"{fault}: {struck} times, wrong: {len(wrong)}")
         print("".join(f"    {line}\n" for line in wrong), end="", flush=True)
     return {
         "environment": describe_environment(),
         "settings": {key: str(value) for key, value in vars(args).items()},
         "faults": {
-            fault: {
-                script: {"injected": tally.injected, "wrong": tally.wrong}
-                for script, tally in sorted(by_script.items())
-            }
+            fault: {script: vars(tally) for script, tally in sorted(by_script.items())}
             for fault, by_script in tallies.items()
         },
     }
@@ -177,13 +155,13 @@ def count(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def table(record: dict[str, Any]) -> str:
     """The record as a table in Markdown."""
     lines = ["| fault | injected | what has to happen | otherwise |", "|---|---|---|---|"]
-    for name in FAULTS:
-        for fault, by_script in record.get(name, {}).get("faults", {}).items():
-            parts = {Path(script).stem: entry["injected"] for script, entry in by_script.items()}
-            each = ", ".join(f"{stem} {number}" for stem, number in parts.items())
-            wrong = sum(len(entry["wrong"]) for entry in by_script.values())
-            total = sum(parts.values())
-            lines.append(f"| {fault} | {total:,} ({each}) | {EXPECTED[fault]} | {wrong} |")
+    found = {fault: by for entry in record.values() for fault, by in entry["faults"].items()}
+    for fault in (fault for fault in EXPECTED if fault in found):
+        parts = {Path(script).stem: entry["injected"] for script, entry in found[fault].items()}
+        each = ", ".join(f"{stem} {number}" for stem, number in parts.items())
+        wrong = sum(len(entry["wrong"]) for entry in found[fault].values())
+        total = sum(parts.values())
+        lines.append(f"| {fault} | {total:,} ({each}) | {EXPECTED[fault]} | {wrong} |")
     return "\n".join(lines) + "\n"
 
 
@@ -202,9 +180,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("docs", nargs="?", type=Path, help="with table: where it stands")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--signals", type=int, default=10, help="for each of the three scripts")
-    parser.add_argument("--step", type=int, default=1, help="strike at every so manieth write")
+    parser.add_argument("--step", type=int, default=1, help="strike at every N-th write")
     parser.add_argument("--count", type=int, default=1000, help="cases of bad input")
-    parser.add_argument("--first", type=int, default=0, help="case of bad input")
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first case of bad input"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--at_once", type=int, default=os.cpu_count(), help="jobs side by side")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "faults.json")

@@ -26,6 +26,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
 from tqdm import tqdm
 
 from utils.core.script import run_script
@@ -44,7 +45,8 @@ _looking = threading.Lock()
 class AtWrite:
     """A fault at the `number`-th file opened for writing or renamed, counted from 1.
 
-    `what` is "open" or "rename"; `fault` is "kill", "full" (nothing fits any more) or "slow".
+    `what` is "open" or "rename"; `fault` is "kill", "full" (nothing fits any more) or "stop" (it
+    stands still).
     """
 
     what: str
@@ -81,7 +83,7 @@ class AtWrite:
             size = path.stat().st_size if path.exists() else 0
             resource.setrlimit(resource.RLIMIT_FSIZE, (size + ROOM, resource.RLIM_INFINITY))
         else:
-            time.sleep(600)
+            os.kill(os.getpid(), signal.SIGSTOP)
 
 
 class Call:
@@ -98,6 +100,7 @@ class Call:
         fresh: bool = False,
     ) -> None:
         """`fault` and `memory`, bytes that it may take beyond its code, are for forked calls."""
+        self.script = script
         readers, writers = zip(*(os.pipe() for _ in range(2)), strict=True)
         if fresh:
             self._process: Any = subprocess.Popen(
@@ -155,10 +158,10 @@ class Call:
     def has_printed(self) -> bool:
         return bool(self._outputs[0].text)
 
-    @property
-    def stdout(self) -> str:
-        """All of it, of a call that has ended."""
-        return self._outputs[0].whole()
+    def stands_still(self) -> bool:
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(self._process.pid).status() == psutil.STATUS_STOPPED
+        return False
 
     @property
     def stderr(self) -> str:
@@ -170,6 +173,11 @@ class Call:
         """The lines on stderr of a call that has ended, without the progress bars."""
         lines = re.split(r"[\r\n]+", self.stderr)
         return [line for line in lines if line.strip() and not PROGRESS.search(line)]
+
+    def summary(self) -> str:
+        """How a call has ended, and the last that it said."""
+        said = self.messages
+        return f"status {self.wait(0)} with {len(said)} lines: {' / '.join(said[-3:])}"
 
 
 class _Collector(threading.Thread):
@@ -191,18 +199,13 @@ class _Collector(threading.Thread):
         return self.text.decode("utf-8", "replace")
 
 
-def warm_up(scratch: Path) -> None:
-    """Start the server, which takes as long as importing torch."""
-    Call("buffer.py", ["--help"], scratch).wait()
-
-
 def _server() -> Any:
     """Where calls are forked from; it starts with the first of them."""
     os.environ |= ONE_THREAD | {"PYTHONPATH": str(ROOT)}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["buffer", "distill_att", "eval", "sklearn.datasets", "scripts.faults.calls"]
-    )
+    scripts = ["buffer", "distill_att", "eval", "scripts.faults.calls"]
+    for_digits = ["sklearn.datasets", "sklearn.model_selection"]
+    context.set_forkserver_preload([*scripts, *for_digits])
     return context
 
 

@@ -1,11 +1,10 @@
-"""Small jobs of the three scripts on digits, and what may be said of the files that they leave.
+"""Small jobs of the three scripts on digits, and what to compare in the files that they write.
 
 A job works in a folder that begins as a copy of what the job before it left: experts, then a
 distillation from them, then evaluations of its set. Paths are relative to it, so that all that the
 files hold must be the same wherever the job ran.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from PIL import Image
 
-from scripts.faults.calls import Call, warm_up
+from scripts.faults.calls import Call
+from scripts.faults.damage import read_content
 
 BUFFERS, RUN = "buffers/digits", "results/digits/{model}/ipc1/run"
 # What says when or with what a file was made.
 CIRCUMSTANCES = {"environment", "seconds"}
+TEMPORARY = ".*.tmp"  # a file that waits to be renamed
 DATA_FLAGS = "--dataset digits --model {model}"
 EXPERT_FLAGS = f"{DATA_FLAGS} --num_experts {{experts}} --train_epochs 2 --save_interval 2"
 RUN_FLAGS = (
@@ -33,26 +33,12 @@ EVAL_FLAGS = (
     f"--distilled {RUN}/distilled_best.pt --model {{model}} {{other}} --random "
     "--num_eval {networks} --epoch_eval_train {epochs}"
 )
-# Of seconds, for kills at any moment; and the least that has every kind of file, for a fault at
-# every single write.
-SECONDS = {
-    "model": "ConvNetD1",
-    "other": "MLP",
-    "experts": 5,
-    "steps": 12,
-    "eval_it": 3,
-    "epochs": 10,
-    "networks": 6,
-}
-LEAST = {
-    "model": "MLP",
-    "other": "ConvNetD1",
-    "experts": 3,
-    "steps": 2,
-    "eval_it": 2,
-    "epochs": 1,
-    "networks": 2,
-}
+# Jobs of seconds, for strikes at any moment; and the shortest that write every kind of file, for a
+# strike at every single write.
+LONGER = {"model": "ConvNetD1", "other": "MLP", "experts": 5, "steps": 12, "eval_it": 3}
+LONGER |= {"epochs": 10, "networks": 6}
+TINY = {"model": "MLP", "other": "ConvNetD1", "experts": 3, "steps": 2, "eval_it": 2}
+TINY |= {"epochs": 1, "networks": 2}
 
 
 @dataclass(frozen=True)
@@ -86,16 +72,15 @@ class Job:
     def finish(self, folder: Path) -> list[str]:
         """Call the job to its end; what is then wrong, the cause of failure or a difference."""
         call = self.call(folder)
-        status = call.wait()
-        if status != 0:
-            return [f"continuing ended with status {status}: {' / '.join(call.messages[-3:])}"]
+        if call.wait() != 0:
+            return [f"continuing failed: {call.summary()}"]
         return differences(folder, self.reference)
 
 
 def make_jobs(scratch: Path, size: dict[str, Any]) -> list[Job]:
     """The three jobs, each run once undisturbed."""
     scratch.mkdir(parents=True, exist_ok=True)
-    warm_up(scratch)
+    Call("buffer.py", ["--help"], scratch).wait()  # the server starts, not to be timed
     made: list[Job] = []
     for script, flags, output in (
         ("buffer.py", EXPERT_FLAGS, f"{BUFFERS}/{{model}}"),
@@ -115,7 +100,7 @@ def _run_once(job: Job) -> Job:
     call.wait_for(call.has_printed, 120)
     printed = time.monotonic()
     if call.wait() != 0:
-        raise RuntimeError(f"{job.script} failed undisturbed: {' / '.join(call.messages[-3:])}")
+        raise RuntimeError(f"{job.script} failed undisturbed: {call.summary()}")
     return replace(job, before_output=printed - began, duration=time.monotonic() - printed)
 
 
@@ -126,27 +111,12 @@ def files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def is_temporary(path: Path) -> bool:
-    return path.name.startswith(".")
-
-
 def content(path: Path) -> Any:
-    """What a file holds, without its circumstances; an exception if it is not whole.
-
-    Of a metrics.jsonl the last line may be cut off.
-    """
-    if path.suffix == ".pt":
-        return torch.load(path, map_location="cpu", weights_only=True)
-    if path.suffix == ".json":
-        return _without_circumstances(json.loads(path.read_text("utf-8")))
-    if path.suffix == ".jsonl":
-        lines = path.read_text("utf-8").split("\n")
-        return [_without_circumstances(json.loads(line)) for line in lines[:-1]] + lines[-1:]
-    if path.suffix == ".yaml":
-        return _without_circumstances(yaml.safe_load(path.read_text("utf-8")))
+    """What a file holds, without its circumstances; an exception if it is not whole."""
     if path.suffix == ".png":
         Image.open(path).load()
-    return path.read_bytes()
+    found = read_content(path)
+    return found if path.suffix == ".pt" else _without_circumstances(found)
 
 
 def _without_circumstances(value: Any) -> Any:
@@ -158,11 +128,11 @@ def _without_circumstances(value: Any) -> Any:
     return value
 
 
-def damaged(folder: Path) -> list[str]:
-    """What is there but not whole."""
+def broken_files(folder: Path) -> list[str]:
+    """Which files are there but not whole, temporary ones apart."""
     found = []
     for path in files(folder):
-        if is_temporary(path):
+        if path.name.startswith("."):
             continue
         try:
             content(path)
@@ -171,7 +141,7 @@ def damaged(folder: Path) -> list[str]:
     return found
 
 
-def amounts(folder: Path, reference: Path) -> dict[str, int]:
+def sizes(folder: Path, reference: Path) -> dict[str, int]:
     """How much each file holds that is there at the end too: experts, evaluations, or one thing."""
     found = {}
     for path in files(folder):
@@ -183,11 +153,11 @@ def amounts(folder: Path, reference: Path) -> dict[str, int]:
 
 
 def lost(before: dict[str, int], now: dict[str, int]) -> list[str]:
-    """What there was less of than before, by `amounts`."""
+    """What there is less of than before, by `sizes`."""
     return [
-        f"{name} holds {now.get(name, 0)} instead of {amount}"
-        for name, amount in before.items()
-        if now.get(name, 0) < amount
+        f"{name} holds {now.get(name, 0)} instead of {size}"
+        for name, size in before.items()
+        if now.get(name, 0) < size
     ]
 
 
