@@ -68,13 +68,7 @@ def make_experts(argv: Sequence[str]) -> int:
     resolved.set("res", found.image_size, resolved.sources["res"])
     resolved.set("precision", precision, resolved.sources["precision"])
     options = resolved.options
-    folder = ExpertKind.of(
-        found,
-        zca=options.zca,
-        model=options.model,
-        data_path=options.data_path,
-        flat=options.flat,
-    ).folder(options.buffer_path)
+    folder = ExpertKind.of(options).folder(options.buffer_path)
     check_writable(folder)
     numbers, per_file = check_numbers(options), options.save_interval
     missing = ranks.from_main(

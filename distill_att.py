@@ -150,13 +150,7 @@ def open_experts(
     starts = options.starts
     if options.start_epochs is not None and resolved.given_by_hand("max_start_epoch"):
         raise UserError("--start_epochs and --max_start_epoch bound the same: give one of them")
-    asked = ExpertKind.of(
-        source,
-        zca=options.zca,
-        model=options.model,
-        data_path=options.data_path,
-        flat=options.flat,
-    )
+    asked = ExpertKind.of(options)
     shape = {
         "channels": source.channels,
         "num_classes": len(source.class_names),

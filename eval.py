@@ -145,12 +145,15 @@ def fill_table(
 def open_observer(options: EvalOptions, distilled: SyntheticSet, source: Source) -> Observer:
     """The experts of the kind that the set was distilled from."""
     config = distilled.config
-    kind = ExpertKind.of(
-        source,
+    kind = ExpertKind(
+        source.name,
+        source.subset,
+        source.image_size,
         zca=distilled.normalisation.zca,
         model=distilled.model,
         data_path=options.data_path or config["data_path"],
         flat=config.get("flat", False),
+        val_fraction=source.val_fraction,
     )
     return Observer.open(
         source,

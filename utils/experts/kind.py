@@ -4,13 +4,34 @@ import shlex
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Protocol
 
 from networks import NETWORKS, canonical_name
 from utils.core.errors import UserError
-from utils.data.source import Source
 from utils.experts.files import buffer_files
 
 NATIVE_RES = {"digits": 8, "CIFAR10": 32, "CIFAR100": 32, "Tiny": 64}
+
+
+class TrainedOn(Protocol):
+    """The options of a call that say which experts it is about; without `res` the data set's."""
+
+    @property
+    def dataset(self) -> str: ...
+    @property
+    def subset(self) -> str | None: ...
+    @property
+    def res(self) -> int | None: ...
+    @property
+    def zca(self) -> bool: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def data_path(self) -> str: ...
+    @property
+    def flat(self) -> bool: ...
+    @property
+    def val_fraction(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -27,18 +48,17 @@ class ExpertKind:
     val_fraction: float = 0.0
 
     @classmethod
-    def of(
-        cls, source: Source, *, zca: bool, model: str, data_path: str, flat: bool
-    ) -> "ExpertKind":
+    def of(cls, options: TrainedOn) -> "ExpertKind":
+        """The experts that a call with `options` makes or asks for."""
         return cls(
-            dataset=source.name,
-            subset=source.subset,
-            res=source.image_size,
-            zca=zca,
-            model=model,
-            data_path=data_path,
-            flat=flat,
-            val_fraction=source.val_fraction,
+            dataset=options.dataset,
+            subset=options.subset,
+            res=options.res or NATIVE_RES[options.dataset],
+            zca=options.zca,
+            model=options.model,
+            data_path=options.data_path,
+            flat=options.flat,
+            val_fraction=options.val_fraction,
         )
 
     def folder(self, buffer_path: str) -> Path:
