@@ -72,7 +72,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--rivals", action="store_true", help="the rows of MTT, FTD, DATM and TESLA as well"
     )
     parser.add_argument(
-        "--dry-run", "--dry_run", action="store_true", help="print the plan and its estimated cost"
+        "--dry_run", "--dry-run", action="store_true", help="print the plan and its estimated cost"
     )
     parser.add_argument(
         "--smoke", action="store_true", help="the plan in miniature, on digits, on the CPU"
