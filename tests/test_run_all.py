@@ -520,7 +520,7 @@ def test_a_finished_cell_is_run_again_after(call, finished, tmp_path, change):
     changed = changed if isinstance(changed, Cell) else finished
     assert call([changed])["a/b"].startswith("done in")
     assert noted(tmp_path / "events")
-    if change != "everything deleted":  # then there is nothing to record
+    if any((tmp_path / "out").iterdir()):  # else there is nothing to record
         assert call([changed])["a/b"] == "done before"
 
 
