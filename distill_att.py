@@ -66,15 +66,7 @@ MAX_REWINDS = 3
 
 
 def main(argv: Sequence[str]) -> int:
-    return run(
-        resolve(
-            DistillOptions,
-            argv,
-            description=__doc__ or "",
-            find_yaml=find_yaml,
-            presets=presets,
-        )
-    )
+    return run(resolve(DistillOptions, argv, description=__doc__ or "", find_yaml=find_yaml))
 
 
 def run(resolved: Resolved[DistillOptions]) -> int:
@@ -161,12 +153,6 @@ def find_yaml(given: Mapping[str, Any]) -> Path | None:
     if path is not None and path.stem.split("_")[0] != f"ipc{ipc}":
         print(f"{dataset} has no row for ipc {ipc}: taking the nearest, {path}")
     return path
-
-
-def presets(known: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """What the method that flags or YAML choose has instead of the common defaults."""
-    method = known.get("method", DEFAULT_METHOD)
-    return f"--method {method}", METHODS[method].presets
 
 
 def check_flags(resolved: Resolved[DistillOptions]) -> None:

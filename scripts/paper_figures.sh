@@ -9,9 +9,4 @@
 set -euo pipefail
 # shellcheck source=scripts/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
-# shellcheck source=scripts/queue.sh
-source scripts/queue.sh scripts.figures.plan "$@"
-status=0
-.venv/bin/python -m scripts.plan.summary "$queue" || status=1
-bash -c "$(<"$queue/draw")" || status=1
-exit $status
+exec .venv/bin/python -m scripts.figures.plan --run "$@"

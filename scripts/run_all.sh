@@ -10,12 +10,4 @@
 set -euo pipefail
 # shellcheck source=scripts/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
-# shellcheck source=scripts/queue.sh
-source scripts/queue.sh scripts.plan "$@"
-status=0
-.venv/bin/python -m scripts.plan.summary "$queue" || status=$?
-if [ -e "$queue/report" ]; then
-    mapfile -t report <"$queue/report"
-    .venv/bin/python -m scripts.report "${report[0]}" --out "${report[1]}"
-fi
-exit "$status"
+exec .venv/bin/python -m scripts.plan --run "$@"

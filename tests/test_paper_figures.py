@@ -1,6 +1,7 @@
 """paper_figures.sh: its plan, and the repeats in one process."""
 
 import shlex
+import subprocess
 import sys
 from dataclasses import asdict, replace
 
@@ -68,7 +69,7 @@ def test_what_is_planned_is_what_the_figures_need(dataset, tmp_path):
 
 def test_a_dry_run_prints_all_commands_and_does_nothing(tmp_path, capsys):
     where = ["--save_path", str(tmp_path / "r"), "--buffer_path", str(tmp_path / "b")]
-    argv = ["--dataset", "CIFAR10", "--dry-run", "--queue", str(tmp_path), *where]
+    argv = ["--dataset", "CIFAR10", "--dry-run", "--run", *where]
     assert figure_plan.main(argv) == 0
     out = capsys.readouterr().out
     assert not list(tmp_path.iterdir())
@@ -79,19 +80,32 @@ def test_a_dry_run_prints_all_commands_and_does_nothing(tmp_path, capsys):
     assert len(cells) == 7 + 2 + 4 + 2 + 2 * 7
 
 
-def test_the_queue_has_a_line_for_each_cell(tmp_path):
-    argv = ["--dataset", "digits", "--queue", str(tmp_path), "--save_path", str(tmp_path / "r")]
-    assert figure_plan.main([*argv, "--", "--Iteration", "7"]) == 0
-    lines = [line.split("\t") for line in (tmp_path / "rows.tsv").read_text().splitlines()]
-    assert len(lines) == len({name for name, *_ in lines}) == 4 + 2 + 3 + 2 + 2 * 7
-    assert all(needs == "experts/digits/ConvNetD2" for _, _, needs, _, _ in lines)
-    assert all(command.endswith(" --Iteration 7") for *_, command in lines)
-    assert len((tmp_path / "experts.tsv").read_text().splitlines()) == 1
-    assert (tmp_path / "draw").read_text().startswith(".venv/bin/python -m scripts.figures ")
+def test_what_is_planned_is_worked_on_and_drawn(tmp_path, monkeypatch):
+    planned = []
+    monkeypatch.setattr(figure_plan, "run_plan", lambda *plan: planned.append(plan) or 0)
+    drawn = []
+
+    def draw(command):
+        drawn.append(command)
+        return subprocess.CompletedProcess(command, 2)
+
+    monkeypatch.setattr(figure_plan.subprocess, "run", draw)
+    argv = ["--dataset", "digits", "--run", "--save_path", str(tmp_path)]
+    assert figure_plan.main([*argv, "--", "--Iteration", "7"]) == 1  # no figures, not all is done
+    ((experts, rows, _, logs),) = planned
+    assert len(rows) == len({row.name for row in rows}) == 4 + 2 + 3 + 2 + 2 * 7
+    assert {row.needs for row in rows} == {"experts/digits/ConvNetD2"}
+    assert all(row.commands[0].endswith(" --Iteration 7") for row in rows)
+    assert [expert.name for expert in experts] == ["experts/digits/ConvNetD2"]
+    assert logs == tmp_path / "logs"
+    assert drawn[0][:3] == [".venv/bin/python", "-m", "scripts.figures"]
+    repeats = next(row for row in rows if row.name.endswith("repeats_att_base_x1"))
+    assert len(repeats.outputs) == 20
+    assert repeats.outputs[19].name == "repeats_att_base_x1_seed19"
 
 
 def test_bad_flags_of_distillations_are_refused_before_any_work(tmp_path):
-    argv = ["--dataset", "digits", "--queue", str(tmp_path)]
+    argv = ["--dataset", "digits", "--run", "--save_path", str(tmp_path / "r")]
     with pytest.raises(UserError, match="--lenght"):
         figure_plan.main([*argv, "--", "--lenght", "fixed"])
     assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """The flags of the three scripts: names as in the field (MTT, FTD, ATT), one declaration each."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -254,6 +255,12 @@ class DistillOptions(MethodOptions, EvaluationOptions, DsaOptions, DataOptions):
         choices=("disabled", "offline", "online"),
         may_change=True,
     )
+
+    @staticmethod
+    def presets(known: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+        """What the method among the `known` values has instead of the common defaults."""
+        method = known.get("method", DEFAULT_METHOD)
+        return f"--method {method}", METHODS[method].presets
 
     @property
     def evaluation_models(self) -> tuple[str, ...]:

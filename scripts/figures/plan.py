@@ -1,6 +1,8 @@
-"""The runs behind the paper's figures, as a queue for paper_figures.sh.
+"""Plan the runs behind the paper's figures and work on them: the command line of paper_figures.sh.
 
     python -m scripts.figures.plan --dataset digits --dry-run
+
+Nothing is run without --run, which paper_figures.sh adds.
 
 Two kinds of cells. A distillation logs its distances: with a fixed length for several N_S (Fig. 2),
 with ATT (Fig. 4, left), and with both policies and several seeds at the row's own N_S, evaluated
@@ -10,18 +12,22 @@ with ATT (Fig. 4, left), and with both policies and several seeds at the row's o
 import argparse
 import dataclasses
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.figures.data import RATES
-from scripts.plan.__main__ import PYTHON, find_devices, show, write_queue
-from scripts.plan.cells import Cell, Settings, expert_kind, experts_cell, experts_name
+from scripts.plan.cells import Cell, Settings, experts_cell, experts_name
+from scripts.plan.devices import PYTHON, find_devices
 from scripts.plan.estimate import Estimate, row_estimate
+from scripts.plan.queue import run_command, run_plan
+from scripts.plan.tables import show
 from utils.config.resolve import packaged_yaml, resolve
 from utils.core.errors import UserError
 from utils.core.script import Parser
+from utils.experts.kind import ExpertKind
 from utils.options import DistillOptions, EvalOptions
 from utils.run.directory import RunDir
 
@@ -82,12 +88,12 @@ def main(argv: Sequence[str]) -> int:
     experts = [experts_of(args.dataset, settings)]
     devices = find_devices(smoke=args.dataset == "digits")
     runs = Path(args.save_path, args.dataset)
-    draw = shlex.join([PYTHON, "-m", "scripts.figures", str(runs), "--out", args.out])
-    show([*experts, *rows], devices, f"figures: {draw}", commands=args.dry_run)
-    if args.queue is not None and not args.dry_run:
-        write_queue(args.queue, Path(args.save_path, "logs"), experts, rows, devices)
-        (args.queue / "draw").write_text(f"{draw}\n")
-    return 0
+    draw = [PYTHON, "-m", "scripts.figures", str(runs), "--out", args.out]
+    show([*experts, *rows], devices, f"figures: {shlex.join(draw)}", commands=args.dry_run)
+    if args.dry_run or not args.run:
+        return 0
+    status = run_plan(experts, rows, devices, Path(args.save_path, "logs"))
+    return 1 if subprocess.run(draw).returncode else status
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -106,7 +112,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--buffer_path", default=DistillOptions.buffer_path)
     parser.add_argument("--save_path", default="results/paper_figures")
     parser.add_argument("--out", default="docs/figures", help="folder of the figures")
-    parser.add_argument("--queue", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--run", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("distill_flags", nargs="*", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.repeats < 1:
@@ -149,7 +155,7 @@ def _multiples(multipliers: Sequence[float]) -> Iterator[tuple[str | None, float
 def cell(dataset: str, flags: str, settings: Settings, *, repeats: int = 0) -> Cell:
     """One distillation, or all repeats of one."""
     options = resolved(dataset, flags, settings)
-    kind = expert_kind(options)
+    kind = ExpertKind.of(options)
     run = RunDir.of(options, options.run_name or "")
     words = common(dataset, flags, settings)
     command = ["-m", "scripts.figures.repeats", str(repeats)] if repeats else ["distill_att.py"]
@@ -158,8 +164,11 @@ def cell(dataset: str, flags: str, settings: Settings, *, repeats: int = 0) -> C
         f"{repeats} x {options.Iteration:,} steps" if repeats else f"{options.Iteration:,} steps",
         (shlex.join([*command, *words]),),
         estimate(options, kind.res, repeats),
+        options=(options,),
+        outputs=tuple(run.path.with_name(f"{run.path.name}_seed{k}") for k in range(repeats))
+        or (run.path,),
+        inputs=(Path(settings.data_path), kind.folder(settings.buffer_path)),
         needs=experts_name(kind),
-        run_dir=run.path,
     )
 
 
@@ -182,7 +191,7 @@ def resolved(dataset: str, flags: str, settings: Settings) -> DistillOptions:
 def experts_of(dataset: str, settings: Settings) -> Cell:
     options = resolved(dataset, "", settings)
     epochs = options.starts.end + options.expert_epochs
-    return experts_cell(expert_kind(options), epochs, settings)
+    return experts_cell(ExpertKind.of(options), epochs, settings)
 
 
 def estimate(options: DistillOptions, res: int, repeats: int) -> Estimate:
@@ -194,8 +203,4 @@ def estimate(options: DistillOptions, res: int, repeats: int) -> Estimate:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        print(f"paper_figures.sh: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command(main, script="paper_figures.sh"))

@@ -10,13 +10,16 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from networks import CROSS_ARCHITECTURE, canonical_name
 from scripts.plan.estimate import Estimate, experts_estimate, row_estimate
 from utils.config.resolve import CONFIGS, DEFAULT, Resolved, packaged_yaml, resolve
 from utils.core.errors import UserError
 from utils.data.imagenet_subsets import IMAGENET_SUBSETS
+from utils.data.spec import side_of
 from utils.experts.kind import ExpertKind
+from utils.methods.registry import METHODS, check_own_flags
 from utils.options import BufferOptions, DistillOptions, EvalOptions
 from utils.run.directory import RunDir
 
@@ -30,15 +33,15 @@ EVALUATIONS = 100
 # The table in miniature: its rows on digits, with a side of the images for each data set, so that
 # rows share experts as they do in the table.
 SMOKE_RES = {"CIFAR10": 8, "CIFAR100": 9, "Tiny": 10, "ImageNet": 11}
-SMOKE_MODEL, SMOKE_IPC = "ConvNetD1", 2
+SMOKE_IPC = 2  # at most
 SMOKE_EXPERTS = "--num_experts 2 --train_epochs 2"
 SMOKE_EVALUATION = "--num_eval 1 --epoch_eval_train 1"
 SMOKE_DISTILLATION = (
-    f"{SMOKE_EVALUATION} --Iteration 2 --eval_it 2 --syn_steps 2 --expert_epochs 1 "
-    "--lr_img 1 --lr_lr 1e-7 --lr_teacher 0.01"
+    f"--dataset digits --model ConvNetD1 {SMOKE_EVALUATION} --Iteration 2 --eval_it 2 --lr_img 1"
 )
+SMOKE_MATCHING = "--syn_steps 2 --expert_epochs 1 --lr_lr 1e-7 --lr_teacher 0.01"
 SMOKE_STARTS = "--max_start_epoch 1"
-SMOKE_START_EPOCHS = "--start_epochs 0 1 --current_max_start_epoch 1 --expansion_end_epoch 1"
+SMOKE_STARTS_DATM = "--start_epochs 0 1 --current_max_start_epoch 1 --expansion_end_epoch 1"
 
 
 @dataclass(frozen=True)
@@ -75,18 +78,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Cell:
-    """An entry of the queue: commands that follow one another, each begun by its script's name."""
+    """An entry of the queue: commands that follow one another, each begun by its script's name.
+
+    `options` is what they resolve to. They write in the folders `outputs`, a row's run directory
+    first, and read what is in `inputs`. `needs` names the cell of the experts, if it needs any.
+    """
 
     name: str
     text: str
     commands: tuple[str, ...]
     estimate: Estimate
+    options: tuple[Any, ...] = ()
+    outputs: tuple[Path, ...] = ()
+    inputs: tuple[Path, ...] = ()
     needs: str | None = None
-    run_dir: Path | None = None
+    is_experts: bool = False
 
     @property
-    def is_experts(self) -> bool:
-        return self.run_dir is None
+    def run_dir(self) -> Path | None:
+        return None if self.is_experts or not self.outputs else self.outputs[0]
 
     def matches(self, selector: str) -> bool:
         """Whether the name has all parts of `selector`: CIFAR10, ipc1, ImageNet/imagenette, FTD."""
@@ -105,9 +115,10 @@ def make_cells(settings: Settings, *, rivals: bool = False) -> Cells:
     epochs: dict[ExpertKind, int] = {}
     for row in table_rows(one_subset=settings.smoke, rivals=rivals):
         command, options = distillation(row, settings)
-        kind = ExpertKind.of(options)
-        last_epoch = options.starts.end + options.expert_epochs
-        epochs[kind] = max(last_epoch, epochs.get(kind, 0))
+        kind = ExpertKind.of(options) if needs_experts(options) else None
+        if kind:
+            last_epoch = options.starts.end + options.expert_epochs
+            epochs[kind] = max(last_epoch, epochs.get(kind, 0))
         rows.append(row_cell(row, command, options, kind, settings))
     experts = [experts_cell(kind, number, settings) for kind, number in epochs.items()]
     return experts, rows
@@ -137,31 +148,45 @@ def row_options(row: Row) -> DistillOptions:
     return resolve(DistillOptions, flags, description="", find_yaml=lambda given: row.yaml).options
 
 
+def needs_experts(options: DistillOptions) -> bool:
+    """Whether a distillation with `options` reads expert trajectories."""
+    return METHODS[options.method].needs_experts
+
+
 def distillation(row: Row, settings: Settings) -> tuple[str, DistillOptions]:
     """The row's distill_att.py command and the options that it amounts to."""
-    flags = ["--dataset", row.dataset, "--ipc", str(row.ipc)]
-    flags += ["--subset", row.subset] if row.subset else []
-    flags += ["--config", str(row.yaml)] if row.method else []
-    run_name = f"{settings.run_name}_{row.method}" if row.method else settings.run_name
-    if settings.smoke:
-        flags = ["--config", str(row.yaml), "--dataset", "digits"]
-        flags += ["--res", str(SMOKE_RES[row.dataset]), "--ipc", str(min(row.ipc, SMOKE_IPC))]
-        flags += ["--model", SMOKE_MODEL, *SMOKE_DISTILLATION.split()]
-        of_two = row_options(row).start_epochs is not None
-        flags += (SMOKE_START_EPOCHS if of_two else SMOKE_STARTS).split()
-        run_name = f"{settings.run_name}_{row.name.replace('/', '_')}"
-    flags += ["--run_name", run_name, "--save_path", settings.save_path]
-    flags += ["--buffer_path", settings.buffer_path, "--data_path", settings.data_path]
-    flags += settings.distill_flags
+    flags = (smoke_flags if settings.smoke else table_flags)(row, settings.run_name)
+    flags += ["--save_path", settings.save_path, "--buffer_path", settings.buffer_path]
+    flags += ["--data_path", settings.data_path, *settings.distill_flags]
 
     def resolved(flags: list[str]) -> Resolved[DistillOptions]:
         return resolve(DistillOptions, flags, description="", find_yaml=lambda given: row.yaml)
 
     found = resolved(flags)
+    check_own_flags(found.options.method, found.sources)
     sparse = found.options.Iteration // EVALUATIONS
     if found.sources["eval_it"] == DEFAULT and sparse > found.options.eval_it:
         flags += ["--eval_it", str(sparse)]
     return shlex.join(["distill_att.py", *flags]), resolved(flags).options
+
+
+def table_flags(row: Row, run_name: str) -> list[str]:
+    flags = ["--dataset", row.dataset, "--ipc", str(row.ipc)]
+    flags += ["--subset", row.subset] if row.subset else []
+    if row.method:
+        return [*flags, "--config", str(row.yaml), "--run_name", f"{run_name}_{row.method}"]
+    return [*flags, "--run_name", run_name]
+
+
+def smoke_flags(row: Row, run_name: str) -> list[str]:
+    """Those of the row in miniature."""
+    options = row_options(row)
+    flags = f"--res {SMOKE_RES[row.dataset]} --ipc {min(row.ipc, SMOKE_IPC)} {SMOKE_DISTILLATION}"
+    if needs_experts(options):
+        starts = SMOKE_STARTS if options.start_epochs is None else SMOKE_STARTS_DATM
+        flags += f" {SMOKE_MATCHING} {starts}"
+    name = f"{run_name}_{row.name.replace('/', '_')}"
+    return ["--config", str(row.yaml), *flags.split(), "--run_name", name]
 
 
 def experts_cell(kind: ExpertKind, epochs: int, settings: Settings) -> Cell:
@@ -186,6 +211,10 @@ def experts_cell(kind: ExpertKind, epochs: int, settings: Settings) -> Cell:
         f"{options.num_experts} experts of {options.train_epochs} epochs",
         (command,),
         experts_estimate(options, res=kind.res),
+        options=(options,),
+        outputs=(kind.folder(settings.buffer_path),),
+        inputs=(Path(settings.data_path),),
+        is_experts=True,
     )
 
 
@@ -195,26 +224,37 @@ def experts_name(kind: ExpertKind) -> str:
 
 
 def row_cell(
-    row: Row, command: str, options: DistillOptions, kind: ExpertKind, settings: Settings
+    row: Row,
+    command: str,
+    options: DistillOptions,
+    kind: ExpertKind | None,
+    settings: Settings,
 ) -> Cell:
+    """Of a row that needs experts of `kind`, or none."""
     run = RunDir.of(options, options.run_name or "")
     tag = "best" if options.eval_it > 0 else "last"
     flags = ["--data_path", settings.data_path]
     flags += SMOKE_EVALUATION.split() if settings.smoke else evaluation_flags(options.model)
     raw = ["--distilled", str(run.distilled(tag)), *flags, "--random"]
     ema = ["--distilled", str(run.distilled(f"ema_{tag}")), *flags]
-    evaluation = resolve(EvalOptions, raw, description="").options
     # The moving average of two steps is not worth one more process for each row.
     evaluations = [raw] if settings.smoke else [raw, ema]
+    measured = [resolve(EvalOptions, each, description="").options for each in evaluations]
+    length = f"N_S {options.syn_steps}, " if needs_experts(options) else ""
     # Runs of another name are cells of their own, with logs of their own.
     name = row.name if settings.run_name == RUN_NAME else f"{row.name}/{settings.run_name}"
     return Cell(
         name,
-        f"{options.Iteration:,} steps, N_S {options.syn_steps}, eval_it {options.eval_it}",
-        (command, *(shlex.join(["eval.py", *flags]) for flags in evaluations)),
-        row_estimate(options, evaluation, res=kind.res),
-        needs=experts_name(kind),
-        run_dir=run.path,
+        f"{options.Iteration:,} steps, {length}eval_it {options.eval_it}",
+        (command, *(shlex.join(["eval.py", *each]) for each in evaluations)),
+        row_estimate(options, measured[0], res=side_of(options.dataset, options.res)),
+        options=(options, *measured),
+        outputs=(run.path,),
+        inputs=(
+            Path(settings.data_path),
+            *([kind.folder(settings.buffer_path)] if kind else []),
+        ),
+        needs=experts_name(kind) if kind else None,
     )
 
 

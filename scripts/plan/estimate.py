@@ -1,10 +1,11 @@
 """What a cell of the plan takes on one A100 (time, memory, disk), as the scripts estimate it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from networks import CROSS_ARCHITECTURE
 from utils.compute.cost import Training, expert_bytes
-from utils.methods.trajectory.work import count_work
+from utils.data.spec import KNOWN
+from utils.methods.registry import METHODS
 from utils.options import BufferOptions, DistillOptions, EvalOptions
 from utils.plan.choose import plan_run, plan_training
 from utils.plan.machine import A100
@@ -39,19 +40,15 @@ class Estimate:
         return cls(seconds / 3600, memory / 1e9, disk / 1e9)
 
 
-# At their own resolution; ImageNet's are those of a typical subset.
-DATA_SIZES = {
-    "digits": DataSize(1, 10, 8, train=1437, test=360),
-    "CIFAR10": DataSize(3, 10, 32, train=50_000, test=10_000),
-    "CIFAR100": DataSize(3, 100, 32, train=50_000, test=10_000),
-    "Tiny": DataSize(3, 200, 64, train=100_000, test=10_000),
-    "ImageNet": DataSize(3, 10, 128, train=13_000, test=500),
-}
+def size_of(dataset: str, res: int) -> DataSize:
+    """The data set at its own number of images; ImageNet's are those of a typical subset."""
+    facts = KNOWN[dataset]
+    return DataSize(facts.spec.channels, facts.spec.classes, res, facts.train, facts.test)
 
 
 def experts_estimate(options: BufferOptions, *, res: int) -> Estimate:
     """Of training and keeping all experts."""
-    size, number = replace(DATA_SIZES[options.dataset], image_size=res), options.num_experts
+    size, number = size_of(options.dataset, res), options.num_experts
     training = size.experts_training(options)
     plan = plan_training(
         training,
@@ -70,7 +67,7 @@ def experts_estimate(options: BufferOptions, *, res: int) -> Estimate:
 
 def row_estimate(distill: DistillOptions, evaluation: EvalOptions, *, res: int) -> Estimate:
     """Of distilling and evaluating the result, raw and EMA, beside random real images."""
-    size = replace(DATA_SIZES[distill.dataset], image_size=res)
+    size = size_of(distill.dataset, res)
     time, memory = distillation_estimate(distill, size)
     own = CROSS_ARCHITECTURE if evaluation.eval_mode == "M" else [distill.model]
     seconds = time.total
@@ -100,8 +97,10 @@ def row_estimate(distill: DistillOptions, evaluation: EvalOptions, *, res: int) 
 
 def distillation_estimate(options: DistillOptions, size: DataSize) -> tuple[Time, int]:
     """Time of distill_att.py alone, and bytes of the GPU's memory."""
+    count_work = METHODS[options.method].count_work
     work = count_work(options, size.network(options.model), classes=size.classes)
     plan = plan_run(options, size, work, A100, recorded={})
     memory = distilling_bytes(options, size, work, plan, A100)
     time = distillation_time(options, size, work, plan, A100)
-    return time, device_bytes(size.float_bytes(size.test), memory)
+    kept = size.test + size.train * work.keeps_train
+    return time, device_bytes(size.float_bytes(kept), memory)

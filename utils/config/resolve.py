@@ -22,6 +22,8 @@ from utils.core.errors import UserError
 from utils.core.script import Parser
 
 T = TypeVar("T")
+# What is known by now -> a source, and the values that it gives instead of defaults
+Presets = Callable[[Mapping[str, Any]], tuple[str, Mapping[str, Any]]]
 
 FLAG, DEFAULT = "flag", "default"
 RECORDS = ("experts", "environment")  # in a run's own config.yaml, beside its options
@@ -73,12 +75,12 @@ def resolve(
     *,
     description: str,
     find_yaml: Callable[[Mapping[str, Any]], Path | None] = lambda given: None,
-    presets: Callable[[Mapping[str, Any]], tuple[str, Mapping[str, Any]]] = lambda known: ("", {}),
 ) -> Resolved[T]:
     """Parse `argv` and the YAML file into an `options` object.
 
-    `find_yaml` gets the values given as flags and names the YAML file, or None for none. `presets`
-    gets the values of both and returns a source with the values that stand in for defaults.
+    `find_yaml` gets the values given as flags and names the YAML file, or None for none. The class
+    may have a static method `presets`: it gets the values of both, and returns a source with the
+    values that stand in for defaults.
     Raises UserError for an unknown flag or key and for a value of a wrong type or range.
     """
     fields = {field.name: field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
@@ -92,7 +94,8 @@ def resolve(
     from_yaml = _read_yaml(path, fields, _types(options)) if path is not None else {}
     for name, value in from_yaml.items():
         check_value(fields[name], value, f"{path}: {name}")
-    origin, preset = presets(from_yaml | given)
+    find_presets: Presets = getattr(options, "presets", lambda known: ("", {}))
+    origin, preset = find_presets(from_yaml | given)
     sources = {
         name: FLAG
         if name in given
