@@ -123,7 +123,7 @@ def test_every_flag_that_is_named_exists(monkeypatch, capsys):
     for module in modules:
         with pytest.raises(SystemExit):
             call(module, ["--help"], monkeypatch)
-        flags |= set(re.findall(r"--\w+", capsys.readouterr().out))
+        flags |= set(re.findall(r"--\w[\w-]*", capsys.readouterr().out))
     flags |= {flag.replace("--", "--no_", 1) for flag in flags}
     for page, text in PAGES.items():
         named = re.findall(r"(?<![\w-])--\w[\w-]*", " ".join(re.findall(r"`[^`\n]+`", text)))

@@ -24,7 +24,7 @@ def warnings_of(*command):
         env=without_gpu,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr
     return WARNING.findall(done.stderr)
