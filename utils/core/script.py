@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import logging
 import os
 import sys
 import time
@@ -17,6 +18,8 @@ from utils.core.errors import UserError
 
 SECONDS_FOR_MAIN = 5
 FEW_FLAGS = 15  # that an error message can list
+# By the logger of a library: what it says of the machine, where nobody can do anything about it.
+IDLE_WARNINGS = {"torch.utils.cpp_extension": "No CUDA runtime is found"}
 
 
 def run_script(main: Callable[[Sequence[str]], int]) -> int:
@@ -31,6 +34,7 @@ def run_script(main: Callable[[Sequence[str]], int]) -> int:
         # A log file shows lines as they come; a name that is no text in its encoding is escaped.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     script = Path(sys.argv[0]).name
+    _silence_idle_warnings()
     stopping.listen()
     try:
         return main(sys.argv[1:])
@@ -57,6 +61,13 @@ def run_script(main: Callable[[Sequence[str]], int]) -> int:
     if ranks.under_torchrun():
         os._exit(status)
     return status
+
+
+def _silence_idle_warnings() -> None:
+    for logger, beginning in IDLE_WARNINGS.items():
+        logging.getLogger(logger).addFilter(
+            lambda record, beginning=beginning: not record.getMessage().startswith(beginning)
+        )
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
