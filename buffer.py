@@ -65,7 +65,8 @@ def run(resolved: Resolved[BufferOptions]) -> Path:
     resolved.set("precision", precision, resolved.sources["precision"])
     source = find_images(resolved)
     options = resolved.options
-    folder = ExpertKind.of(options).folder(options.buffer_path)
+    kind = ExpertKind.of(options)
+    folder = kind.folder(options.buffer_path)
     check_writable(folder)
     numbers = range(options.first_expert, options.num_experts)
     in_files = {"experts_per_file": options.save_interval}
@@ -93,6 +94,7 @@ def run(resolved: Resolved[BufferOptions]) -> Path:
             recipe = make_recipe(options, source, plan, device)
             train_missing(options, recipe, data, folder, numbers, missing, plan.at_once)
             print(f"{len(numbers)} experts of {options.train_epochs} epochs are in {folder}")
+    print(f"next: {kind.command(options.buffer_path, 'distill_att.py')} --ipc 1")
     return folder
 
 

@@ -392,7 +392,9 @@ def run_to_end(
             )
             return 1
     recorder.save_last(state)
-    print(f"done: sets and pictures are in {recorder.run.path}")
+    best = "best" if options.eval_it > 0 else "last"
+    print(f"done: sets and pictures are in {recorder.run.path}{recorder.result()}")
+    print(f"next: python eval.py --distilled {recorder.run.distilled(best)}")
     return 0
 
 
@@ -412,6 +414,8 @@ def take_outer_steps(
             save_what_is_due(options, state, recorder)
             if state.iteration >= options.Iteration:
                 return
+            if recorder.evaluated == state.iteration:
+                progress.unpause()  # so that the time left is that of the steps
             began = time.monotonic()
             try:
                 step = method.step(state.iteration, state.learned)

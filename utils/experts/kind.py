@@ -73,8 +73,8 @@ class ExpertKind:
         }.get(self.dataset, [] if is_native(self.dataset, self.res) else [str(self.res)])
         return Path(buffer_path, name, *inner, self.model)
 
-    def command(self, buffer_path: str) -> str:
-        """The command line that makes these experts."""
+    def command(self, buffer_path: str, script: str = "buffer.py") -> str:
+        """The command line that makes these experts, or that calls another script with them."""
         flags = {
             "dataset": self.dataset,
             "subset": self.subset,
@@ -91,7 +91,7 @@ class ExpertKind:
         ]
         switches = {"--zca": self.zca, "--flat": self.flat}
         given += [switch for switch, is_on in switches.items() if is_on]
-        return " ".join(["python buffer.py", *given])
+        return " ".join([f"python {script}", *given])
 
 
 def find_experts(

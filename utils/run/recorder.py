@@ -204,6 +204,12 @@ class Recorder:
         self.evaluated = state.iteration
         self._evaluation_seconds = time.monotonic() - began
 
+    def result(self) -> str:
+        """Name the accuracies of the best sets, where some were measured."""
+        best = [f"{set} {accuracy:.2%}" for set, accuracy in self.best.items() if accuracy >= 0]
+        measured_on = "images held out" if self.select == "val" else "test images"
+        return f"; best accuracy on {measured_on}: {', '.join(best)}" if best else ""
+
     def _is_best(self, set: str, accuracies: Accuracies) -> bool:
         """Whether these are, as selected, the best of the set so far; remembers it."""
         chosen_on = accuracies.val if self.select == "val" else accuracies
