@@ -16,12 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from networks import build_network, canonical_name
-from utils.compute.cost import fitting_network, network_cost
-from utils.compute.device import compute_dtype, default_device, storage_dtype, use_precision
-from utils.compute.execution import Execution
+from utils.compute.device import default_device, storage_dtype, use_precision
 from utils.config.resolve import (
     DEFAULT,
     Resolved,
@@ -34,15 +30,12 @@ from utils.core import ranks, stopping
 from utils.core.errors import UserError
 from utils.core.files import check_writable
 from utils.core.progress import progress_bar
-from utils.core.provenance import describe_environment
 from utils.core.script import run_script
-from utils.data.augment import active_groups
-from utils.data.dataset import ImageDataset, find_dataset, read_dataset
+from utils.data.dataset import find_dataset, read_dataset
 from utils.data.real_images import check_ipc, class_labels, initial_images
 from utils.data.source import Source
 from utils.experts.buffer import ExpertBuffer
-from utils.experts.kind import ExpertKind, find_experts
-from utils.measure.protocol import HowToRun, Protocol
+from utils.experts.kind import ExpertKind, open_experts
 from utils.methods.base import Method, Setting, Work
 from utils.methods.outer_state import Diverged, OuterState
 from utils.methods.registry import (
@@ -59,7 +52,6 @@ from utils.plan.need import distillation_demand, distillation_time
 from utils.plan.room import check_room
 from utils.plan.sizes import DataSize
 from utils.run.directory import RunDir
-from utils.run.log import MetricsLog
 from utils.run.recorder import BEST, Recorder
 
 MAX_REWINDS = 3
@@ -91,7 +83,10 @@ def distil(resolved: Resolved[DistillOptions]) -> int:
     check_ipc(resolved.options.ipc, source.labels["train"], source.class_names)
     resolved.set("res", source.image_size, resolved.sources["res"])
     resolved.set("precision", precision, resolved.sources["precision"])
-    experts = open_experts(resolved, source) if spec.needs_experts else None
+    experts = None
+    if spec.needs_experts:
+        experts = open_chosen_experts(resolved, source)
+        spec.check_experts(resolved.options, experts)
     run = name_run(resolved)
     options = resolved.options
     checkpoint = resumable_checkpoint(run, options, experts)
@@ -117,8 +112,6 @@ def distil(resolved: Resolved[DistillOptions]) -> int:
     if options.dry_run:
         return 0
     with run.exclusive(checkpoint):
-        if experts is not None and options.load_all:
-            experts.read_all()
         data = read_dataset(source, zca=options.zca, val=True)
         images = initial_images(data, options.ipc, options.pix_init, options.seed)
         data = data if work.keeps_train else data.without_train()
@@ -130,8 +123,27 @@ def distil(resolved: Resolved[DistillOptions]) -> int:
             ema_decay=options.ema_decay,
             if_not_finite=spec.if_not_finite,
         )
-        method = make_method(options, how, data, labels, experts)
-        recorder = make_recorder(options, how, run, data, labels, method, experts)
+        method = spec.build(
+            Setting.of(
+                options,
+                data,
+                labels,
+                experts,
+                compiled=how.compiled,
+                unroll=how.unroll,
+                micro_batch=how.micro_batch,
+            )
+        )
+        recorder = Recorder.of(
+            options,
+            run=run,
+            method=method,
+            data=data,
+            labels=labels,
+            experts=experts,
+            how=asdict(how),
+            evaluations_left=partial(evaluations_left, options),
+        )
         status = run_to_end(options, checkpoint, state, method, recorder)
         recorder.log.finish(status)
     return status
@@ -159,7 +171,7 @@ def check_flags(resolved: Resolved[DistillOptions]) -> None:
     """UserError where flags contradict each other or belong to another method."""
     options = resolved.options
     check_own_flags(options.method, resolved.sources)
-    METHODS[options.method].check(options)
+    METHODS[options.method].check(options, resolved.given_by_hand)
     if options.select == "val" and options.val_fraction == 0:
         raise UserError(
             "--select val needs images held out of the training set: pass --val_fraction 0.1, say, "
@@ -167,54 +179,30 @@ def check_flags(resolved: Resolved[DistillOptions]) -> None:
         )
 
 
-def open_experts(resolved: Resolved[DistillOptions], source: Source) -> ExpertBuffer:
+def open_chosen_experts(resolved: Resolved[DistillOptions], source: Source) -> ExpertBuffer:
     """Find and check the experts; a model or zca not given by hand follows what is there."""
     options = resolved.options
-    starts = options.starts
-    if options.start_epochs is not None and resolved.given_by_hand("max_start_epoch"):
-        raise UserError("--start_epochs and --max_start_epoch bound the same: give one of them")
     asked = ExpertKind.of(options)
-    shape = {
-        "channels": source.channels,
-        "num_classes": len(source.class_names),
-        "image_size": source.image_size,
-    }
-    if resolved.given_by_hand("model"):
-        network_cost(options.model, **shape)  # refused rather than sent to make experts of it
-    found = find_experts(
-        options.buffer_path,
+    found, experts = open_experts(
         asked,
+        options.buffer_path,
+        channels=source.channels,
+        num_classes=len(source.class_names),
         model_fixed=resolved.given_by_hand("model"),
         zca_fixed=resolved.given_by_hand("zca"),
-    )
-    folder = found.folder(options.buffer_path)
-    same_network = canonical_name(found.model) == canonical_name(asked.model)
-    if found.zca != asked.zca or not same_network:
-        print(
-            f"only other experts than those of the row (model {asked.model}, zca {asked.zca}) are "
-            f"there: using {folder} (model {found.model}, zca {found.zca}); "
-            f"for the row's own: {asked.command(options.buffer_path)}"
-        )
-    if found.zca != asked.zca:
-        resolved.set("zca", found.zca, str(folder))
-    if not same_network:
-        resolved.set("model", found.model, str(folder))
-    network = fitting_network(found.model, **shape)
-    experts = ExpertBuffer(
-        folder,
-        [param.shape for param in network.parameters()],
         max_files=options.max_files,
         max_experts=options.max_experts,
         skip_bad=options.skip_bad_buffers,
     )
-    last_epoch = starts.end + options.expert_epochs
-    if last_epoch > experts.epochs:
-        bound = "max_start_epoch" if options.start_epochs is None else "start_epochs to"
-        raise UserError(
-            f"--{bound} {starts.end} + --expert_epochs {options.expert_epochs} = {last_epoch} is "
-            f"beyond the {experts.epochs} epochs of the experts in {folder}; lower one of them or "
-            "train longer experts"
+    if found != asked:
+        print(
+            f"only other experts than those of the row (model {asked.model}, zca {asked.zca}) are "
+            f"there: using {experts.folder} (model {found.model}, zca {found.zca}); "
+            f"for the row's own: {asked.command(options.buffer_path)}"
         )
+    for name in ("zca", "model"):
+        if getattr(found, name) != getattr(asked, name):
+            resolved.set(name, getattr(found, name), str(experts.folder))
     return experts
 
 
@@ -286,80 +274,6 @@ def say_what_it_takes(
         options, source, count, how, machine, experts=experts, run=run, iteration=iteration
     )
     check_room(demand, machine, force=options.force)
-
-
-def make_method(
-    options: DistillOptions,
-    how: RunPlan,
-    data: ImageDataset,
-    labels: Tensor,
-    experts: ExpertBuffer | None,
-) -> Method:
-    execution = Execution.on(labels.device, compiled=how.compiled)
-    augments = options.dsa and not options.no_aug
-    shape = {
-        "channels": data.channels,
-        "num_classes": data.num_classes,
-        "image_size": data.image_size,
-    }
-    return METHODS[options.method].build(
-        Setting(
-            options=options,
-            fresh=lambda seed: build_network(options.model, **shape, seed=seed),
-            labels=labels,
-            experts=experts,
-            train=data.train,
-            dsa_groups=active_groups(dsa=augments, strategy=options.dsa_strategy),
-            execution=execution,
-            dtype=compute_dtype(options.precision),
-            unroll=how.unroll,
-            micro_batch=how.micro_batch,
-        )
-    )
-
-
-def make_recorder(
-    options: DistillOptions,
-    how: RunPlan,
-    run: RunDir,
-    data: ImageDataset,
-    labels: Tensor,
-    method: Method,
-    experts: ExpertBuffer | None,
-) -> Recorder:
-    hidden = {*foreign_flags(options.method), "force"}  # who uses it with --config decides anew
-    config = {name: value for name, value in asdict(options).items() if name not in hidden}
-    run.save_config(
-        config,
-        experts={}
-        if experts is None
-        else {**experts.settings, "number": len(experts), "epochs": experts.epochs},
-        environment=describe_environment() | {"processes": str(ranks.world())},
-    )
-    return Recorder(
-        run=run,
-        method=method,
-        log=MetricsLog(run.path, wandb_mode=options.wandb),
-        config=config,
-        data=data,
-        labels=labels,
-        num_experts=0 if experts is None else len(experts),
-        how=asdict(how),
-        evaluations_left=partial(evaluations_left, options),
-        models=options.evaluation_models,
-        select=options.select,
-        evaluation=HowToRun(
-            at_once=how.eval_at_once,
-            execution=Execution.on(labels.device, compiled=how.eval_compiled),
-            dtype=compute_dtype(options.precision),
-        ),
-        protocol=Protocol(
-            num_eval=options.num_eval,
-            epochs=options.epoch_eval_train,
-            batch_size=options.batch_train,
-            dsa_groups=active_groups(dsa=options.dsa, strategy=options.dsa_strategy),
-        ),
-    )
 
 
 def run_to_end(

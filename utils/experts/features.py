@@ -12,7 +12,7 @@ from utils.compute.flat import FlatNetwork
 from utils.data.dataset import Split
 from utils.data.source import Source
 from utils.experts.buffer import ExpertBuffer
-from utils.experts.kind import ExpertKind, find_experts
+from utils.experts.kind import ExpertKind, open_experts
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,17 @@ class Observer:
 
         UserError where there are none names the command that makes them.
         """
-        found = find_experts(buffer_path, kind, model_fixed=True, zca_fixed=True)
-        network = fitting_network(
-            found.model,
-            channels=source.channels,
-            num_classes=len(source.class_names),
-            image_size=source.image_size,
-        )
-        experts = ExpertBuffer(
-            found.folder(buffer_path),
-            [param.shape for param in network.parameters()],
+        shape = {"channels": source.channels, "num_classes": len(source.class_names)}
+        _, experts = open_experts(
+            kind,
+            buffer_path,
+            **shape,
+            model_fixed=True,
+            zca_fixed=True,
             max_experts=most,
             skip_bad=skip_bad,
         )
+        network = fitting_network(kind.model, **shape, image_size=source.image_size)
         return cls(experts, network)
 
     @property

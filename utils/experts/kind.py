@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Protocol
 
 from networks import NETWORKS, canonical_name
+from utils.compute.cost import fitting_network, network_cost
 from utils.core.errors import UserError
 from utils.data.spec import is_native, side_of
+from utils.experts.buffer import ExpertBuffer
 from utils.experts.files import buffer_files, kept_experts
 
 
@@ -118,3 +120,37 @@ def find_experts(
             f"finished; wait for buffer.py, or go on with: {kind.command(buffer_path)}"
         )
     raise UserError(f"no expert buffers in {folder}; make them with: {kind.command(buffer_path)}")
+
+
+def open_experts(
+    asked: ExpertKind,
+    buffer_path: str,
+    *,
+    channels: int,
+    num_classes: int,
+    model_fixed: bool,
+    zca_fixed: bool,
+    max_files: int | None = None,
+    max_experts: int | None = None,
+    skip_bad: bool = False,
+) -> tuple[ExpertKind, ExpertBuffer]:
+    """Find experts as `find_experts` does and check them all; also of what kind they are.
+
+    Two names of one architecture are one kind: the found one then has the name that was asked for.
+    UserError where the network does not fit the images, and as of ExpertBuffer.
+    """
+    shape = {"channels": channels, "num_classes": num_classes, "image_size": asked.res}
+    if model_fixed:
+        network_cost(asked.model, **shape)  # refused rather than sent to make experts of it
+    found = find_experts(buffer_path, asked, model_fixed=model_fixed, zca_fixed=zca_fixed)
+    network = fitting_network(found.model, **shape)
+    experts = ExpertBuffer(
+        found.folder(buffer_path),
+        [param.shape for param in network.parameters()],
+        max_files=max_files,
+        max_experts=max_experts,
+        skip_bad=skip_bad,
+    )
+    if canonical_name(found.model) == canonical_name(asked.model):
+        found = replace(found, model=asked.model)
+    return found, experts

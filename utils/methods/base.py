@@ -2,13 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from networks import build_network
+from utils.compute.device import compute_dtype
 from utils.compute.execution import Execution
-from utils.data.dataset import Split
+from utils.data.augment import active_groups
+from utils.data.dataset import ImageDataset, Split
 from utils.experts.buffer import ExpertBuffer
 
 
@@ -108,6 +112,41 @@ class Setting:
     unroll: str  # "adjoint" or "autograd"
     micro_batch: int | None
 
+    @classmethod
+    def of(
+        cls,
+        options: Any,
+        data: ImageDataset,
+        labels: Tensor,
+        experts: ExpertBuffer | None,
+        *,
+        compiled: bool,
+        unroll: str,
+        micro_batch: int,
+    ) -> "Setting":
+        """That of a run with `options` on `data`; the last three are what auto stands for."""
+        augments = options.dsa and not options.no_aug
+        return cls(
+            options=options,
+            fresh=partial(
+                _network, options.model, data.channels, data.num_classes, data.image_size
+            ),
+            labels=labels,
+            experts=experts,
+            train=data.train,
+            dsa_groups=active_groups(dsa=augments, strategy=options.dsa_strategy),
+            execution=Execution.on(labels.device, compiled=compiled),
+            dtype=compute_dtype(options.precision),
+            unroll=unroll,
+            micro_batch=micro_batch,
+        )
+
+
+def _network(model: str, channels: int, num_classes: int, image_size: int, seed: int) -> nn.Module:
+    return build_network(
+        model, channels=channels, num_classes=num_classes, image_size=image_size, seed=seed
+    )
+
 
 @dataclass(frozen=True)
 class MethodSpec:
@@ -115,7 +154,8 @@ class MethodSpec:
 
     `options` is the dataclass of its own flags, `presets` what differs from their defaults and the
     common ones where neither flag nor YAML says otherwise. `title` names a configuration in tables;
-    `check(options)` raises UserError where flags contradict each other.
+    `check(options, by_hand)` raises UserError where flags contradict each other; by_hand(name) says
+    whether a flag was given. `check_experts(options, experts)` does where these do not serve.
     """
 
     summary: str
@@ -129,4 +169,5 @@ class MethodSpec:
     syn_lr: Callable[[Any], float]  # the rate of networks that train on the set, where not learned
     if_not_finite: str  # what the loss is called then, and which flags to lower
     needs_experts: bool = False
-    check: Callable[[Any], None] = lambda options: None
+    check: Callable[[Any, Callable[[str], bool]], None] = lambda options, by_hand: None
+    check_experts: Callable[[Any, ExpertBuffer], None] = lambda options, experts: None

@@ -7,16 +7,22 @@ from typing import Any
 
 from torch import Tensor
 
+from utils.compute.device import compute_dtype
+from utils.compute.execution import Execution
 from utils.core import ranks
 from utils.core.errors import UserError
 from utils.core.pictures import save_grid
 from utils.core.progress import time_left
+from utils.core.provenance import describe_environment
 from utils.core.rng import derive_seed
+from utils.data.augment import active_groups
 from utils.data.dataset import ImageDataset
 from utils.data.distilled import SyntheticSet
+from utils.experts.buffer import ExpertBuffer
 from utils.measure.protocol import Accuracies, HowToRun, Protocol, evaluate
 from utils.methods.base import Method, Step
 from utils.methods.outer_state import Diverged, OuterState
+from utils.methods.registry import foreign_flags
 from utils.run.directory import RunDir
 from utils.run.log import MetricsLog
 
@@ -57,6 +63,53 @@ class Recorder:
     _seconds: list[float] = field(default_factory=list)
     _checkpoint_at: float = field(default_factory=time.monotonic)
     _evaluation_seconds: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        options: Any,
+        *,
+        run: RunDir,
+        method: Method,
+        data: ImageDataset,
+        labels: Tensor,
+        experts: ExpertBuffer | None,
+        how: Mapping[str, Any],
+        evaluations_left: Callable[[int], int],
+    ) -> "Recorder":
+        """Write the configuration of a run with `options`, and be ready to record it."""
+        hidden = {*foreign_flags(options.method), "force"}  # --force is decided anew each time
+        config = {name: value for name, value in asdict(options).items() if name not in hidden}
+        known = {} if experts is None else {"number": len(experts), "epochs": experts.epochs}
+        run.save_config(
+            config,
+            experts=known if experts is None else experts.settings | known,
+            environment=describe_environment() | {"processes": str(ranks.world())},
+        )
+        return cls(
+            run=run,
+            method=method,
+            log=MetricsLog(run.path, wandb_mode=options.wandb),
+            config=config,
+            data=data,
+            labels=labels,
+            num_experts=0 if experts is None else len(experts),
+            how=how,
+            evaluations_left=evaluations_left,
+            models=options.evaluation_models,
+            select=options.select,
+            evaluation=HowToRun(
+                at_once=how["eval_at_once"],
+                execution=Execution.on(labels.device, compiled=how["eval_compiled"]),
+                dtype=compute_dtype(options.precision),
+            ),
+            protocol=Protocol(
+                num_eval=options.num_eval,
+                epochs=options.epoch_eval_train,
+                batch_size=options.batch_train,
+                dsa_groups=active_groups(dsa=options.dsa, strategy=options.dsa_strategy),
+            ),
+        )
 
     def begin(self) -> None:
         """Forget what a call has logged that ended before its first checkpoint."""

@@ -1,11 +1,12 @@
 """ATT and its relatives: one method, told apart by its flags."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from utils.core.errors import UserError
+from utils.experts.buffer import ExpertBuffer
 from utils.methods.base import Learned, MethodSpec
 from utils.methods.trajectory.method import TrajectoryMatching
 from utils.methods.trajectory.options import TrajectoryOptions, title
@@ -21,18 +22,33 @@ def _learned(options: Any, images: Tensor) -> Sequence[Learned]:
     ]
 
 
-def _check(options: Any) -> None:
-    """Look at the start epochs, whose flags may contradict each other."""
+def _check(options: Any, by_hand: Callable[[str], bool]) -> None:
+    """Look at the flags of start epochs, which may contradict each other."""
+    if options.start_epochs is not None and by_hand("max_start_epoch"):
+        raise UserError("--start_epochs and --max_start_epoch bound the same: give one of them")
     _ = options.starts
 
 
-def _check_datm(options: Any) -> None:
+def _check_datm(options: Any, by_hand: Callable[[str], bool]) -> None:
     if options.start_epochs is None:
         raise UserError(
             "--method datm draws start epochs from a range of its own: give --start_epochs FROM "
             "TO, or a --config with them"
         )
-    _check(options)
+    _check(options, by_hand)
+
+
+def _check_experts(options: Any, experts: ExpertBuffer) -> None:
+    """See that the experts are as long as the segments that are drawn from them."""
+    end = options.starts.end
+    last_epoch = end + options.expert_epochs
+    if last_epoch > experts.epochs:
+        bound = "max_start_epoch" if options.start_epochs is None else "start_epochs to"
+        raise UserError(
+            f"--{bound} {end} + --expert_epochs {options.expert_epochs} = {last_epoch} is "
+            f"beyond the {experts.epochs} epochs of the experts in {experts.folder}; lower one of "
+            "them or train longer experts"
+        )
 
 
 def _relative(summary: str, check: Any = _check, **presets: Any) -> MethodSpec:
@@ -49,6 +65,7 @@ def _relative(summary: str, check: Any = _check, **presets: Any) -> MethodSpec:
         "lower --lr_img, --lr_teacher or --syn_steps",
         needs_experts=True,
         check=check,
+        check_experts=_check_experts,
     )
 
 

@@ -102,6 +102,8 @@ class TrajectoryMatching:
         """Build the method of a run; its flags are TrajectoryOptions."""
         options = setting.options
         assert setting.experts is not None
+        if options.load_all:
+            setting.experts.read_all()
         return cls(
             FlatNetwork(
                 setting.execution.adapt(setting.fresh(0)).to(setting.labels.device),
