@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -65,9 +66,11 @@ def run_script(main: Callable[[Sequence[str]], int]) -> int:
 
 def _silence_idle_warnings() -> None:
     for logger, beginning in IDLE_WARNINGS.items():
-        logging.getLogger(logger).addFilter(
-            lambda record, beginning=beginning: not record.getMessage().startswith(beginning)
-        )
+        logging.getLogger(logger).addFilter(partial(_says_more_than, beginning))
+
+
+def _says_more_than(beginning: str, record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(beginning)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
