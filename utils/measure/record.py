@@ -56,7 +56,7 @@ class EvalRecord:
         self.path = folder / "eval.json"
         self._unfinished = folder / "eval_unfinished.json"
         self._lock = folder / ".eval.lock"
-        self._read_whole()
+        read_evaluations(self.path)
         if ranks.is_main() and self._is_unfinished_damaged():
             with locked(self._lock):
                 self._move_aside_what_is_damaged()
@@ -88,7 +88,7 @@ class EvalRecord:
             "environment": describe_environment(),
         }
         with locked(self._lock):
-            whole = self._read_whole()
+            whole = read_evaluations(self.path)
             if not any(_is(description, entry) for entry in whole):
                 _write([*whole, description | result], self.path)
             # Last: whoever is interrupted in between has the networks twice, not lost, and the same
@@ -103,7 +103,7 @@ class EvalRecord:
             for entry in unfinished:
                 if _is(description, entry):
                     found[k] = entry["acc"]
-        alike = [entry for entry in self._read_whole() if _is(evaluation.settings, entry)]
+        alike = [entry for entry in read_evaluations(self.path) if _is(evaluation.settings, entry)]
         # The one by just as many networks comes last, for its result stands.
         for entry in sorted(alike, key=lambda entry: len(entry["accs"]) == evaluation.num_eval):
             if _is(evaluation.whole(len(entry["accs"])), entry):
@@ -115,15 +115,6 @@ class EvalRecord:
         gone = [evaluation.network(k) for k in numbers]
         unfinished = self._read_unfinished()
         return [entry for entry in unfinished if not any(_is(network, entry) for network in gone)]
-
-    def _read_whole(self) -> list[Entry]:
-        entries = _read(self.path)
-        if entries is None or not all(_is_whole(entry) for entry in entries):
-            raise UserError(
-                f"{self.path} cannot be read as a list of evaluations: mend it, or move it away to "
-                "measure again"
-            )
-        return entries
 
     def _read_unfinished(self) -> list[Entry]:
         return [entry for entry in _read(self._unfinished) or [] if _is_network(entry)]
@@ -143,6 +134,20 @@ class EvalRecord:
             aside = self._unfinished.with_name(f"{self._unfinished.name}.damaged")
             os.replace(self._unfinished, aside)
             print(f"{self._unfinished} is damaged and now {aside.name}: going on without it")
+
+
+def read_evaluations(path: Path) -> list[Entry]:
+    """Read the whole evaluations of an eval.json; none where there is no file.
+
+    Each has trained_on, model, accs, acc_mean and acc_std. UserError where the file is damaged.
+    """
+    entries = _read(path)
+    if entries is None or not all(_is_whole(entry) for entry in entries):
+        raise UserError(
+            f"{path} cannot be read as a list of evaluations: mend it, or move it away to measure "
+            "again"
+        )
+    return entries
 
 
 def _is(description: Mapping[str, Any], entry: Entry) -> bool:
