@@ -22,6 +22,7 @@ from utils.methods.trajectory.lengths import LENGTH_POLICIES
 
 POLICIES = tuple(LENGTH_POLICIES)
 RATES = ["lr_img", "lr_lr"]
+ONE_AT_A_TIME = "repeats that vary lr_img or lr_lr, one at a time"
 EVALUATION = ("num_eval", "epoch_eval_train")  # have to agree where accuracies are compared
 
 comparable = partial(results.comparable, also=EVALUATION)
@@ -166,7 +167,10 @@ def successes(runs: Iterable[Run]) -> pd.DataFrame:
         counts = varied.groupby(["policy", rate])["success"].agg(successes="sum", repeats="size")
         part = counts.reset_index().rename(columns={rate: "multiplier"})
         parts.append(part.assign(rate=rate, multiplier=part["multiplier"] / base[rate]))
-    return pd.concat(parts, ignore_index=True)
+    found = pd.concat(parts, ignore_index=True)
+    if found.empty:
+        raise Missing(ONE_AT_A_TIME)
+    return found
 
 
 def base_rates(settings: Iterable[tuple[float, ...]]) -> dict[str, float]:
@@ -176,7 +180,7 @@ def base_rates(settings: Iterable[tuple[float, ...]]) -> dict[str, float]:
     for base in sorted(candidates):
         if all(sum(a != b for a, b in zip(base, each, strict=True)) <= 1 for each in settings):
             return dict(zip(RATES, base, strict=True))
-    raise Missing("repeats that vary lr_img or lr_lr, one at a time")
+    raise Missing(ONE_AT_A_TIME)
 
 
 def accuracies(runs: Iterable[Run]) -> dict[tuple[str, str, int], pd.DataFrame]:
