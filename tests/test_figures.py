@@ -2,6 +2,7 @@
 
 import json
 import re
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -10,15 +11,20 @@ from PIL import Image
 
 from scripts.figures import __main__ as figures
 from scripts.figures import data, drawing
-from scripts.figures.runs import with_arrays
+from scripts.results import runs as results
 from scripts.results.runs import read_run, read_runs
 from utils.core.errors import UserError
 
 
 def runs_in(path):
-    runs, problems = read_runs([path], with_arrays)
+    runs, problems = read_runs([path], attrgetter("steps"), also=data.EVALUATION)
     assert problems == []
     return runs
+
+
+def series(frame, *names):
+    """The values of the other columns, by those of `names`."""
+    return {key: same.drop(columns=list(names)) for key, same in frame.groupby(list(names))}
 
 
 def test_mismatches_are_counted_by_interval(tmp_path):
@@ -26,19 +32,18 @@ def test_mismatches_are_counted_by_interval(tmp_path):
     fixed(tmp_path / "b", [1, 1, 1, 4, 4, 4, 1], syn_steps=4, seed=1)  # 3 3 3 | 0 0 0 | 3
     fixed(tmp_path / "c", [6] * 7, syn_steps=9)
     att(tmp_path / "d", [3] * 7, syn_steps=4)
-    by_att, four, nine = data.mismatches(runs_in(tmp_path), gamma=2, interval=3)
-    assert (four.policy, four.syn_steps, nine.syn_steps) == ("fixed", 4, 9)
-    assert four.cases.tolist() == [2, 0]  # the means of 1 and 3, of 0 and 0
-    assert four.mean == pytest.approx([(5 / 3 + 3) / 2, (1 / 3 + 0) / 2])
-    assert nine.cases.tolist() == [3, 3]
-    assert nine.mean.tolist() == [3, 3]
-    assert (by_att.policy, by_att.cases.tolist(), by_att.mean.tolist()) == ("att", [0, 0], [0, 0])
+    found = series(data.mismatches(runs_in(tmp_path), gamma=2, interval=3), "policy", "syn_steps")
+    assert list(found) == [("att", 4), ("fixed", 4), ("fixed", 9)]
+    assert found["fixed", 4]["cases"].tolist() == [2, 0]  # the means of 1 and 3, of 0 and 0
+    assert found["fixed", 4]["mean"].tolist() == pytest.approx([(5 / 3 + 3) / 2, (1 / 3 + 0) / 2])
+    assert found["fixed", 9][["cases", "mean"]].to_numpy().tolist() == [[3, 3], [3, 3]]
+    assert found["att", 4][["cases", "mean"]].to_numpy().tolist() == [[0, 0], [0, 0]]
 
 
 def test_gamma_is_a_tolerance_that_is_itself_allowed(tmp_path):
     fixed(tmp_path / "a", [2, 1, 2, 1], syn_steps=4)
     count = {
-        gamma: data.mismatches(runs_in(tmp_path), gamma=gamma, interval=2)[0].cases.tolist()
+        gamma: data.mismatches(runs_in(tmp_path), gamma=gamma, interval=2)["cases"].tolist()
         for gamma in (1, 2, 3)
     }
     assert count == {1: [2, 2], 2: [1, 1], 3: [0, 0]}
@@ -47,16 +52,15 @@ def test_gamma_is_a_tolerance_that_is_itself_allowed(tmp_path):
 def test_several_trajectories_are_cases_of_their_own(tmp_path):
     records = steps([[4, 4], [4, 4]], [[1, 4], [2, 1]])
     write_run(tmp_path / "a", records, length="fixed", syn_steps=4, trajectories=2)
-    (found,) = data.mismatches(runs_in(tmp_path), gamma=2, interval=2)
-    assert (found.cases.tolist(), found.mean.tolist()) == ([2], [2.0])
+    found = data.mismatches(runs_in(tmp_path), gamma=2, interval=2)
+    assert found[["cases", "mean"]].to_numpy().tolist() == [[2, 2]]
 
 
 def test_a_run_that_diverged_counts_as_far_as_it_goes(tmp_path):
     fixed(tmp_path / "a", [2, 2, 2, 2], syn_steps=4)
     diverged(tmp_path / "b", after=3, Iteration=4, length="fixed", syn_steps=4, seed=1)
-    (found,) = data.mismatches(runs_in(tmp_path), gamma=1, interval=2)
-    assert found.cases.tolist() == [2, 2]
-    assert found.mean.tolist() == [2, 2]
+    found = data.mismatches(runs_in(tmp_path), gamma=1, interval=2)
+    assert found[["cases", "mean"]].to_numpy().tolist() == [[2, 2], [2, 2]]
 
 
 def test_curves_begin_at_one_and_match_the_loss(tmp_path):
@@ -70,15 +74,13 @@ def test_curves_begin_at_one_and_match_the_loss(tmp_path):
     write_run(tmp_path / "other_seed", records, length="att", syn_steps=3, seed=7)
 
     found = data.distance_curves(runs_in(tmp_path))
-    assert [(at, [c.policy for c in curves]) for at, curves in found.items()] == [
-        (0, ["att", "fixed"]),
-        (2, ["att", "fixed"]),
-    ]
-    for each in found[0]:  # the same images then
-        assert each.distances == pytest.approx([1, 5 / 8, 4 / 8, 6 / 8])
-        assert (each.n_opt, each.syn_steps) == (2, 3)
-    assert found[2][0].distances == pytest.approx([1, 2, 1, 3])
-    assert found[2][1].distances == pytest.approx([1, 2, 1, 3])
+    places = [(0, "att"), (0, "fixed"), (2, "att"), (2, "fixed")]
+    assert list(found[["iteration", "policy"]].itertuples(index=False, name=None)) == places
+    assert found["n_opt"].tolist() == [2] * 4
+    at_start, _, *at_end = found["distances"]
+    assert at_start == pytest.approx([1, 5 / 8, 4 / 8, 6 / 8])
+    assert found["distances"][1] == pytest.approx(at_start)  # the same images then
+    assert all(curve == pytest.approx([1, 2, 1, 3]) for curve in at_end)
 
 
 def test_curves_need_a_loss_that_is_a_distance(tmp_path):
@@ -94,7 +96,7 @@ def test_lengths_of_att_by_bound_and_seed(tmp_path):
     att(tmp_path / "c", [9, 9, 9], syn_steps=50)
     fixed(tmp_path / "d", [1, 1, 1], syn_steps=70)
     found = data.chosen_lengths(runs_in(tmp_path))
-    assert {bound: lengths.tolist() for bound, lengths in found.items()} == {
+    assert {bound: lengths.to_numpy().tolist() for bound, lengths in found.items()} == {
         30: [[1, 2, 3], [3, 2, 5]],
         50: [[9, 9, 9]],
     }
@@ -123,17 +125,17 @@ def test_successes_at_each_multiplier(tmp_path):
         for lr_img, failing in zip((30.0, 300.0), by_img, strict=True):
             repeats(tmp_path, policy=policy, lr_img=lr_img, lr_lr=1e-7, failing=failing)
         repeats(tmp_path, policy=policy, lr_img=3.0, lr_lr=4e-7, failing=by_lr[0])
-    found = data.successes(runs_in(tmp_path))
-    assert [
-        (each.rate, each.policy, each.multipliers.round(6).tolist(), each.successes.tolist())
-        for each in found
-    ] == [
-        ("lr_img", "att", [1, 10, 100], [5, 5, 4]),
-        ("lr_img", "fixed", [1, 10, 100], [5, 2, 0]),
-        ("lr_lr", "att", [1, 4], [5, 3]),
-        ("lr_lr", "fixed", [1, 4], [5, 1]),
-    ]
-    assert all(set(each.repeats) == {5} for each in found)
+    found = series(data.successes(runs_in(tmp_path)), "rate", "policy")
+    assert {
+        key: [same["multiplier"].round(6).tolist(), same["successes"].tolist()]
+        for key, same in found.items()
+    } == {
+        ("lr_img", "att"): [[1, 10, 100], [5, 5, 4]],
+        ("lr_img", "fixed"): [[1, 10, 100], [5, 2, 0]],
+        ("lr_lr", "att"): [[1, 4], [5, 3]],
+        ("lr_lr", "fixed"): [[1, 4], [5, 1]],
+    }
+    assert all(set(same["repeats"]) == {5} for same in found.values())
 
 
 def test_an_unfinished_repeat_is_named_and_does_not_count(tmp_path):
@@ -141,10 +143,10 @@ def test_an_unfinished_repeat_is_named_and_does_not_count(tmp_path):
     repeats(tmp_path, policy="att", lr_img=6.0, lr_lr=1e-7, failing=1)
     cut = tmp_path / "att_6.0_1e-07_3/metrics.jsonl"
     cut.write_text("\n".join(cut.read_text().splitlines()[:3]))
-    runs, problems = read_runs([tmp_path], with_arrays)
+    runs, problems = read_runs([tmp_path], attrgetter("steps"))
     assert problems == [f"{cut.parent}: is unfinished, 3 of 5 steps"]
-    (found,) = data.successes(runs)
-    assert (found.successes.tolist(), found.repeats.tolist()) == ([4, 3], [5, 4])
+    found = data.successes(runs)
+    assert found[["successes", "repeats"]].to_numpy().tolist() == [[4, 5], [3, 4]]
 
 
 @pytest.mark.parametrize(
@@ -157,12 +159,19 @@ def test_an_unfinished_repeat_is_named_and_does_not_count(tmp_path):
     ],
 )
 def test_the_base_is_what_all_settings_share(settings, base):
-    assert data.base_rates(settings) == base
+    assert tuple(data.base_rates(settings).values()) == base
 
 
 def test_rates_that_are_varied_together_have_no_base():
     with pytest.raises(data.Missing, match="one at a time"):
         data.base_rates([(1, 1), (2, 2), (3, 3)])
+
+
+def test_a_rate_that_no_policy_varies_is_missing(tmp_path):
+    att(tmp_path / "a", [1], syn_steps=4, lr_img=6.0)
+    fixed(tmp_path / "b", [1], syn_steps=4)
+    with pytest.raises(data.Missing, match="one at a time"):
+        data.successes(runs_in(tmp_path))
 
 
 def test_accuracies_over_seeds_and_time(tmp_path):
@@ -179,13 +188,29 @@ def test_accuracies_over_seeds_and_time(tmp_path):
     write_run(tmp_path / "not_evaluated", steps([2] * 4, [2] * 4), seed=2)
     other = [evaluation(0, 0.1), *steps([2] * 4, [2] * 4), evaluation(4, 0.1)]
     write_run(tmp_path / "in_another_way", other, seed=3, epoch_eval_train=7)
-    raw, ema = data.accuracies(runs_in(tmp_path))
-    assert (raw.policy, raw.set, raw.seeds, ema.set) == ("att", "raw", 2, "ema")
-    assert raw.iterations.tolist() == [0, 4]
-    assert raw.seconds.tolist() == [0, 6]  # 4 s and 8 s
-    assert raw.mean == pytest.approx([25, 70])
-    assert raw.std == pytest.approx([0, 10])
-    assert ema.mean == pytest.approx([50, 50])
+    found = data.accuracies(runs_in(tmp_path))
+    raw, ema = found["att", "raw", 2], found["att", "ema", 2]
+    assert len(found) == 2
+    assert raw.index.tolist() == [0, 4]
+    assert raw["seconds"].tolist() == [0, 6]  # 4 s and 8 s
+    assert raw["mean"].tolist() == pytest.approx([25, 70])
+    assert raw["std"].tolist() == pytest.approx([0, 10])
+    assert ema["mean"].tolist() == pytest.approx([50, 50])
+
+
+def test_a_method_without_lengths_has_accuracies_under_its_own_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "title", lambda config: "DM")
+    records = [{"kind": "step", "iteration": n, "loss": 1.0, "seconds": 1.0} for n in range(4)]
+    write_run(tmp_path / "a", [evaluation(0, 0.25), *records, evaluation(4, 0.75)], experts=None)
+    found = data.accuracies(runs_in(tmp_path))
+    assert list(found) == [("DM", "raw", 1), ("DM", "ema", 1)]
+    assert found["DM", "raw", 1]["mean"].tolist() == pytest.approx([25, 75])
+    assert drawing.draw_accuracies(found).legends
+    for collect in (data.chosen_lengths, data.distance_curves):
+        with pytest.raises(data.Missing):
+            collect(runs_in(tmp_path))
+    with pytest.raises(data.Missing):
+        data.mismatches(runs_in(tmp_path), gamma=1, interval=1)
 
 
 def test_runs_that_differ_in_more_are_not_compared(tmp_path):
@@ -226,8 +251,9 @@ def test_directories_of_no_use_are_named_in_one_line_each(tmp_path):
     write_run(tmp_path / "words", steps([1], [1]), syn_steps="many")
     broken = att(tmp_path / "broken", [1], syn_steps=4)
     (broken / "config.yaml").write_text("a: [")
+    write_run(tmp_path / "ragged", steps([[1, 2], [1]], [[1, 2], [1]]), syn_steps=5)
     write_run(tmp_path / "twice", steps([1], [1]) * 2, Iteration=1)
-    runs, problems = read_runs([tmp_path, tmp_path / "nowhere"], with_arrays)
+    runs, problems = read_runs([tmp_path, tmp_path / "nowhere"], attrgetter("steps"))
     assert [run.path.name for run in runs] == ["good"]
     for pattern in (
         r"broken/config\.yaml is not valid YAML",
@@ -235,6 +261,7 @@ def test_directories_of_no_use_are_named_in_one_line_each(tmp_path):
         r"bare/config\.yaml: is of another version, it lacks dataset, model, ipc, lr_img,",
         r"good_again: has the settings and seed of \S+good$",
         r"no_yaml/config\.yaml: No such file",
+        r"ragged: is damaged, its steps hold no numbers",
         r"old: is of another version, its steps lack 'n_opt'",
         r"short: is unfinished, 1 of 2 steps",
         r"text: is damaged, its steps hold no numbers",
@@ -244,7 +271,7 @@ def test_directories_of_no_use_are_named_in_one_line_each(tmp_path):
         r"nowhere: there is no run directory",
     ):
         assert sum(bool(re.search(pattern, line)) for line in problems) == 1, pattern
-    assert len(problems) == 12
+    assert len(problems) == 13
 
 
 @pytest.fixture
@@ -293,11 +320,11 @@ def test_all_figures_are_drawn_as_png_and_pdf(everything, capsys, monkeypatch):
 
 
 def test_axes_are_labelled_and_series_differ_by_more_than_colour(everything):
-    runs = [run for run in runs_in(everything) if run.dataset == "digits"]
-    for name, spec in figures.figures(gamma=2, interval=3).items():
+    runs = [run for run in runs_in(everything) if run.options.dataset == "digits"]
+    for name, (collect, draw) in figures.figures(gamma=2, interval=3).items():
         if name == "images":
             continue
-        figure = spec.draw(spec.collect(runs))
+        figure = draw(collect(runs))
         assert all(axes.get_xlabel() or axes.get_shared_x_axes() for axes in figure.axes)
         assert figure.axes[0].get_ylabel() and figure.axes[-1].get_xlabel(), name
         assert figure.legends, name

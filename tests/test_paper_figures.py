@@ -4,6 +4,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from operator import attrgetter
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ from short_runs import SHORT, distill, without_time
 from scripts.figures import data, repeats
 from scripts.figures import plan as figure_plan
 from scripts.figures.plan import STUDIES, distillations, repeat_cells
-from scripts.figures.runs import with_arrays
 from scripts.plan.cells import Settings
 from scripts.results.runs import read_runs
 from utils.config.resolve import resolve
@@ -51,20 +51,19 @@ def test_what_is_planned_is_what_the_figures_need(dataset, tmp_path):
             named = replace(options, seed=seed, run_name=f"{options.run_name}_seed{seed}")
             write_run(tmp_path / named.run_name, steps([4] * 100, [2] * 100), **asdict(named))
 
-    runs, problems = read_runs([tmp_path], with_arrays)
+    runs, problems = read_runs([tmp_path], attrgetter("steps"))
     assert problems == []
-    fixed = [
-        found for found in data.mismatches(runs, gamma=2, interval=50) if found.policy != "att"
-    ]
-    assert tuple(found.syn_steps for found in fixed) == study.fixed
+    mismatches = data.mismatches(runs, gamma=2, interval=50).query("policy == 'fixed'")
+    assert tuple(mismatches["syn_steps"].unique()) == study.fixed
     assert tuple(data.chosen_lengths(runs)) == study.att
-    assert [len(curves) for curves in data.distance_curves(runs).values()] == [2, 2]
-    assert [(found.policy, found.set, found.seeds) for found in data.accuracies(runs)] == [
+    curves = data.distance_curves(runs)
+    assert curves.groupby("iteration").size().tolist() == [2, 2]
+    assert list(data.accuracies(runs)) == [
         (policy, set, study.seeds) for policy in ("att", "fixed") for set in ("raw", "ema")
     ]
-    for found in data.successes(runs):
-        assert found.multipliers == pytest.approx(study.multipliers)
-        assert found.repeats.tolist() == [3] * len(study.multipliers)
+    for _, found in data.successes(runs).groupby(["rate", "policy"]):
+        assert found["multiplier"].tolist() == pytest.approx(study.multipliers)
+        assert found["repeats"].tolist() == [3] * len(study.multipliers)
 
 
 def test_a_dry_run_prints_all_commands_and_does_nothing(tmp_path, capsys):
@@ -142,7 +141,7 @@ def test_a_repeat_that_diverges_is_an_outcome_and_is_not_tried_again(
         assert repeats.main(["2", *flags]) == 0
     out = capsys.readouterr().out
     assert out.count("has ended") == 2
-    runs, problems = read_runs([tmp_path], with_arrays)
+    runs, problems = read_runs([tmp_path], attrgetter("steps"))
     assert problems == []
     assert [run.diverged["rate"] for run in runs] == ["lr_lr"] * 2
 

@@ -5,22 +5,30 @@ import json
 import shutil
 from dataclasses import asdict
 from functools import partial
+from operator import attrgetter
 
 import made_runs
 import pytest
 import yaml
 
-from scripts.plan.cells import Row, row_options
+from scripts.plan.cells import Row, row_options, table_rows
 from scripts.report import __main__ as report
-from scripts.report.markdown import not_run, table_row
-from scripts.report.runs import group_runs, run_lines
-from scripts.report.tables import TABLES, planned_rows, read_published, table_lines
+from scripts.report.markdown import table_section
+from scripts.report.records import (
+    ALL_RUNS,
+    PLACE,
+    group_runs,
+    make_records,
+    measured_in,
+    planned_rows,
+    read_published,
+)
 from scripts.results import runs
-from scripts.results.evaluations import Score, with_evaluations
-from scripts.results.runs import method_name
+from scripts.results.evaluations import measured
+from scripts.results.runs import title
 from utils.config.resolve import CONFIGS
 from utils.core.errors import UserError
-from utils.measure.protocol import Accuracies
+from utils.measure.protocol import Accuracies, mean_and_std
 from utils.options import DistillOptions
 
 ROW = Row("CIFAR10", None, 10)
@@ -33,6 +41,7 @@ CALL = {
     "device": "a GPU",
 }
 ARCHITECTURES = ("ConvNet", "ResNet18", "VGG11", "AlexNet")
+FIVE = (0.66, 0.67, 0.68, 0.69, 0.70)
 PUBLISHED, PLANNED = read_published(), planned_rows()
 SHORT = Row("CIFAR100", None, 1)  # of 3,000 steps
 
@@ -61,6 +70,7 @@ def evaluation(*accs, set="raw", tag="best", model="ConvNet", epochs=1000, **oth
         "trained_on": f"distilled {set}",
         "model": model,
         "epochs": epochs,
+        "num_eval": len(accs),
         "accs": list(accs),
         "acc_mean": sum(accs) / len(accs),
         "acc_std": 0.0,
@@ -73,33 +83,46 @@ def evaluation(*accs, set="raw", tag="best", model="ConvNet", epochs=1000, **oth
 logged = partial(made_runs.evaluation, model="ConvNetD3")
 
 
-def read_run(folder):
-    return with_evaluations(runs.read_run(folder))
+def read_runs(*paths):
+    return runs.read_runs(paths, attrgetter("evaluations"))
 
 
-def read_runs(paths):
-    return runs.read_runs(paths, with_evaluations)
-
-
-def lines_of(folder, table, **wanted):
-    """The lines of a table, made from the runs in `folder`, at a place or of a method."""
-    found, problems = read_runs([folder])
+def records_of(folder, **wanted):
+    """The records of the report on the runs in `folder` that have the values `wanted`."""
+    found, problems = read_runs(folder)
     assert not problems
-    lines = table_lines(table, group_runs(found), PUBLISHED, PLANNED)
-    return [
-        line
-        for line in lines
-        if all(getattr(line, k, getattr(line.place, k, None)) == v for k, v in wanted.items())
-    ]
+    groups = group_runs(found)
+    return at(make_records(groups, measured_in(groups), PUBLISHED, PLANNED), **wanted)
+
+
+def at(frame, **wanted):
+    for name, value in wanted.items():
+        frame = frame[frame[name] == value]
+    return frame
+
+
+def listed(folder, **wanted):
+    return records_of(folder, table=ALL_RUNS, **wanted)
+
+
+def also(folder):
+    """What the list of all runs says of each line beyond its columns."""
+    return [settings["also"] for settings in listed(folder)["settings"]]
+
+
+def cells(records):
+    """The cells of the lines that records of one table become in results.md."""
+    text = table_section(records["table"].iloc[0], records, PUBLISHED).partition("Here:")[2]
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
 
 
 @pytest.fixture(scope="module")
 def row_run(tmp_path_factory):
     """The CIFAR-10 IPC 10 row to the letter, evaluated on all architectures, raw and EMA."""
     folder = tmp_path_factory.mktemp("row")
-    five = (0.66, 0.67, 0.68, 0.69, 0.70)
     evaluations = [
-        evaluation(*(acc - 0.1 * n for acc in five), model=model, set=set)
+        evaluation(*(acc - 0.1 * n for acc in FIVE), model=model, set=set)
         for n, model in enumerate(ARCHITECTURES)
         for set in ("raw", "ema")
     ]
@@ -129,71 +152,72 @@ def test_published_figures_are_those_to_measure_against():
     }
     for method, figures in known.items():
         for dataset, means in figures.items():
-            found = [
-                figure.mean
-                for figure in PUBLISHED
-                if (figure.place.table, figure.method, figure.place.dataset) == (2, method, dataset)
-            ]
-            assert tuple(found) == means
+            found = at(PUBLISHED, table=2, method=method, dataset=dataset)
+            assert tuple(found["paper_mean"]) == means
 
 
 def test_published_figures_are_complete_and_plausible():
-    places = [(figure.place, figure.method) for figure in PUBLISHED]
-    assert len(places) == len(set(places)) == 124
-    assert {table: sum(p.table == table for p, _ in places) for table in TABLES} == {
+    assert len(PUBLISHED) == len(PUBLISHED[[*PLACE, "method"]].drop_duplicates()) == 124
+    assert PUBLISHED["table"].value_counts().to_dict() == {
         1: 4 + 4 + 3 * 8,
         2: 3 + 1 + 5 + 6 + 8 + 6 + 5 + 8 + 6 + 8 + 8,
         3: 7 * 4,
     }
-    for figure in PUBLISHED:
-        assert 1 < figure.mean < 90
-        assert figure.std is None or 0 < figure.std < 5
-    missing = [(f.method, f.place.title) for f in PUBLISHED if f.std is None]
-    assert missing == [("ATT", "CIFAR10, IPC 1"), ("ATT", "imagemeow, IPC 1")]
+    unread = PUBLISHED["paper_std"].isna()
+    assert PUBLISHED["paper_mean"].between(1, 90, inclusive="neither").all()
+    assert PUBLISHED["paper_std"][~unread].between(0, 5, inclusive="neither").all()
+    assert PUBLISHED[unread][["method", "dataset", "subset", "ipc"]].to_numpy().tolist() == [
+        ["ATT", "CIFAR10", "", 1],
+        ["ATT", "ImageNet", "imagemeow", 1],
+    ]
 
 
 def test_table_1_and_2_agree_on_att():
-    att = {figure.place: figure for figure in PUBLISHED if figure.method == "ATT"}
-    for place, figure in att.items():
-        if place.table == 1 and place.network == "ConvNetD3":
-            twin = next(
-                f for p, f in att.items() if p.table == 2 and p.title == f"CIFAR10, IPC {place.ipc}"
-            )
-            assert (figure.mean, figure.std) == (twin.mean, twin.std)
+    att = at(PUBLISHED, method="ATT", dataset="CIFAR10", network="ConvNetD3")
+    one, two = (at(att, table=table).set_index("ipc") for table in (1, 2))
+    figures = ["paper_mean", "paper_std"]
+    assert one[figures].equals(two.loc[one.index, figures])
 
 
 def test_improvements_are_those_of_the_text():
     """Section 4.2 and 4.3 state them, so they check what the scan has garbled."""
-    by = {(f.method, f.place.title): f.mean for f in PUBLISHED}
-    said = {
-        "ResNet18, IPC 10": 1.3,
-        "AlexNet, IPC 10": 7.7,
-        "VGG11, IPC 10": 7.2,
-        "VGG11, IPC 50": 3.3,
-        "AlexNet, IPC 50": 6.2,
-        "imagemeow, IPC 10": 2.2,
-        "imagenette, IPC 10": 1.6,
-        "imagewoof, IPC 10": 1.2,
-        "imagefruit, IPC 10": 1.0,
-        "Tiny, IPC 10": 1.3,
-        "Tiny, IPC 1": 0.6,
-        "CIFAR10, IPC 1": 1.5,
-        "CIFAR10, IPC 10": 1.1,
+    by = {
+        (each.method, each.subset or each.dataset, each.network, each.ipc): each.paper_mean
+        for each in PUBLISHED.itertuples()
+        if each.table != 2 or each.ipc
     }
-    for title, points in said.items():
-        assert by["ATT", title] - by["FTD", title] == pytest.approx(points), title
+    said = {
+        ("CIFAR10", "ResNet18", 10): 1.3,
+        ("CIFAR10", "AlexNet", 10): 7.7,
+        ("CIFAR10", "VGG11", 10): 7.2,
+        ("CIFAR10", "VGG11", 50): 3.3,
+        ("CIFAR10", "AlexNet", 50): 6.2,
+        ("imagemeow", "ConvNetD5", 10): 2.2,
+        ("imagenette", "ConvNetD5", 10): 1.6,
+        ("imagewoof", "ConvNetD5", 10): 1.2,
+        ("imagefruit", "ConvNetD5", 10): 1.0,
+        ("Tiny", "ConvNetD4", 10): 1.3,
+        ("Tiny", "ConvNetD4", 1): 0.6,
+        ("CIFAR10", "ConvNetD3", 1): 1.5,
+        ("CIFAR10", "ConvNetD3", 10): 1.1,
+    }
+    for place, points in said.items():
+        assert by["ATT", *place] - by["FTD", *place] == pytest.approx(points), place
 
 
-@pytest.mark.parametrize("row", list(PLANNED), ids=lambda row: row.name)
+@pytest.mark.parametrize("row", table_rows(rivals=True), ids=lambda row: row.name)
 def test_every_row_resolves_to_the_method_of_its_name_and_says_its_source(row):
-    options = PLANNED[row].options
+    method = (row.method or "att").upper()
+    where = {"dataset": row.dataset, "subset": row.subset or "", "ipc": row.ipc, "method": method}
+    (planned,) = at(PLANNED, **where).to_dict("records")
+    options = planned["options"]
     assert (options.dataset, options.ipc) == (row.dataset, row.ipc)
-    assert method_name(options) == (row.method or "att").upper()
-    assert PLANNED[row].hours > 0 and PLANNED[row].expert_hours > 0
+    assert title(vars(options)) == method
+    assert planned["gpu_hours"] > 0 and planned["expert_gpu_hours"] > 0
     assert options.starts.end > options.starts.first
     if row.method:
         source = row.yaml.read_text().splitlines()[0]
-        assert source.startswith(f"# {row.method.upper()}: github.com/") or "github.com" in source
+        assert source.startswith(f"# {method}: github.com/") or "github.com" in source
 
 
 def test_ftd_rows_are_those_of_the_notes():
@@ -206,7 +230,7 @@ def test_ftd_rows_are_those_of_the_notes():
 
 def test_every_yaml_is_a_row_or_of_experts():
     files = {path for path in CONFIGS.glob("*/ipc*.yaml") if path.parent.name != "digits"}
-    assert {row.yaml.resolve() for row in PLANNED} == files
+    assert {row.yaml.resolve() for row in table_rows(rivals=True)} == files
 
 
 @pytest.mark.parametrize(
@@ -227,7 +251,7 @@ def test_every_yaml_is_a_row_or_of_experts():
     ],
 )
 def test_methods_are_named_after_their_settings(changes, name):
-    assert method_name(DistillOptions(**changes)) == name
+    assert title(asdict(DistillOptions(**changes))) == name
 
 
 # The tables
@@ -235,34 +259,33 @@ def test_methods_are_named_after_their_settings(changes, name):
 
 def test_a_run_of_the_row_stands_in_all_its_places(row_run):
     networks = ("ConvNetD3", "ResNet18", "VGG11", "AlexNet")
-    lines = lines_of(row_run, 1, ipc=10, method="ATT")
-    for n, (line, network) in enumerate(zip(lines, networks, strict=True)):
-        assert line.place.network == network
-        assert line.differences == ()
-        score = Score.over(line.measured("raw"))
-        assert (score.n, score.of) == (5, "networks")
-        assert (score.mean, score.std) == pytest.approx((68 - 10 * n, 2**0.5))
-    (line,) = lines_of(row_run, 2, dataset="CIFAR10", ipc=10, method="ATT")
-    assert line.difference("raw") == pytest.approx(68 - 67.7)
-    assert line.difference("ema") == pytest.approx(68 - 67.7)
+    of_row = {"dataset": "CIFAR10", "ipc": 10, "method": "ATT", "status": "run", "set": "raw"}
+    one = records_of(row_run, table=1, **of_row)
+    assert tuple(one["network"]) == networks
+    assert (set(one["n"]), set(one["of"]), set(one["differences"])) == ({5}, {"networks"}, {""})
+    assert one["mean"].tolist() == pytest.approx([68, 58, 48, 38])
+    assert one["std"].tolist() == pytest.approx([2**0.5] * 4)
+    for name in ("raw", "ema"):
+        (two,) = records_of(row_run, table=2, **of_row | {"set": name})["difference"]
+        assert two == pytest.approx(68 - 67.7)
 
 
-def test_what_was_not_run_has_no_group_and_a_cost(row_run):
-    for line in lines_of(row_run, 2, ipc=1):
-        assert line.group is None
-        assert line.planned.hours > 0.5
-        assert not_run(line).startswith("not run: ")
-    (line,) = lines_of(row_run, 1, network="ConvNetD3", ipc=50, method="ATT")
-    assert line.published.mean == 74.5
-    assert line.planned.hours > 100  # a million steps
+def test_what_was_not_run_has_no_runs_and_a_cost(row_run):
+    lines = records_of(row_run, table=2, ipc=1, status="not run")
+    assert len(lines) > 5 and lines["runs"].isna().all()
+    assert (lines["gpu_hours"] > 0.5).all()
+    assert all(line[3].startswith("not run: ") for line in cells(lines))
+    wanted = {"table": 1, "network": "ConvNetD3", "ipc": 50, "method": "ATT"}
+    (line,) = records_of(row_run, **wanted).to_dict("records")
+    assert line["paper_mean"] == 74.5
+    assert line["gpu_hours"] > 100  # a million steps
 
 
 def test_a_row_that_is_evaluated_on_its_own_network_only(tmp_path):
-    five = (0.6, 0.6, 0.6, 0.6, 0.6)
-    make_run(tmp_path / "r", evaluations=[evaluation(*five)])
-    (line,) = lines_of(tmp_path, 1, network="VGG11", ipc=10, method="ATT")
-    assert line.group and not line.is_evaluated
-    assert table_row(line)[3] == "not evaluated"
+    make_run(tmp_path / "r", evaluations=[evaluation(*FIVE)])
+    line = records_of(tmp_path, table=1, network="VGG11", ipc=10, method="ATT")
+    ((_, _, _, raw, *_, where),) = cells(line)
+    assert (raw, where) == ("not evaluated", f"`{tmp_path / 'r'}`")
 
 
 @pytest.mark.parametrize(
@@ -288,68 +311,70 @@ def test_a_row_that_is_evaluated_on_its_own_network_only(tmp_path):
 )
 def test_a_run_that_is_not_the_row_never_passes_as_it(tmp_path, changes, difference):
     make_run(tmp_path / "r", row=SHORT, evaluations=[evaluation(*[0.6] * 5)], **changes)
-    bare, line = lines_of(tmp_path, 2, dataset="CIFAR100", ipc=1, method="ATT")
-    assert bare.group is None
-    assert line.differences == (difference,)
-    assert table_row(line)[3] == "60.00 ± 0.00 †"
+    lines = records_of(tmp_path, table=2, dataset="CIFAR100", ipc=1, method="ATT")
+    assert lines["status"].tolist() == ["not run", "differs"]
+    assert lines["differences"].iloc[1] == difference
+    assert cells(lines)[1][3] == "60.00 ± 0.00 †"
 
 
 def test_a_short_evaluation_is_a_difference_too(tmp_path):
     make_run(tmp_path / "r", row=SHORT, evaluations=[evaluation(0.6, 0.7, epochs=300)])
-    _, line = lines_of(tmp_path, 2, dataset="CIFAR100", ipc=1, method="ATT")
-    said = "evaluated by 2 networks of 300 epochs instead of 5 of 1000"
-    assert line.differences == (said,)
+    (said,) = records_of(tmp_path, table=2, dataset="CIFAR100", status="differs")["differences"]
+    assert said == "evaluated by 2 networks of 300 epochs instead of 5 of 1000"
 
 
 def test_what_does_not_alter_a_result_is_no_difference(tmp_path):
+    free = {"run_name": "mine", "buffer_path": "elsewhere", "eval_it": 7, "seed": 11}
+    free |= {"select": "last", "model": "ConvNet"}
+    make_run(tmp_path / "r", row=SHORT, evaluations=[evaluation(*[0.6] * 5)], **free)
+    line = records_of(tmp_path, table=2, dataset="CIFAR100", ipc=1, method="ATT")
+    assert line["differences"].tolist() == [""]
+    assert cells(line)[0][-2] == "last"
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "network", "wanted", "difference"),
+    [
+        (Row("CIFAR10", None, 10, "mtt"), {}, "ConvNet", {"method": "MTT"}, 65 - 65.4),
+        (Row("ImageNet", "imagewoof", 1), {"res": 128}, "ConvNetD5", {"subset": "imagewoof"}, 33.8),
+    ],
+)
+def test_rivals_and_subsets_stand_in_their_own_places(
+    tmp_path, row, changes, network, wanted, difference
+):
     make_run(
-        tmp_path / "r",
-        row=SHORT,
-        evaluations=[evaluation(*[0.6] * 5)],
-        model="ConvNet",
-        run_name="mine",
-        buffer_path="elsewhere",
-        eval_it=7,
-        seed=11,
-        select="last",
+        tmp_path / "r", row=row, evaluations=[evaluation(*[0.65] * 5, model=network)], **changes
     )
-    (line,) = lines_of(tmp_path, 2, dataset="CIFAR100", ipc=1, method="ATT")
-    assert line.differences == ()
-    assert table_row(line)[-2] == "last"
-
-
-def test_a_rival_stands_beside_its_own_figure(tmp_path):
-    mtt = Row("CIFAR10", None, 10, "mtt")
-    make_run(tmp_path / "r", row=mtt, evaluations=[evaluation(*[0.65] * 5)])
-    (line,) = lines_of(tmp_path, 2, dataset="CIFAR10", ipc=10, method="MTT")
-    assert line.differences == ()
-    assert line.difference("raw") == pytest.approx(65 - 65.4)
+    lines = records_of(tmp_path, dataset=row.dataset, ipc=row.ipc, status="run")
+    for line in at(lines, table=3 if row.subset else 2).to_dict("records"):
+        assert line["differences"] == ""
+        assert line["difference"] == pytest.approx(difference)
+        assert wanted.items() <= line.items()
 
 
 def test_a_method_with_a_figure_but_without_a_row(tmp_path):
     changes = {"length": "fixed", "prune_threshold": 0.1, "Iteration": 3}
     make_run(tmp_path / "r", evaluations=[evaluation(*[0.65] * 5)], **changes)
-    (line,) = lines_of(tmp_path, 2, dataset="CIFAR10", ipc=10, method="PP")
-    assert line.published.mean == 65.5
-    assert line.differences == ("there is no row of published settings here",)
+    (line,) = records_of(tmp_path, table=2, method="PP", status="differs").to_dict("records")
+    assert (line["dataset"], line["ipc"], line["paper_mean"]) == ("CIFAR10", 10, 65.5)
+    assert line["differences"] == "there is no row of published settings here"
 
 
-def test_a_subset_of_imagenet_stands_in_its_place(tmp_path):
-    row = Row("ImageNet", "imagewoof", 1)
-    accs = [0.31] * 5
-    make_run(tmp_path / "r", row=row, res=128, evaluations=[evaluation(*accs, model="ConvNetD5")])
-    (line,) = lines_of(tmp_path, 3, subset="imagewoof", ipc=1, method="ATT")
-    assert line.differences == ()
-    assert line.difference("raw") == pytest.approx(31 - 31.2)
-    (other,) = lines_of(tmp_path, 3, subset="imagenette", ipc=1, method="ATT")
-    assert other.group is None
+def test_a_published_figure_comes_once_also_where_runs_of_it_are_not_evaluated(tmp_path):
+    changes = {"length": "fixed", "prune_threshold": 0.1, "Iteration": 3}
+    make_run(tmp_path / "r", **changes)
+    found = records_of(tmp_path, table=2, dataset="CIFAR10", ipc=10, method="PP")
+    assert found["status"].tolist() == ["published"]
 
 
 # Which evaluation counts
 
 
-def measured(folder, trained_on="distilled raw", network="ConvNetD3"):
-    return read_run(folder).measured[trained_on, network]
+def what_counts(folder, trained_on="distilled raw", network="ConvNetD3"):
+    """The mean, and how the iteration was chosen."""
+    found = at(measured([runs.read_run(folder)]), trained_on=trained_on, network=network)
+    ((mean, chosen_by),) = found[["mean", "chosen_by"]].itertuples(index=False)
+    return pytest.approx(mean), chosen_by
 
 
 def test_the_chosen_iteration_counts_before_the_last_and_any_other(tmp_path):
@@ -358,13 +383,13 @@ def test_the_chosen_iteration_counts_before_the_last_and_any_other(tmp_path):
         evaluation(0.6, tag="last"),
         evaluation(0.7, tag="100", epochs=2000),
     ]
-    for number, order in enumerate((entries, entries[::-1])):
-        found = measured(make_run(tmp_path / f"{number}", Iteration=3, evaluations=order))
-        assert (found.accuracies.mean, found.chosen_by) == (0.5, "test")
-    found = measured(make_run(tmp_path / "last", Iteration=3, evaluations=entries[1:]))
-    assert (found.accuracies.mean, found.chosen_by) == (0.6, "last")
-    found = measured(make_run(tmp_path / "hundred", Iteration=3, evaluations=entries[2:]))
-    assert found.chosen_by == "iteration 100"
+    for name, order, expected in (
+        ("all", entries, (50, "test")),
+        ("reversed", entries[::-1], (50, "test")),
+        ("last", entries[1:], (60, "last")),
+        ("hundred", entries[2:], (70, "iteration 100")),
+    ):
+        assert what_counts(make_run(tmp_path / name, Iteration=3, evaluations=order)) == expected
 
 
 def test_what_counts_is_augmented_alike_then_the_longest_then_the_most_then_the_latest(tmp_path):
@@ -375,12 +400,10 @@ def test_what_counts_is_augmented_alike_then_the_longest_then_the_most_then_the_
         evaluation(0.8, 0.8, 0.8, epochs=3),
         evaluation(0.9, 0.9, dsa=None),
     ]
-    assert (
-        measured(make_run(tmp_path / "r", Iteration=3, evaluations=entries)).accuracies.mean == 0.6
-    )
+    assert what_counts(make_run(tmp_path / "r", Iteration=3, evaluations=entries))[0] == 60
 
 
-@pytest.mark.parametrize(("select", "mean"), [("test", 0.62), ("val", 0.5), ("last", 0.6)])
+@pytest.mark.parametrize(("select", "mean"), [("test", 62), ("val", 50), ("last", 60)])
 def test_without_eval_json_the_log_counts_as_the_run_chose(tmp_path, select, mean):
     records = [
         logged(0, 0.3, val_accs=[0.3]),
@@ -390,9 +413,8 @@ def test_without_eval_json_the_log_counts_as_the_run_chose(tmp_path, select, mea
         logged(300, 0.55, set="ema", val_accs=[0.7]),
     ]
     folder = make_run(tmp_path / "r", Iteration=3, records=records, select=select, val_fraction=0.1)
-    assert measured(folder).accuracies.mean == mean
-    assert measured(folder).chosen_by == select
-    assert measured(folder, "distilled ema").accuracies.mean == 0.55
+    assert what_counts(folder) == (mean, select)
+    assert what_counts(folder, "distilled ema") == (55, select)
 
 
 def test_other_networks_follow_the_iteration_that_the_own_one_chose(tmp_path):
@@ -403,80 +425,68 @@ def test_other_networks_follow_the_iteration_that_the_own_one_chose(tmp_path):
         logged(2, 0.3, model="VGG11"),
     ]
     folder = make_run(tmp_path / "r", Iteration=3, records=records)
-    assert measured(folder, network="VGG11").accuracies.mean == 0.2
+    assert what_counts(folder, network="VGG11")[0] == 20
 
 
 def test_eval_json_counts_before_the_log(tmp_path):
     records = [logged(3, 0.9), logged(3, 0.8, set="ema")]
     folder = make_run(tmp_path / "r", Iteration=3, records=records, evaluations=[evaluation(0.5)])
-    assert measured(folder).accuracies.mean == 0.5
-    assert measured(folder, "distilled ema").accuracies.mean == 0.8
+    assert what_counts(folder)[0] == 50
+    assert what_counts(folder, "distilled ema")[0] == 80
 
 
 def test_an_evaluation_of_the_initial_images_is_none_of_the_run(tmp_path):
-    assert read_run(make_run(tmp_path / "r", Iteration=3, records=[logged(0, 0.9)])).measured == {}
+    folder = make_run(tmp_path / "r", Iteration=3, records=[logged(0, 0.9)])
+    assert measured([runs.read_run(folder)]).empty
 
 
 # All runs
 
 
 def test_one_network_alone_has_no_spread():
-    assert str(Score(60.0, 0.0, 1, "networks")) == "60.00"
-    assert str(Score(60.0, 0.0, 2, "networks")) == "60.00 ± 0.00"
-    assert str(Accuracies((0.6,))).split() == ["60.00%", "(n=1)"]
+    assert mean_and_std(60.0, 0.0, 1) == "60.00"
+    assert mean_and_std(60.0, 0.0, 2) == "60.00 ± 0.00"
+    assert str(Accuracies((0.6,))) == "60.00% (n=1)"
+    assert str(Accuracies((0.06, 0.06))) == " 6.00% ± 0.00% (n=2)"
 
 
 def test_seeds_share_a_line_with_the_spread_of_their_means(tmp_path):
     for seed, accs in ((0, (0.5, 0.6)), (1, (0.6, 0.7)), (2, (0.7, 0.8))):
-        make_run(
-            tmp_path / f"{seed}",
-            seed=seed,
-            run_name=f"{seed}",
-            Iteration=3,
-            evaluations=[evaluation(*accs)],
-        )
-    found, problems = read_runs([tmp_path])
-    (line,) = run_lines(group_runs(found))
-    assert not problems
-    assert line.seeds == (0, 1, 2)
-    score = line.scores["ConvNetD3"]
-    assert (score.n, score.of, score.mean) == (3, "seeds", pytest.approx(65))
-    assert score.std == pytest.approx((200 / 3) ** 0.5)
+        made = {"seed": seed, "run_name": f"{seed}", "evaluations": [evaluation(*accs)]}
+        make_run(tmp_path / f"{seed}", Iteration=3, **made)
+    (line,) = listed(tmp_path, network="ConvNetD3").to_dict("records")
+    assert (line["seeds"], line["n"], line["of"]) == ("0 1 2", 3, "seeds")
+    assert line["mean"] == pytest.approx(65)
+    assert line["std"] == pytest.approx((200 / 3) ** 0.5)
 
 
 def test_settings_that_differ_make_lines_of_their_own_that_say_so(tmp_path):
+    common = {"Iteration": 3, "evaluations": [evaluation(0.5)]}
     for n, lr_img in enumerate((1.0, 3.0)):
-        changes = {"lr_img": lr_img, "Iteration": 3, "evaluations": [evaluation(0.5)]}
-        make_run(tmp_path / f"{n}", **changes)
-    make_run(
-        tmp_path / "ipc50", row=Row("CIFAR10", None, 50), Iteration=3, evaluations=[evaluation(0.5)]
-    )
-    lines = run_lines(group_runs(read_runs([tmp_path])[0]))
-    assert [line.columns["also"] for line in lines] == ["lr_img 1.0", "lr_img 3.0", ""]
+        make_run(tmp_path / f"{n}", lr_img=lr_img, **common)
+    make_run(tmp_path / "ipc50", row=Row("CIFAR10", None, 50), **common)
+    assert also(tmp_path) == ["lr_img 1.0", "lr_img 3.0", ""]
 
 
 def test_data_sets_never_share_a_line(tmp_path):
     for n, (dataset, res) in enumerate((("digits", 8), ("digits", 16), ("CIFAR100", 32))):
         changes = {"dataset": dataset, "res": res, "ipc": 1, "Iteration": 3}
         make_run(tmp_path / f"{n}", evaluations=[evaluation(0.5)], **changes)
-    lines = run_lines(group_runs(read_runs([tmp_path])[0]))
-    assert [line.dataset for line in lines] == ["CIFAR100", "digits 16x16", "digits 8x8"]
+    assert listed(tmp_path)["dataset"].tolist() == ["CIFAR100", "digits 16x16", "digits 8x8"]
 
 
 def test_runs_that_diverged_are_counted(tmp_path):
     records = [logged(100, 0.4), {"kind": "diverged", "iteration": 2, "rate": "lr_img"}]
     make_run(tmp_path / "0", Iteration=3, records=[logged(100, 0.5)])
     make_run(tmp_path / "1", Iteration=3, seed=1, steps=2, records=records)
-    (line,) = run_lines(group_runs(read_runs([tmp_path])[0]))
-    assert line.columns["also"] == "1 of 2 diverged"
-    assert line.scores["ConvNetD3"].mean == pytest.approx(45)
+    assert also(tmp_path) == ["1 of 2 diverged"]
+    assert listed(tmp_path)["mean"].tolist() == pytest.approx([45])
 
 
 def test_a_run_that_went_on_after_it_diverged_has_not(tmp_path):
     records = [{"kind": "diverged", "iteration": 2}, {"kind": "step", "iteration": 2}]
-    assert (
-        read_run(make_run(tmp_path / "r", Iteration=3, steps=2, records=records)).diverged is None
-    )
+    folder = make_run(tmp_path / "r", Iteration=3, steps=2, records=records)
+    assert runs.read_run(folder).diverged is None
 
 
 def test_real_images_have_lines_each_seed_once(tmp_path):
@@ -487,10 +497,12 @@ def test_real_images_have_lines_each_seed_once(tmp_path):
             evaluation(0.9, trained_on="full"),
         ]
         make_run(tmp_path / f"{n}", lr_img=lr_img, Iteration=3, evaluations=entries)
-    lines = {line.method: line for line in run_lines(group_runs(read_runs([tmp_path])[0]))}
-    assert lines["random real"].scores["ConvNetD3"].count == "2 networks"
-    assert lines["herding"].scores["ConvNetD3"].count == "2 seeds"
-    assert (lines["random real"].ipc, lines["full"].ipc) == (10, None)
+    found = listed(tmp_path, network="ConvNetD3")[["method", "ipc", "n", "of"]]
+    assert found.to_numpy().tolist() == [
+        ["random real", 10, 2, "networks"],
+        ["herding", 10, 2, "seeds"],
+        ["full", 0, 1, "networks"],
+    ]
 
 
 # Files
@@ -520,6 +532,7 @@ def test_the_report_says_where_its_figures_come_from(row_run, tmp_path):
     ):
         assert part in text
     assert "Left out" not in text
+    assert "not evaluated" not in {record["status"] for record in records}
     row = [r for r in records if r["table"] == "2" and r["status"] == "run"]
     assert {(r["set"], r["mean"], r["difference"], r["chosen_by"]) for r in row} == {
         (name, "68.0000", "0.3000", "test") for name in ("raw", "ema")
@@ -618,13 +631,13 @@ def test_a_run_without_an_evaluation_is_named(tmp_path, capsys):
 
 def test_runs_of_a_smoke_run_are_not_results(tmp_path):
     make_run(tmp_path / "smoke/now/r", Iteration=3, evaluations=[evaluation(0.5)])
-    assert read_runs([tmp_path])[0] == []
-    assert len(read_runs([tmp_path / "smoke"])[0]) == 1
+    assert read_runs(tmp_path)[0] == []
+    assert len(read_runs(tmp_path / "smoke")[0]) == 1
 
 
 def test_a_run_that_is_given_twice_counts_once(tmp_path):
     folder = make_run(tmp_path / "r", Iteration=3, evaluations=[evaluation(0.5)])
-    found, problems = read_runs([tmp_path, folder])
+    found, problems = read_runs(tmp_path, folder)
     assert (len(found), problems) == (1, [])
 
 
@@ -640,22 +653,34 @@ def test_runs_of_earlier_versions_are_read(tmp_path):
     del content["experts"]
     content["environment"] = content["environment"][0]
     (folder / "config.yaml").write_text(yaml.safe_dump(content))
-    run = read_run(folder)
-    assert (run.method, run.experts, run.calls) == ("ATT", None, [CALL])
-    assert run.measured["distilled raw", "ConvNetD3"].accuracies.accs == (0.5, 0.6)
+    run = runs.read_run(folder)
+    assert (run.method, run.experts, run.environments) == ("ATT", None, [CALL])
+    assert what_counts(folder)[0] == 55
 
 
 def test_a_real_run_is_read(finished, tmp_path):
     """What distill_att.py writes today."""
     folder = tmp_path / "digits"
     shutil.copytree(finished, folder)
-    run = read_run(folder)
+    run = runs.read_run(folder)
     assert (run.options.dataset, run.method, run.diverged) == ("digits", "ATT", None)
     assert run.experts["number"] == 2
-    assert {network for _, network in run.measured} == {run.model}
-    assert {name for name, _ in run.measured} == {"distilled raw", "distilled ema"}
+    found = measured([run])
+    assert set(found["network"]) == {run.model}
+    assert set(found["trained_on"]) == {"distilled raw", "distilled ema"}
     assert report.main([str(folder), "--out", str(tmp_path / "docs")]) == 0
     assert "| digits 8x8 | 1 | ATT |" in (tmp_path / "docs/results.md").read_text()
+
+
+def test_a_method_that_matches_no_trajectories_has_no_lengths_and_no_experts(tmp_path):
+    """Its steps have a loss and no length; the columns of a trajectory stay empty."""
+    step = {"kind": "step", "loss": 1.0, "seconds": 1.0}
+    records = [step | {"iteration": iteration} for iteration in range(3)]
+    folder = made_runs.write_run(tmp_path / "r", records, experts=None)
+    (folder / "eval.json").write_text(json.dumps([evaluation(0.5, model="ConvNetD2")]))
+    (shown,) = listed(tmp_path)["settings"]
+    assert (shown["N_S"], shown["N_T"], shown["experts"]) == ("", "", "")
+    assert shown["iterations"] == 3
 
 
 def test_bad_flags_are_one_line(tmp_path):

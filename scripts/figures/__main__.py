@@ -19,8 +19,8 @@ Exit status: 0 something was drawn, 2 nothing was.
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,58 +28,48 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from scripts.figures import data, drawing
-from scripts.figures.runs import FigureRun, with_arrays
-from scripts.results.runs import read_runs
+from scripts.results.runs import Run, read_runs
 from utils.core.errors import UserError
 from utils.core.script import Parser, run_script
 
-
-@dataclass(frozen=True)
-class Spec:
-    """A figure: what it shows, and how it looks."""
-
-    collect: Callable[[Sequence[FigureRun]], Any]
-    draw: Callable[[Any], Figure]
+Figures = Mapping[str, tuple[Callable[[Sequence[Run]], Any], Callable[[Any], Figure]]]
 
 
-def figures(*, gamma: float, interval: int) -> Mapping[str, Spec]:
+def figures(*, gamma: float, interval: int) -> Figures:
+    """By name: what a figure shows, collected from runs, and how it is drawn."""
     how: dict[str, Any] = {"gamma": gamma, "interval": interval}
     return {
-        "fig1": Spec(data.distance_curves, drawing.draw_distances),
-        "fig2": Spec(partial(data.mismatches, **how), partial(drawing.draw_mismatches, **how)),
-        "fig4_left": Spec(data.chosen_lengths, drawing.draw_lengths),
-        "fig4_right": Spec(data.successes, drawing.draw_successes),
-        "accuracy": Spec(data.accuracies, drawing.draw_accuracies),
-        "images": Spec(data.pictures, drawing.draw_pictures),
+        "fig1": (data.distance_curves, drawing.draw_distances),
+        "fig2": (partial(data.mismatches, **how), partial(drawing.draw_mismatches, **how)),
+        "fig4_left": (data.chosen_lengths, drawing.draw_lengths),
+        "fig4_right": (data.successes, drawing.draw_successes),
+        "accuracy": (data.accuracies, drawing.draw_accuracies),
+        "images": (data.pictures, drawing.draw_pictures),
     }
 
 
 def main(argv: Sequence[str]) -> int:
     args = parse(argv)
-    runs, problems = read_runs(args.runs, with_arrays)
+    runs, problems = read_runs(args.runs, attrgetter("steps"), also=data.EVALUATION)
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
     if not runs:
         raise UserError(f"no finished run in {', '.join(map(str, args.runs))}")
     drawn = 0
-    for dataset in sorted({run.dataset for run in runs}):
-        own = [run for run in runs if run.dataset == dataset]
-        for name, spec in figures(gamma=args.gamma, interval=args.interval).items():
-            drawn += draw(spec, own, args.out / f"{name}_{dataset}")
+    for dataset in sorted(set(map(data.dataset_of, runs))):
+        own = [run for run in runs if data.dataset_of(run) == dataset]
+        for name, (collect, draw) in figures(gamma=args.gamma, interval=args.interval).items():
+            path = args.out / f"{name}_{dataset}"
+            try:
+                found = collect(own)
+            except data.Missing as wanted:
+                print(f"{path.name} skipped: it needs {wanted}")
+                continue
+            with rc_context(drawing.STYLE):
+                figure = draw(found)
+            print(*drawing.save(figure, path))
+            drawn += 1
     return 0 if drawn else 2
-
-
-def draw(spec: Spec, runs: Sequence[FigureRun], path: Path) -> bool:
-    """Whether the figure could be drawn; says which files it is in, or what is missing."""
-    try:
-        found = spec.collect(runs)
-    except data.Missing as wanted:
-        print(f"{path.name} skipped: it needs {wanted}")
-        return False
-    with rc_context(drawing.STYLE):
-        figure = spec.draw(found)
-    print(*drawing.save(figure, path))
-    return True
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

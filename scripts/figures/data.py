@@ -1,4 +1,4 @@
-"""What the paper's figures show, as arrays, from runs that have ended.
+"""What the paper's figures show, as frames, from runs that have ended.
 
 Each function takes all runs of one data set, chooses those that compare, and raises Missing where
 they are not there. N_S is syn_steps, the most steps of a student; N_opt the one of them that is
@@ -7,252 +7,235 @@ nearest to the expert's target, so N_opt <= N_S; n the one that the policy picks
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from networks import canonical_name
-from scripts.figures.runs import Array, FigureRun
-from scripts.results.runs import comparable
+from scripts.results import runs as results
+from scripts.results.evaluations import logged_evaluations
+from scripts.results.runs import Run
 from utils.methods.trajectory.lengths import LENGTH_POLICIES
 
 POLICIES = tuple(LENGTH_POLICIES)
-RATES = ("lr_img", "lr_lr")
-SETS = ("raw", "ema")
+RATES = ["lr_img", "lr_lr"]
+ONE_AT_A_TIME = "repeats that vary lr_img or lr_lr, one at a time"
+EVALUATION = ("num_eval", "epoch_eval_train")  # have to agree where accuracies are compared
+
+comparable = partial(results.comparable, also=EVALUATION)
 
 
 class Missing(Exception):
     """The runs of a figure are not there; the message says which it takes."""
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Squared L2 distance of theta_0 ... theta_{N_S} to the target, over that of theta_0."""
-
-    policy: str  # whose images the student sees
-    distances: Array
-    n_opt: int
-
-    @property
-    def syn_steps(self) -> int:
-        return len(self.distances) - 1
+def policy_of(run: Run) -> str:
+    """How the run chose lengths; the name of a method that has none."""
+    return run.options.length if run.matches_trajectories else run.method
 
 
-@dataclass(frozen=True)
-class Mismatch:
-    """Of a policy and an N_S, an entry for each interval of outer steps, a mean over seeds."""
-
-    policy: str
-    syn_steps: int
-    cases: Array  # with |n - N_opt| > gamma
-    mean: Array  # of |n - N_opt|, in steps
+def dataset_of(run: Run) -> str:
+    """The name of the data set, with an ImageNet subset's behind it."""
+    return "_".join(filter(None, (run.options.dataset, run.options.subset)))
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """Of a policy and a set, raw or ema: an entry for each evaluation."""
+def distance_curves(runs: Iterable[Run]) -> pd.DataFrame:
+    """Fig. 1: a curve for each policy at the first and the last iteration with distances.
 
-    policy: str
-    set: str
-    iterations: Array
-    seconds: Array  # of all outer steps until then, a mean over seeds
-    mean: Array  # over seeds, in percent
-    std: Array  # over seeds, in percentage points
-    seeds: int
-
-
-@dataclass(frozen=True)
-class Successes:
-    """Of a policy and a rate: how many of the repeats at each multiplier ended in order."""
-
-    policy: str
-    rate: str
-    multipliers: Array
-    successes: Array
-    repeats: Array
-
-
-def distance_curves(runs: Iterable[FigureRun]) -> dict[int, list[Curve]]:
-    """Fig. 1: at the first and the last iteration with distances, a curve for each policy.
-
-    Of the seeds the smallest counts, of several N_S the largest. The matched step's distance over
-    that of theta_0 is the loss, which gives the scale of the whole curve.
+    `distances` holds the squared L2 distance of theta_0 ... theta_{N_S} to the target, over that of
+    theta_0. Of the seeds the smallest counts, of several N_S the largest.
     """
-    able = [run for run in runs if _curves(run)]
+    curves = {run: found for run in runs if (found := _curves(run))}
     chosen = _largest(
-        comparable(able, "length", "seed"),
-        lambda group: (len(_policies(group)), group[0].options.syn_steps),
+        comparable(curves, "length", "seed"),
+        lambda group: (len(set(map(policy_of, group))), group[0].options.syn_steps),
         "runs with --log_distances",
     )
-    of_policy = {run.policy: run for run in sorted(chosen, key=lambda run: -run.options.seed)}
-    common = set.intersection(*(set(_curves(run)) for run in of_policy.values()))
+    of_policy = {policy_of(run): run for run in sorted(chosen, key=lambda run: -run.options.seed)}
+    common = set.intersection(*(set(curves[run]) for run in of_policy.values()))
     if len(common) < 2:
         raise Missing("two iterations with distances that all policies have")
-    return {
-        iteration: [_curves(run)[iteration] for run in _in_order(of_policy)]
+    return pd.DataFrame(
+        {"iteration": iteration, "policy": policy, **curves[of_policy[policy]][iteration]}
         for iteration in (min(common), max(common))
-    }
+        for policy in POLICIES
+        if policy in of_policy
+    )
 
 
-def _curves(run: FigureRun) -> dict[int, Curve]:
+def _curves(run: Run) -> dict[int, dict[str, Any]]:
     """By iteration. None of several trajectories, nor where a part of the parameters is matched:
     there the loss is not the distance of one student.
     """
-    if run.lengths.shape[1] > 1 or run.options.prune_threshold is not None:
+    if run.options.trajectories > 1 or run.options.prune_threshold is not None:
         return {}
+    losses = run.steps["loss"]
     return {
-        record["iteration"]: _curve(run, record)
+        record["iteration"]: {"distances": _curve(record, losses), "n_opt": record["n_opt"]}
         for record in run.logged("distances")
-        if record["iteration"] < run.steps
+        if record["iteration"] < len(losses)
     }
 
 
-def _curve(run: FigureRun, record: Mapping[str, Any]) -> Curve:
+def _curve(record: Mapping[str, Any], losses: pd.Series) -> np.ndarray:
+    """The matched step's distance over that of theta_0 is the loss, which gives the scale."""
     squared = np.asarray(record["l2"], dtype=float)
-    scale = run.losses[record["iteration"]] / squared[record["length"] - 1]
-    return Curve(run.policy, np.concatenate([[1.0], squared * scale]), record["n_opt"])
+    scale = losses[record["iteration"]] / squared[record["length"] - 1]
+    return np.concatenate([[1.0], squared * scale])
 
 
-def mismatches(runs: Iterable[FigureRun], *, gamma: float, interval: int) -> list[Mismatch]:
-    """Fig. 2: of each N_S with a fixed length, and of att, every `interval` outer steps."""
-    long_enough = [run for run in runs if run.steps >= interval]
+def mismatches(runs: Iterable[Run], *, gamma: float, interval: int) -> pd.DataFrame:
+    """Fig. 2: |n - N_opt| of each N_S with a fixed length, and of att, by `interval` outer steps.
+
+    `cases` with more than gamma in a whole interval, and the `mean`, both over seeds.
+    """
+
+    def fixed_lengths(group: Sequence[Run]) -> set[int]:
+        return {run.options.syn_steps for run in group if policy_of(run) == "fixed"}
+
+    able = [run for run in runs if run.matches_trajectories and _count(run) >= interval]
     chosen = _largest(
-        [g for g in comparable(long_enough, "length", "seed", "syn_steps") if _fixed(g)],
-        lambda group: len({run.options.syn_steps for run in _fixed(group)}),
+        [g for g in comparable(able, "length", "seed", "syn_steps") if fixed_lengths(g)],
+        lambda group: len(fixed_lengths(group)),
         f"runs with --length fixed of {interval} steps or more",
     )
-    return [
-        Mismatch(policy, syn_steps, *_mismatch(same, gamma=gamma, interval=interval))
-        for (policy, syn_steps), same in _by(
-            chosen, lambda run: (run.policy, run.options.syn_steps)
-        )
-    ]
+    steps = _steps(chosen)
+    steps["interval"] = steps["iteration"] // interval
+    steps["off"] = (steps["length"] - steps["n_opt"]).abs()
+    steps["case"] = steps["off"] > gamma
+    series = ["policy", "syn_steps"]
+    ends = steps.groupby(series)["iteration"].transform("max") + 1
+    steps = steps[steps["interval"] < ends // interval]
+    counted = steps.groupby([*series, "interval", "run"]).agg(
+        cases=("case", "sum"), steps=("iteration", "nunique")
+    )
+    whole = counted[counted["steps"] == interval]
+    by = [*series, "interval"]
+    cases = whole.groupby(by)["cases"].mean()
+    return pd.DataFrame({"cases": cases, "mean": steps.groupby(by)["off"].mean()}).reset_index()
 
 
-def _mismatch(runs: Sequence[FigureRun], *, gamma: float, interval: int) -> tuple[Array, Array]:
-    """Cases and mean of each whole interval that some of the runs have."""
-    whole = max(run.steps for run in runs) // interval * interval
-    off = np.stack([_padded(np.abs(run.lengths - run.n_opts), whole) for run in runs])
-    off = off.reshape(len(runs), -1, interval * off.shape[-1])
-    cases = np.where(np.isnan(off).any(-1), np.nan, (off > gamma).sum(-1))
-    return np.nanmean(cases, 0), np.nanmean(off, (0, 2))
-
-
-def _fixed(runs: Iterable[FigureRun]) -> list[FigureRun]:
-    return [run for run in runs if run.policy == "fixed"]
-
-
-def chosen_lengths(runs: Iterable[FigureRun]) -> dict[int, Array]:
+def chosen_lengths(runs: Iterable[Run]) -> dict[int, pd.DataFrame]:
     """Fig. 4, left: by N_S the lengths that att chose, (seeds, iterations); NaN behind a run's end.
 
     Of several trajectories the mean.
     """
-    able = [run for run in runs if run.policy == "att" and run.steps]
+    able = [run for run in runs if policy_of(run) == "att" and _count(run)]
     chosen = _largest(
         comparable(able, "seed", "syn_steps"),
         lambda group: len({run.options.syn_steps for run in group}),
         "runs with --length att",
     )
-    steps = max(run.steps for run in chosen)
+    iterations = range(max(map(_count, chosen)))
     return {
-        syn_steps: np.stack([_padded(run.lengths, steps).mean(1) for run in same])
-        for syn_steps, same in _by(chosen, lambda run: run.options.syn_steps)
+        syn_steps: same.pivot_table("length", "run", "iteration").reindex(columns=iterations)
+        for syn_steps, same in _steps(chosen).groupby("syn_steps")
     }
 
 
-def successes(runs: Iterable[FigureRun]) -> list[Successes]:
-    """Fig. 4, right: one rate at a time is a multiple of that of the common setting.
+def successes(runs: Iterable[Run]) -> pd.DataFrame:
+    """Fig. 4, right: how many of the repeats at each multiplier of a rate ended in order.
 
-    A repeat failed if its run stopped for divergence: a loss or images that are not finite, or a
-    syn_lr at or below zero.
+    One rate at a time is a multiple of that of the common setting. A repeat failed if its run
+    stopped for divergence: a loss or images that are not finite, or a syn_lr at or below zero.
     """
+
+    def settings(group: Iterable[Run]) -> set[tuple[float, ...]]:
+        return {tuple(getattr(run.options, name) for name in RATES) for run in group}
+
     chosen = _largest(
-        [g for g in comparable(runs, "length", "seed", *RATES) if len(set(map(_rates, g))) > 1],
-        lambda group: len(set(map(_rates, group))),
+        [g for g in comparable(runs, "length", "seed", *RATES) if len(settings(g)) > 1],
+        lambda group: len(settings(group)),
         "repeats with lr_img or lr_lr multiplied",
     )
-    base = base_rates(set(map(_rates, chosen)))
-    return [
-        _successes(same, policy, which, base)
-        for which in range(len(RATES))
-        for policy, same in _by(chosen, lambda run: run.policy)
-        if len({_rates(run)[which] for run in same}) > 1
-    ]
+    base = base_rates(settings(chosen))
+    repeats = pd.DataFrame(
+        {
+            "policy": policy_of(run),
+            **{name: getattr(run.options, name) for name in RATES},
+            "success": run.diverged is None,
+        }
+        for run in chosen
+    )
+    parts = []
+    for rate, other in zip(RATES, reversed(RATES), strict=True):
+        is_varied = repeats.groupby("policy")[rate].transform("nunique") > 1
+        varied = repeats[is_varied & (repeats[other] == base[other])]
+        counts = varied.groupby(["policy", rate])["success"].agg(successes="sum", repeats="size")
+        part = counts.reset_index().rename(columns={rate: "multiplier"})
+        parts.append(part.assign(rate=rate, multiplier=part["multiplier"] / base[rate]))
+    found = pd.concat(parts, ignore_index=True)
+    if found.empty:
+        raise Missing(ONE_AT_A_TIME)
+    return found
 
 
-def _rates(run: FigureRun) -> tuple[float, ...]:
-    return tuple(getattr(run.options, name) for name in RATES)
-
-
-def base_rates(settings: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
+def base_rates(settings: Iterable[tuple[float, ...]]) -> dict[str, float]:
     """The setting from which all others differ in one rate only; of several the smallest."""
     settings = list(settings)
     candidates = itertools.product(*zip(*settings, strict=True))
     for base in sorted(candidates):
         if all(sum(a != b for a, b in zip(base, each, strict=True)) <= 1 for each in settings):
-            return base
-    raise Missing("repeats that vary lr_img or lr_lr, one at a time")
+            return dict(zip(RATES, base, strict=True))
+    raise Missing(ONE_AT_A_TIME)
 
 
-def _successes(
-    runs: Sequence[FigureRun], policy: str, which: int, base: Sequence[float]
-) -> Successes:
-    varied = [run for run in runs if _rates(run)[1 - which] == base[1 - which]]
-    by_rate = _by(varied, lambda run: _rates(run)[which])
-    return Successes(
-        policy,
-        RATES[which],
-        np.array([rate / base[which] for rate, _ in by_rate]),
-        np.array([sum(run.diverged is None for run in same) for _, same in by_rate]),
-        np.array([len(same) for _, same in by_rate]),
-    )
+def accuracies(runs: Iterable[Run]) -> dict[tuple[str, str, int], pd.DataFrame]:
+    """By policy, set and number of seeds: mean and std in percent, by iteration, of the network
+    that was distilled with, and the seconds of all outer steps until then.
 
-
-def accuracies(runs: Iterable[FigureRun]) -> list[Accuracy]:
-    """Mean and standard deviation over seeds, of the network that was distilled with; of several
-    N_S that with most runs. A run that diverged is left out.
+    Of several N_S that with most runs. A run that diverged is left out.
     """
-    able = [run for run in runs if run.diverged is None and _evaluations(run, "raw")]
+    able = [run for run in runs if run.diverged is None and evaluations(run, "raw")]
     chosen = _largest(
         comparable(able, "length", "seed"),
-        lambda group: (len(_policies(group)), len(group)),
+        lambda group: (len(set(map(policy_of, group))), len(group)),
         "runs that were evaluated",
     )
-    return [
-        _accuracy(same, policy, which)
-        for policy, same in _by(chosen, lambda run: run.policy)
-        for which in SETS
-    ]
-
-
-def _accuracy(runs: Sequence[FigureRun], policy: str, which: str) -> Accuracy:
-    measured = [_evaluations(run, which) for run in runs]
-    iterations = sorted(set.intersection(*map(set, measured)))
-    values = 100 * np.array([[found[at] for at in iterations] for found in measured])
-    seconds = np.array([np.concatenate([[0.0], run.seconds.cumsum()])[iterations] for run in runs])
-    return Accuracy(
-        policy,
-        which,
-        np.array(iterations, dtype=float),
-        seconds.mean(0),
-        values.mean(0),
-        values.std(0),
-        len(runs),
-    )
-
-
-def _evaluations(run: FigureRun, which: str) -> dict[int, float]:
-    """By iteration, the accuracy of the network that was distilled with."""
     return {
-        record["iteration"]: record["acc_mean"]
-        for record in run.logged("eval")
-        if record.get("set") == which and canonical_name(record.get("model", "")) == run.model
+        (policy, name, len(same)): _accuracy(same, name)
+        for policy, same in _by_policy(chosen).items()
+        for name in ("raw", "ema")
     }
 
 
-def pictures(runs: Iterable[FigureRun]) -> tuple[Path, Path]:
+def _by_policy(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    ordered = sorted(runs, key=policy_of)
+    return {policy: list(same) for policy, same in itertools.groupby(ordered, policy_of)}
+
+
+def _accuracy(runs: Sequence[Run], name: str) -> pd.DataFrame:
+    """At the iterations that all runs have."""
+    measured = pd.DataFrame({n: evaluations(run, name) for n, run in enumerate(runs)}, dtype=float)
+    measured = 100 * measured.dropna().sort_index()
+    seconds = pd.DataFrame({n: _seconds_until(run) for n, run in enumerate(runs)})
+    return pd.DataFrame(
+        {
+            "seconds": seconds.mean(axis=1).reindex(measured.index),
+            "mean": measured.mean(axis=1),
+            "std": measured.std(axis=1, ddof=0),
+        }
+    )
+
+
+def _seconds_until(run: Run) -> np.ndarray:
+    first = run.steps[run.steps["trajectory"] == 0]
+    return np.concatenate([[0.0], first["seconds"].cumsum()])
+
+
+def evaluations(run: Run, name: str) -> dict[int, float]:
+    """By iteration, the accuracy of the network that was distilled with."""
+    return {
+        record["iteration"]: record["acc_mean"]
+        for record in logged_evaluations(run)
+        if record.get("set") == name and canonical_name(record["model"]) == run.model
+    }
+
+
+def pictures(runs: Iterable[Run]) -> tuple[Path, Path]:
     """The initial images of a run and those it ended with: the best, else the last. An att run
     where there is one, then the one with the highest accuracy.
     """
@@ -261,8 +244,8 @@ def pictures(runs: Iterable[FigureRun]) -> tuple[Path, Path]:
         files = [run.path / f"images_{tag}.png" for tag in ("0", "best", "last")]
         there = [file for file in files if file.exists()]
         if files[0] in there and len(there) > 1:
-            best = max(_evaluations(run, "raw").values(), default=0.0)
-            found.append((run.policy == "att", best, there[0], there[1]))
+            best = max(evaluations(run, "raw").values(), default=0.0)
+            found.append((policy_of(run) == "att", best, there[0], there[1]))
     if not found:
         raise Missing("a run with images_0.png and images_best.png or images_last.png")
     _, _, before, after = max(found)
@@ -270,31 +253,25 @@ def pictures(runs: Iterable[FigureRun]) -> tuple[Path, Path]:
 
 
 def _largest(
-    groups: Sequence[list[FigureRun]], size: Callable[[list[FigureRun]], Any], wanted: str
-) -> list[FigureRun]:
+    groups: Sequence[list[Run]], size: Callable[[list[Run]], Any], wanted: str
+) -> list[Run]:
     """The group that is first by `size`, then by outer steps; what is `wanted` if there is none."""
     if not groups:
         raise Missing(wanted)
-    return max(groups, key=lambda group: (size(group), sum(run.steps for run in group)))
+    return max(groups, key=lambda group: (size(group), sum(map(_count, group))))
 
 
-def _by(
-    runs: Iterable[FigureRun], key: Callable[[FigureRun], Any]
-) -> list[tuple[Any, list[FigureRun]]]:
-    """The runs by `key`, in its order."""
-    ordered = sorted(runs, key=key)
-    return [(value, list(same)) for value, same in itertools.groupby(ordered, key)]
+def _count(run: Run) -> int:
+    """Of outer steps."""
+    return len(run.logged("step"))
 
 
-def _policies(runs: Iterable[FigureRun]) -> set[str]:
-    return {run.policy for run in runs}
-
-
-def _in_order(by_policy: Mapping[str, FigureRun]) -> list[FigureRun]:
-    return [by_policy[policy] for policy in POLICIES if policy in by_policy]
-
-
-def _padded(values: Array, steps: int) -> Array:
-    """The first `steps` rows, NaN where there are fewer."""
-    missing = max(0, steps - len(values))
-    return np.pad(values[:steps], ((0, missing), (0, 0)), constant_values=np.nan)
+def _steps(runs: Iterable[Run]) -> pd.DataFrame:
+    """The outer steps of all runs, which `run` numbers."""
+    return pd.concat(
+        [
+            run.steps.assign(run=n, policy=policy_of(run), syn_steps=run.options.syn_steps)
+            for n, run in enumerate(runs)
+        ],
+        ignore_index=True,
+    )

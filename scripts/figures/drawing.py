@@ -1,19 +1,19 @@
 """How the figures look. One style for all: a column wide, and nothing told by colour alone."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.ticker import MaxNLocator
 
-from scripts.figures.data import POLICIES, RATES, Accuracy, Curve, Mismatch, Successes
-from scripts.figures.runs import Array
+from scripts.figures.data import POLICIES
 
 MARKERS = 12  # the most on a line, about
 COLUMN = 3.4  # inches, of a page with two columns
@@ -67,7 +67,7 @@ def look(number: int) -> Look:
 
 
 def look_of(policy: str) -> Look:
-    return look(POLICIES.index(policy))
+    return look(POLICIES.index(policy) if policy in POLICIES else len(POLICIES))
 
 
 def name_of(policy: str) -> str:
@@ -84,16 +84,16 @@ def save(figure: Figure, path: Path) -> list[Path]:
     return files
 
 
-def draw_distances(found: Mapping[int, Sequence[Curve]]) -> Figure:
+def draw_distances(found: pd.DataFrame) -> Figure:
     """Fig. 1. A curve holds the picks of both policies, whoever learned the images."""
     figure = Figure(figsize=(COLUMN, 2.6))
-    for axes, (iteration, curves) in zip(
-        _panels(figure, 1, len(found)), found.items(), strict=True
-    ):
+    by_iteration = list(found.groupby("iteration"))
+    panels = _panels(figure, 1, len(by_iteration))
+    for axes, (iteration, curves) in zip(panels, by_iteration, strict=True):
         axes.set_title(f"iteration {iteration:,}")
         axes.set_xlabel("student step t")
-        for curve in curves:
-            own, end = look_of(curve.policy), curve.syn_steps
+        for curve in curves.itertuples():
+            own, end = look_of(curve.policy), len(curve.distances) - 1
             axes.plot(
                 curve.distances,
                 color=own.color,
@@ -117,16 +117,22 @@ def draw_distances(found: Mapping[int, Sequence[Curve]]) -> Figure:
     return figure
 
 
-def draw_mismatches(found: Sequence[Mismatch], *, gamma: float, interval: int) -> Figure:
+def draw_mismatches(found: pd.DataFrame, *, gamma: float, interval: int) -> Figure:
     """Fig. 2. ATT's line is one for all N_S: it matches N_opt."""
     figure = Figure(figsize=(COLUMN, 4.2))
     cases, mean = _panels(figure, 2, 1, sharey=False)
-    for number, (label, series) in enumerate(_labelled(found).items()):
+    by_label = {
+        f"{name_of(policy)}: 0 by construction"
+        if policy == "att"
+        else f"{name_of(policy)}, $N_S$ = {syn_steps}": series
+        for (policy, syn_steps), series in found.groupby(["policy", "syn_steps"])
+    }
+    for number, (label, series) in enumerate(by_label.items()):
         own = look(number)
         line: dict[str, Any] = {"color": own.color, "linestyle": own.line, "marker": own.marker}
-        line["markevery"] = max(1, len(series.cases) // MARKERS)
-        at = interval * (np.arange(len(series.cases)) + 0.5)
-        for axes, values in ((cases, series.cases), (mean, series.mean)):
+        line["markevery"] = max(1, len(series) // MARKERS)
+        at = interval * (series["interval"] + 0.5)
+        for axes, values in ((cases, series["cases"]), (mean, series["mean"])):
             axes.plot(at, values, label=label, **line)
     cases.set_ylabel(f"cases with $|n-N_{{opt}}| > {gamma:g}$\nper {interval} iterations")
     mean.set_ylabel("mean $|n-N_{opt}|$, steps")
@@ -138,22 +144,13 @@ def draw_mismatches(found: Sequence[Mismatch], *, gamma: float, interval: int) -
     return figure
 
 
-def _labelled(found: Iterable[Mismatch]) -> dict[str, Mismatch]:
-    """By label; what matches N_opt by construction comes once."""
-    return {
-        f"{name_of(series.policy)}: 0 by construction"
-        if series.policy == "att"
-        else f"{name_of(series.policy)}, $N_S$ = {series.syn_steps}": series
-        for series in found
-    }
-
-
-def draw_lengths(found: Mapping[int, Array]) -> Figure:
+def draw_lengths(found: Mapping[int, pd.DataFrame]) -> Figure:
     """Fig. 4, left. Dots are single choices, the line is their running median over seeds."""
     figure = Figure(figsize=(COLUMN, 0.9 + 1.05 * len(found)))
-    for axes, (syn_steps, lengths) in zip(
+    for axes, (syn_steps, by_seed) in zip(
         _panels(figure, len(found), 1), found.items(), strict=True
     ):
+        lengths = by_seed.to_numpy()
         iterations = np.arange(lengths.shape[1])
         for seed in lengths:
             axes.plot(iterations, seed, ".", color="0.7", markersize=2, rasterized=True)
@@ -172,22 +169,24 @@ def draw_lengths(found: Mapping[int, Array]) -> Figure:
     return figure
 
 
-def running_median(lengths: Array, reach: int) -> Array:
+def running_median(lengths: np.ndarray, reach: int) -> np.ndarray:
     """(seeds, iterations) -> (iterations,): over seeds and `reach` iterations to either side."""
     windows = [lengths[:, max(0, at - reach) : at + reach + 1] for at in range(lengths.shape[1])]
     return np.array([np.nanmedian(window) for window in windows])
 
 
-def draw_successes(found: Sequence[Successes]) -> Figure:
+def draw_successes(found: pd.DataFrame) -> Figure:
     """Fig. 4, right. The number is above each bar, with the repeats where some are missing."""
     figure = Figure(figsize=(COLUMN, 2.5))
-    rates = [rate for rate in RATES if any(each.rate == rate for each in found)]
-    most = max(int(each.repeats.max()) for each in found)
-    for axes, rate in zip(_panels(figure, 1, len(rates)), rates, strict=True):
-        shown = [each for each in found if each.rate == rate]
-        multipliers = sorted({value for each in shown for value in each.multipliers})
-        for number, each in enumerate(shown):
-            _bars(axes, each, multipliers, shift=(number + 0.5) / len(shown) - 0.5, most=most)
+    most = found["repeats"].max()
+    by_rate = list(found.groupby("rate"))
+    for axes, (rate, shown) in zip(_panels(figure, 1, len(by_rate)), by_rate, strict=True):
+        multipliers = sorted(set(shown["multiplier"]))
+        by_policy = list(shown.groupby("policy"))
+        for number, (policy, bars) in enumerate(by_policy):
+            shift = 0.8 * ((number + 0.5) / len(by_policy) - 0.5)
+            at = [multipliers.index(value) + shift for value in bars["multiplier"]]
+            _bars(axes, at, bars, policy=policy, most=most)
         axes.set_xticks(range(len(multipliers)), [f"{value:g}" for value in multipliers])
         axes.set_xlabel(f"multiplier of {rate}")
         axes.grid(visible=False, axis="x")
@@ -198,50 +197,48 @@ def draw_successes(found: Sequence[Successes]) -> Figure:
     return figure
 
 
-def _bars(
-    axes: Axes, found: Successes, multipliers: Sequence[float], *, shift: float, most: int
-) -> None:
-    own = look_of(found.policy)
+def _bars(axes: Axes, at: Sequence[float], found: pd.DataFrame, *, policy: str, most: int) -> None:
+    own = look_of(policy)
     bars = axes.bar(
-        [multipliers.index(value) + 0.8 * shift for value in found.multipliers],
-        found.successes,
+        at,
+        found["successes"],
         width=0.36,
         facecolor="white" if own.hatch else own.color,
         edgecolor=own.color,
         hatch=own.hatch,
-        label=name_of(found.policy),
+        label=name_of(policy),
     )
-    counts = zip(found.successes, found.repeats, strict=True)
+    counts = zip(found["successes"], found["repeats"], strict=True)
     texts = [f"{done}" if of == most else f"{done}/{of}" for done, of in counts]
     axes.bar_label(bars, texts, fontsize=6, padding=1)
 
 
-def draw_accuracies(found: Sequence[Accuracy]) -> Figure:
+def draw_accuracies(found: Mapping[tuple[str, str, int], pd.DataFrame]) -> Figure:
     """Over iterations and over wall time. Open markers are the moving average of the images."""
     figure = Figure(figsize=(COLUMN, 4.4))
     by_iteration, by_time = _panels(figure, 2, 1, sharex=False)
-    for each in found:
-        own, is_raw = look_of(each.policy), each.set == "raw"
-        for axes, at in ((by_iteration, each.iterations), (by_time, each.seconds / 60)):
+    for (policy, name, seeds), each in found.items():
+        own, is_raw = look_of(policy), name == "raw"
+        for axes, at in ((by_iteration, each.index), (by_time, each["seconds"] / 60)):
             axes.plot(
                 at,
-                each.mean,
+                each["mean"],
                 color=own.color,
                 linestyle=own.line,
                 marker=own.marker,
                 markevery=max(1, len(at) // MARKERS),
                 linewidth=1.2 if is_raw else 0.7,
                 markerfacecolor=own.color if is_raw else "white",
-                label=f"{name_of(each.policy)}, {'raw' if is_raw else 'EMA'}",
+                label=f"{name_of(policy)}, {'raw' if is_raw else 'EMA'}",
             )
-            if each.seeds > 1:
-                band = each.mean - each.std, each.mean + each.std
+            if seeds > 1:
+                band = each["mean"] - each["std"], each["mean"] + each["std"]
                 axes.fill_between(at, *band, color=own.color, alpha=0.15, linewidth=0)
-    seeds = "/".join(str(n) for n in sorted({each.seeds for each in found}))
+    counts = "/".join(str(n) for n in sorted({seeds for _, _, seeds in found}))
     for axes, label in ((by_iteration, ITERATION), (by_time, "time in outer steps, minutes")):
         axes.set_ylabel("test accuracy, %")
         axes.set_xlabel(label)
-    by_iteration.set_title(f"mean ± std of {seeds} seeds" if seeds != "1" else "one seed")
+    by_iteration.set_title(f"mean ± std of {counts} seeds" if counts != "1" else "one seed")
     _legend_below(figure, by_iteration)
     return figure
 

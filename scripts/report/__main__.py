@@ -14,13 +14,19 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 
-from scripts.report import markdown
-from scripts.report.csv import as_csv
-from scripts.report.runs import group_runs, run_lines
-from scripts.report.tables import TABLES, planned_rows, read_published, table_lines
-from scripts.results.evaluations import with_evaluations
+from scripts.report.markdown import as_markdown
+from scripts.report.records import (
+    as_csv,
+    group_runs,
+    make_records,
+    measured_in,
+    planned_rows,
+    read_published,
+    where,
+)
 from scripts.results.runs import read_runs
 from utils.core.files import check_writable, write_text
 from utils.core.script import Parser, run_script
@@ -30,25 +36,19 @@ from utils.options import DistillOptions
 def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     check_writable(args.out)
-    runs, problems = read_runs(args.paths, with_evaluations)
+    runs, problems = read_runs(args.paths, attrgetter("evaluations"))
     groups = group_runs(runs)
-    problems += [f"{g.where}: not evaluated, see eval.py" for g in groups if not g.is_evaluated]
+    found = measured_in(groups)
+    evaluated = [groups[number] for number in sorted(set(found["group"]))]
+    problems += [f"{where(g)}: not evaluated, see eval.py" for g in groups if g not in evaluated]
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
-    published, planned = read_published(), planned_rows()
-    tables = {table: table_lines(table, groups, published, planned) for table in TABLES}
-    listed = run_lines(groups)
-    sections = [
-        markdown.HEAD.format(command=shlex.join(["python", "-m", "scripts.report", *argv])),
-        *(markdown.table_section(table, tables[table], published) for table in TABLES),
-        markdown.runs_section(listed),
-        markdown.figures_section(args.out),
-        markdown.origins_section([group for group in groups if group.is_evaluated]),
-        markdown.problems_section(problems),
-    ]
-    write_text("\n".join(filter(None, sections)), args.out / "results.md")
-    lines = [line for table in TABLES for line in tables[table]]
-    write_text(as_csv(lines, listed, published), args.out / "results.csv")
+    published = read_published()
+    records = make_records(groups, found, published, planned_rows())
+    command = shlex.join(["python", "-m", "scripts.report", *argv])
+    text = as_markdown(records, published, evaluated, problems, command=command, out=args.out)
+    write_text(text, args.out / "results.md")
+    write_text(as_csv(records), args.out / "results.csv")
     print(f"{len(runs)} runs in {args.out / 'results.md'} and {args.out / 'results.csv'}")
     return 0
 

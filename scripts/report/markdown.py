@@ -1,15 +1,16 @@
-"""The report's Markdown: sections for the tables, all runs, the figures, and how runs were made."""
+"""results.md: sections for the tables, all runs, the figures, and how runs were made."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from networks import CROSS_ARCHITECTURE
 from scripts.plan.estimate import ASSUMPTIONS
-from scripts.report.runs import OWN, Group, RunLine, once
-from scripts.report.tables import TABLES, Line, Place, Published
-from scripts.results.evaluations import DISTILLED, Score
+from scripts.report.records import ALL_RUNS, OWN, TABLES, Group, once
 from scripts.results.runs import Record
+from utils.measure.protocol import mean_and_std
 
 HEAD = """\
 # Results
@@ -40,99 +41,143 @@ TABLE_HEAD = "|method|paper|raw|difference|EMA|difference|n|chosen by|run".split
 VERSIONS = ("python", "torch", "torchvision", "kornia")
 
 
-def table_section(table: int, lines: Sequence[Line], published: Sequence[Published]) -> str:
-    notes = (
-        f"† `{line.group.where}`: {', '.join(line.differences)}.\n"
-        for line in lines
-        if line.group and line.differences
-    )
+def as_markdown(
+    records: pd.DataFrame,
+    published: pd.DataFrame,
+    evaluated: Sequence[Group],
+    problems: Sequence[str],
+    *,
+    command: str,
+    out: Path,
+) -> str:
+    sections = [
+        HEAD.format(command=command),
+        *(table_section(table, records, published) for table in TABLES),
+        runs_section(records[records["table"] == ALL_RUNS]),
+        figures_section(out),
+        origins_section(evaluated),
+        problems_section(problems),
+    ]
+    return "\n".join(filter(None, sections))
+
+
+def table_section(table: int, records: pd.DataFrame, published: pd.DataFrame) -> str:
+    own = records[(records["table"] == table) & (records["status"] != "published")]
+    differing = own[own["differences"].fillna("") != ""]
+    notes = (f"† `{each.where}`: {each.differences}.\n" for each in differing.itertuples())
     return "\n".join(
         [
             f"## Table {table}: {TABLES[table]}\n",
             "As published:\n",
-            paper_table([figure for figure in published if figure.place.table == table]),
+            paper_table(published[published["table"] == table]),
             "Here:\n",
-            markdown(TABLE_HEAD, map(table_row, lines)),
+            markdown(TABLE_HEAD, (table_row(line) for _, line in own.groupby("line"))),
             *dict.fromkeys(notes),
-            *([NOT_RUN] if any(line.group is None for line in lines) else []),
+            *([NOT_RUN] if (own["status"] == "not run").any() else []),
         ]
     )
 
 
-def paper_table(published: Sequence[Published]) -> str:
-    """As the paper has it: a line for each method, a column for each place that ATT has."""
-    places = [figure.place for figure in published if figure.method == OWN]
-    rows = [
-        [method, *(_figure(published, place, method) for place in places)]
-        for method in dict.fromkeys(figure.method for figure in published)
-    ]
-    return markdown(["", *(place.title for place in places)], rows)
+def paper_table(published: pd.DataFrame) -> str:
+    """As the paper has it: a line for each method, a column for each place that ATT has.
 
-
-def _figure(published: Sequence[Published], place: Place, method: str) -> str:
-    """Networks that the paper's columns do not tell apart count as one (DD's is an AlexNet), and
-    what is measured on all images stands in each of the data set's columns.
+    Networks that the paper's columns do not tell apart count as one (DD's is an AlexNet), and what
+    is measured on all images stands in each of the data set's columns.
     """
-    whole = (place.dataset, place.subset, None)
-    for figure in published:
-        there = figure.place
-        is_there = there.title == place.title or (there.dataset, there.subset, there.ipc) == whole
-        if figure.method == method and is_there:
-            return str(figure)
-    return ""
-
-
-def table_row(line: Line) -> list[str]:
-    head = [line.place.title, line.method, str(line.published or "")]
-    if line.group is None:
-        return [*head, not_run(line), *[""] * 6]
-    cells = [cell for name in DISTILLED for cell in _score_cells(line, name)]
-    if not line.is_evaluated:
-        cells[0] = "not evaluated"
-    counts = once(score.count for name in DISTILLED if (score := line.score(name)))
-    return [*head, *cells, counts, line.chosen_by(*DISTILLED), f"`{line.group.where}`"]
-
-
-def _score_cells(line: Line, set: str) -> tuple[str, str]:
-    """The score, and how far it is above the published one."""
-    score, above = line.score(set), line.difference(set)
-    dagger = " †" if line.differences else ""
-    return f"{score}{dagger}" if score else "", "" if above is None else f"{above:+.1f}"
-
-
-def not_run(line: Line) -> str:
-    """What the row would cost; `planned` is there, for lines without runs are of rows."""
-    assert line.planned is not None
-    return (
-        f"not run: {_hours(line.planned.hours)} GPU hours, experts "
-        f"{_hours(line.planned.expert_hours)}"
+    figures = published.assign(
+        title=[_title(each) for each in published.itertuples()],
+        text=[_paper(each) for each in published.itertuples()],
     )
+    places = figures[figures["method"] == OWN]
+
+    def text(same: pd.DataFrame, place: Any) -> str:
+        of_images = (same["dataset"] == place.dataset) & (same["subset"] == place.subset)
+        there = same[(same["title"] == place.title) | (of_images & (same["ipc"] == 0))]
+        return "" if there.empty else there["text"].iloc[0]
+
+    rows = [
+        [method, *(text(same, place) for place in places.itertuples())]
+        for method, same in figures.groupby("method", sort=False)
+    ]
+    return markdown(["", *places["title"]], rows)
+
+
+def _title(place: Any) -> str:
+    name = place.network if place.table == 1 else place.subset or place.dataset
+    return f"{name}, IPC {place.ipc}"
+
+
+def _paper(figure: Any) -> str:
+    """What the paper prints, if it does; the standard deviation where it can be read."""
+    if pd.isna(figure.paper_mean):
+        return ""
+    return f"{figure.paper_mean}" + ("" if pd.isna(figure.paper_std) else f" ± {figure.paper_std}")
+
+
+def table_row(line: pd.DataFrame) -> list[str]:
+    """The cells of a line, from its records: one for each set, or one that says what is missing."""
+    first, *_ = line.itertuples()
+    head = [_title(first), first.method, _paper(first)]
+    if first.status == "not run":
+        return [*head, not_run(first), *[""] * 6]
+    if first.status == "not evaluated":
+        return [*head, "not evaluated", *[""] * 5, f"`{first.where}`"]
+    by_set = {each.set: each for each in line.itertuples()}
+    scores = [cell for name in ("raw", "ema") for cell in _score_cells(by_set.get(name))]
+    chosen_by = once(each for text in line["chosen_by"] for each in text.split(" / "))
+    return [*head, *scores, once(map(_count, by_set.values())), chosen_by, f"`{first.where}`"]
+
+
+def _score_cells(record: Any) -> tuple[str, str]:
+    """The score, and how far it is above the published one."""
+    if record is None:
+        return "", ""
+    above = "" if pd.isna(record.difference) else f"{record.difference:+.1f}"
+    return _score(record) + " †" * bool(record.differences), above
+
+
+def _score(record: Any) -> str:
+    return mean_and_std(record.mean, record.std, record.n).strip()
+
+
+def _count(record: Any) -> str:
+    return f"{record.n} {record.of if record.n > 1 else record.of.removesuffix('s')}"
+
+
+def not_run(record: Any) -> str:
+    """What the row would cost."""
+    experts = record.expert_gpu_hours
+    shared = f", experts {_hours(experts)}" if experts else ""
+    return f"not run: {_hours(record.gpu_hours)} GPU hours{shared}"
 
 
 def _hours(hours: float) -> str:
     return f"{hours:,.1f}" if hours < 10 else f"{hours:,.0f}"
 
 
-def runs_section(lines: Sequence[RunLine]) -> str:
-    if not lines:
+def runs_section(records: pd.DataFrame) -> str:
+    if records.empty:
         return ""
-    networks = sorted({network for line in lines for network in line.scores}, key=_network_order)
-    columns = list(dict.fromkeys(name for line in lines for name in line.columns))
-    head = ["data set", "IPC", "method", *columns, "seeds", "set", "chosen by", "epochs"]
-    rows = [
-        [
-            line.dataset,
-            line.ipc or "",
-            line.method,
-            *(line.columns.get(name, "") for name in columns),
-            _ranges(line.seeds),
-            line.set,
-            line.chosen_by,
-            line.epochs,
-            *(_with_n(line.scores.get(network)) for network in networks),
-        ]
-        for line in lines
-    ]
+    networks = sorted(set(records["network"]), key=_network_order)
+    settings = list(dict.fromkeys(name for each in records["settings"] for name in each))
+    head = ["data set", "IPC", "method", *settings, "seeds", "set", "chosen by", "epochs"]
+    rows = []
+    for _, line in records.groupby("line"):
+        first = next(line.fillna("").itertuples())
+        scores = {each.network: f"{_score(each)} ({_count(each)})" for each in line.itertuples()}
+        rows.append(
+            [
+                first.dataset,
+                first.ipc or "",
+                first.method,
+                *(first.settings.get(name, "") for name in settings),
+                _ranges([int(seed) for seed in first.seeds.split()]),
+                first.set,
+                first.chosen_by,
+                first.epochs,
+                *(scores.get(network, "") for network in networks),
+            ]
+        )
     return (
         "## All runs\n\nRuns that differ in their seeds alone share a line. *epochs* are those of "
         "the evaluation networks.\n\n" + markdown([*head, *networks], rows)
@@ -144,10 +189,6 @@ def _network_order(network: str) -> tuple[bool, int, str]:
     others = CROSS_ARCHITECTURE[1:]
     rank = others.index(network) if network in others else len(others)
     return not network.startswith("ConvNet"), rank, network
-
-
-def _with_n(score: Score | None) -> str:
-    return f"{score} ({score.count})" if score else ""
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -180,10 +221,10 @@ def origins_section(groups: Sequence[Group]) -> str:
     """For each group the commands of its first run, and what all of its runs were made with."""
     parts = ["## How the runs were made\n"] if groups else []
     for group in groups:
-        paths = ", ".join(f"`{run.path}`" for run in group.runs)
-        others = " (the others in the same way)" if len(group.runs) > 1 else ""
-        commands = dict.fromkeys(str(call.get("command")) for call in group.first.calls)
-        made_with = _made_with([call for run in group.runs for call in run.calls])
+        paths = ", ".join(f"`{run.path}`" for run in group)
+        others = " (the others in the same way)" if len(group) > 1 else ""
+        commands = dict.fromkeys(str(call.get("command")) for call in group[0].environments)
+        made_with = _made_with([call for run in group for call in run.environments])
         parts += [f"{paths}{others}:\n", "\n".join(["```bash", *commands, "```"]), f"{made_with}\n"]
     return "\n".join(parts)
 

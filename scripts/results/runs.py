@@ -1,36 +1,39 @@
-"""Run directories as report and figures see them: how a run was made, and how far it came.
+"""Read run directories: how a run was made, and how far it came.
 
-A run without a setting that came later had that setting's default; one that lacks what every
+A run without a setting that came later had that setting's default. One that lacks what every
 version has had, or has what this one does not know, is of another version.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import yaml
 
 from networks import canonical_name
 from utils.config.resolve import fixed_values, resolve
 from utils.core.errors import UserError
 from utils.data.spec import side_of
+from utils.measure.record import read_evaluations
+from utils.methods.registry import title
 from utils.options import DistillOptions
 from utils.run.log import read_records
 
 Record = Mapping[str, Any]
 
 FILES = ("config.yaml", "metrics.jsonl")
-SMOKE = "smoke"  # run_all.sh --smoke leaves its runs in a folder of this name: they show nothing
-NEEDED = (
-    *("dataset", "model", "ipc", "lr_img", "lr_lr", "syn_steps", "expert_epochs", "length"),
-    *("Iteration", "seed"),
-)
+SMOKE = "smoke"  # run_all.sh --smoke writes its runs to a folder of this name: they show nothing
+NEEDED_TO_MATCH = ("lr_lr", "syn_steps", "expert_epochs", "length")
+NEEDED = ("dataset", "model", "ipc", "lr_img", *NEEDED_TO_MATCH, "Iteration", "seed")
 # How experts are trained, as far as the settings of the run that uses them do not say it.
 EXPERT_SETTINGS = tuple("batch_train lr_teacher mom l2 decay dsa dsa_strategy rho alpha".split())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """A run that has ended: at its last iteration or, with a record in `diverged`, before.
 
@@ -43,7 +46,6 @@ class Run:
     experts: Record | None
     calls: Sequence[Record]
     records: Sequence[Record]
-    diverged: Record | None
 
     @property
     def model(self) -> str:
@@ -51,7 +53,56 @@ class Run:
 
     @property
     def method(self) -> str:
-        return method_name(self.options)
+        return title(vars(self.options))
+
+    @cached_property
+    def matches_trajectories(self) -> bool:
+        """Whether its steps have lengths, as every method that matches trajectories logs them."""
+        steps = self.logged("step")
+        return not steps or any("length" in step for step in steps)
+
+    @property
+    def diverged(self) -> Record | None:
+        """The record of the divergence that the run ended with, if it did."""
+        ends = [record for record in self.records if record["kind"] in ("step", "diverged")]
+        return ends[-1] if ends and ends[-1]["kind"] == "diverged" else None
+
+    @cached_property
+    def evaluations(self) -> Sequence[Record]:
+        """The entries of eval.json. UserError where it is damaged."""
+        entries = read_evaluations(self.path / "eval.json")
+        if not all(isinstance(entry.get("epochs"), int) for entry in entries):
+            raise UserError(f"{self.path / 'eval.json'}: an evaluation lacks its epochs")
+        return entries
+
+    @property
+    def environments(self) -> list[Record]:
+        """Those of every call, of distill_att.py and of eval.py: command, versions, hardware."""
+        found = [entry.get("environment") for entry in self.evaluations]
+        return [*self.calls, *(each for each in found if isinstance(each, dict))]
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """The outer steps: iteration, trajectory, loss, seconds and, of a method that matches
+        trajectories, length and n_opt; a row for each of the trajectories that a step averages.
+
+        UserError where the steps are of another version or damaged.
+        """
+        steps = self.logged("step")
+        if [step["iteration"] for step in steps] != list(range(len(steps))):
+            raise UserError(f"{self.path}: is damaged, its steps do not follow one another")
+        names = ["loss", "seconds", *(["length", "n_opt"] if self.matches_trajectories else [])]
+        try:
+            values = {name: _numbers([step[name] for step in steps]) for name in names}
+            iterations = np.arange(len(steps))[:, None]
+            trajectories = np.arange(values[names[-1]].shape[1])
+            columns = {"iteration": iterations, "trajectory": trajectories, **values}
+            same_shape = np.broadcast_arrays(*columns.values())
+        except KeyError as name:
+            raise UserError(f"{self.path}: is of another version, its steps lack {name}") from None
+        except (TypeError, ValueError):
+            raise UserError(f"{self.path}: is damaged, its steps hold no numbers") from None
+        return pd.DataFrame({n: a.ravel() for n, a in zip(columns, same_shape, strict=True)})
 
     def logged(self, kind: str) -> list[Record]:
         return [record for record in self.records if record["kind"] == kind]
@@ -64,9 +115,6 @@ class Run:
         return {name: value for name, value in every.items() if name not in varied}
 
 
-R = TypeVar("R", bound=Run)
-
-
 def option_settings(options: DistillOptions) -> dict[str, Any]:
     """The options that alter a result, in one spelling."""
     return {
@@ -77,88 +125,73 @@ def option_settings(options: DistillOptions) -> dict[str, Any]:
     }
 
 
-def method_name(options: DistillOptions) -> str:
-    """The method that a configuration amounts to: ATT, MTT, or what is added to it, as ATT + PP.
+def comparable(runs: Iterable[Run], *varied: str, also: Sequence[str] = ()) -> list[list[Run]]:
+    """Group the runs that differ in nothing but `varied`, in their order.
 
-    DATM trains on FTD's experts, so flat ones are part of it.
+    Options in `also`, which alter no result of a distillation, must agree as well.
     """
-    from_two = options.start_epochs is not None
-    parts = {
-        "ATT": options.length == "att",
-        options.length: options.length not in ("att", "fixed"),  # a policy of one's own
-        "FTD": options.flat and not from_two,
-        "DATM": from_two,
-        "PP": options.prune_threshold is not None,
-        "TESLA": options.gradient == "tesla",
-    }
-    return " + ".join(name for name, is_in in parts.items() if is_in) or "MTT"
-
-
-def comparable(runs: Iterable[R], *varied: str) -> list[list[R]]:
-    """The runs in groups that differ in nothing but `varied`, in their order."""
-    groups: dict[str, list[R]] = {}
+    groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(repr(run.settings(*varied)), []).append(run)
+        key = run.settings(*varied) | {name: getattr(run.options, name) for name in also}
+        groups.setdefault(repr(key), []).append(run)
     return list(groups.values())
 
 
-def read_runs(paths: Iterable[Path], complete: Callable[[Run], R]) -> tuple[list[R], list[str]]:
-    """The runs in and below `paths`, and a line for each path or directory that cannot be used.
+def read_runs(
+    paths: Iterable[Path], check: Callable[[Run], object], *, also: Sequence[str] = ()
+) -> tuple[list[Run], list[str]]:
+    """Read the runs in and below `paths`; a line for each path or directory that cannot be used.
 
-    `complete` adds what is wanted of a run, or raises UserError where that is not there.
+    `check` raises UserError where something is wrong with what is wanted of a run. Of runs that
+    `comparable` does not tell apart the first counts.
     """
     found = {path: find_run_dirs(path) for path in paths}
     problems = [f"{path}: there is no run directory" for path in found if not found[path]]
-    runs: dict[str, R] = {}
+    runs = []
     for folder in {each.resolve(): each for folders in found.values() for each in folders}.values():
         try:
-            run = complete(read_run(folder))
+            run = read_run(folder)
+            check(run)
         except UserError as error:
             problems.append(" ".join(str(error).split()))
-            continue
-        twin = runs.setdefault(repr(run.settings()), run)
-        if twin is not run:
-            problems.append(f"{folder}: has the settings and seed of {twin.path}")
-    return list(runs.values()), problems
+        else:
+            runs.append(run)
+    groups = comparable(runs, also=also)
+    for first, *twins in groups:
+        problems += [f"{twin.path}: has the settings and seed of {first.path}" for twin in twins]
+    return [first for first, *_ in groups], problems
+
+
+def _numbers(values: Sequence[Any]) -> np.ndarray:
+    """The values of all steps, (steps, values a step)."""
+    rows = [np.atleast_1d(np.asarray(value, dtype=float)) for value in values]
+    return np.stack(rows) if rows else np.empty((0, 1))
 
 
 def find_run_dirs(path: Path) -> list[Path]:
-    """The run directories in and below `path`, but for those of smoke runs below it."""
+    """Find the run directories in and below `path`, but for those of smoke runs below it."""
     found = {file.parent for name in FILES for file in path.rglob(name)}
     return sorted(folder for folder in found if SMOKE not in folder.relative_to(path).parts)
 
 
 def read_run(path: Path) -> Run:
-    """UserError names a directory that is unfinished, damaged or of another version."""
-    options, experts, calls = read_config(path / "config.yaml")
-    records = read_records(path / "metrics.jsonl")
-    run = Run(path, options, experts, calls, records, _divergence(records))
-    steps = {step["iteration"] for step in run.logged("step")}
-    done = len(steps & set(range(options.Iteration)))
+    """Read a run. UserError names a directory that is unfinished, damaged or of another version."""
+    config = path / "config.yaml"
+    options = resolve(DistillOptions, [], description="", find_yaml=lambda given: config).options
+    content = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    # Where no method is on record, the run matched trajectories.
+    optional = NEEDED_TO_MATCH if "method" in content else ()
+    if missing := [name for name in NEEDED if name not in content and name not in optional]:
+        raise UserError(f"{config}: is of another version, it lacks {', '.join(missing)}")
+    experts, calls = content.get("experts"), content.get("environment") or []
+    run = Run(
+        path,
+        options,
+        experts if isinstance(experts, dict) else None,
+        [e for e in (calls if isinstance(calls, list) else [calls]) if isinstance(e, dict)],
+        read_records(path / "metrics.jsonl"),
+    )
+    done = len({step["iteration"] for step in run.logged("step")} & set(range(options.Iteration)))
     if done < options.Iteration and run.diverged is None:
         raise UserError(f"{path}: is unfinished, {done} of {options.Iteration} steps")
     return run
-
-
-def read_config(path: Path) -> tuple[DistillOptions, Record | None, list[Record]]:
-    """The options in a run's config.yaml, what it says of the experts, and the calls so far."""
-    options = resolve(DistillOptions, [], description="", find_yaml=lambda given: path).options
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    if missing := [name for name in NEEDED if name not in content]:
-        raise UserError(f"{path}: is of another version, it lacks {', '.join(missing)}")
-    experts, calls = content.get("experts"), content.get("environment") or []
-    return (
-        options,
-        experts if isinstance(experts, dict) else None,
-        [
-            call
-            for call in (calls if isinstance(calls, list) else [calls])
-            if isinstance(call, dict)
-        ],
-    )
-
-
-def _divergence(records: Sequence[Record]) -> Record | None:
-    """The record of the divergence that the run ended with, if it did."""
-    ends = [record for record in records if record["kind"] in ("step", "diverged")]
-    return ends[-1] if ends and ends[-1]["kind"] == "diverged" else None

@@ -24,12 +24,12 @@ IDLE_WARNINGS = {"torch.utils.cpp_extension": "No CUDA runtime is found"}
 
 
 def run_script(main: Callable[[Sequence[str]], int]) -> int:
-    """Call `main` with the command line; a UserError becomes one line on stderr and status 2,
-    memory that runs out one line and status 1, a signal that asks to end a line with the command
-    that continues and status 130 or 143.
+    """Call `main` with the command line and return its exit status.
 
-    Of several processes that make the same mistake the first one says so: torchrun ends the others
-    while they wait. A process that fails leaves at once, without waiting for the others.
+    A UserError becomes one line on stderr and status 2, memory that runs out one line and status 1,
+    a signal one line with the command that continues and status 130 or 143. Of several processes
+    with the same error the first one prints it: torchrun ends the others while they wait. A process
+    that fails leaves at once, without waiting for the others.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A log file shows lines as they come; a name that is no text in its encoding is escaped.
@@ -44,7 +44,7 @@ def run_script(main: Callable[[Sequence[str]], int]) -> int:
             time.sleep(SECONDS_FOR_MAIN)
         status, message = 2, f"{script}: error: {' '.join(str(error).splitlines())}"
     except (Exception, stopping.Interrupted) as error:
-        if stopping.asked():  # whatever broke then, broke off
+        if stopping.received():  # whatever failed then was cut off
             status = stopping.status()
             message = f"{script}: interrupted; to continue: {stopping.command()}"
         elif _is_out_of_memory(error):
@@ -57,7 +57,7 @@ def run_script(main: Callable[[Sequence[str]], int]) -> int:
             status, message = 1, traceback.format_exc()
         else:
             raise
-    if ranks.is_main() or not stopping.asked():
+    if ranks.is_main() or not stopping.received():
         print(message, file=sys.stderr, flush=True)
     if ranks.under_torchrun():
         os._exit(status)
@@ -66,15 +66,15 @@ def run_script(main: Callable[[Sequence[str]], int]) -> int:
 
 def _silence_idle_warnings() -> None:
     for logger, beginning in IDLE_WARNINGS.items():
-        logging.getLogger(logger).addFilter(partial(_says_more_than, beginning))
+        logging.getLogger(logger).addFilter(partial(_begins_otherwise, beginning))
 
 
-def _says_more_than(beginning: str, record: logging.LogRecord) -> bool:
+def _begins_otherwise(beginning: str, record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(beginning)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Of a device or of the host, which torch reports without a type of its own."""
+    """Whether a device's memory or the host's ran out; torch has no type for the latter."""
     host = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
     return host or isinstance(error, torch.OutOfMemoryError)
 

@@ -50,8 +50,17 @@ class Accuracies:
         return statistics.pstdev(self.accs)
 
     def __str__(self) -> str:
-        spread = f" ± {self.std:5.2%}" if len(self.accs) > 1 else ""  # one alone has none
-        return f"{self.mean:6.2%}{spread} (n={len(self.accs)})"
+        n = len(self.accs)
+        return f"{mean_and_std(100 * self.mean, 100 * self.std, n, unit='%')} (n={n})"
+
+
+def mean_and_std(mean: float, std: float, n: int, *, unit: str = "") -> str:
+    """Format the mean of `n` accuracies in percent with their standard deviation: 68.00 ± 1.41.
+
+    One alone has no deviation. Means line up in a column.
+    """
+    spread = f" ± {std:.2f}{unit}" if n > 1 else ""
+    return f"{mean:5.2f}{unit}{spread}"
 
 
 @dataclass(frozen=True)

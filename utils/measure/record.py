@@ -138,8 +138,9 @@ class EvalRecord:
 
 
 def read_evaluations(path: Path) -> list[Entry]:
-    """The whole evaluations of an eval.json, none where there is no file; UserError where it is
-    damaged.
+    """Read the whole evaluations of an eval.json; none where there is no file.
+
+    Each has trained_on, model, accs, acc_mean and acc_std. UserError where the file is damaged.
     """
     entries = _read(path)
     if entries is None or not all(_is_whole(entry) for entry in entries):
