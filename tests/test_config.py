@@ -49,10 +49,12 @@ def test_command_line_beats_yaml_beats_default(tmp_path):
     assert resolved.sources["kind"] == "default"
     assert resolved.given_by_hand("steps")
     assert not resolved.given_by_hand("rate")
-    table = {line.split()[0]: line for line in resolved.table().splitlines()}
+    table = {line.split()[0]: line for line in resolved.table(whole=True).splitlines()}
     assert yaml in table["rate"]
     assert "flag" in table["steps"]
     assert "default" not in table["kind"]
+    given = [line.split()[0] for line in resolved.table(hidden=["rate"]).splitlines()]
+    assert given == ["steps"]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from utils.experts.files import (
     unfinished_file,
 )
 from utils.methods.outer_state import Diverged, OuterState
+from utils.run.log import MetricsLog
 
 
 def after(calls, function, error=Interrupted):
@@ -81,14 +82,14 @@ def test_restart_begins_anew_beside_what_is_there(finished, experts, tmp_path, c
 
 def diverge_above(monkeypatch, rate, value, *, at):
     """Outer step `at` cannot be taken as long as `rate` is above `value`."""
-    step = OuterState.step
+    update = OuterState.update
 
-    def checked(self, matching):
+    def checked(self, step):
         if self.iteration == at and self.rates[rate] > value:
             raise Diverged(f"too fast: lower --{rate}", rate=rate)
-        step(self, matching)
+        update(self, step)
 
-    monkeypatch.setattr(OuterState, "step", checked)
+    monkeypatch.setattr(OuterState, "update", checked)
 
 
 REWIND = ["--on_divergence", "rewind"]
@@ -122,8 +123,8 @@ def test_a_rewound_run_continues_alike(rewound, experts, tmp_path, monkeypatch, 
     """Cut off before any of its lines is logged."""
     diverge_above(monkeypatch, "lr_img", 1.0, at=3)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        log = distill_att.MetricsLog.log
-        patch.setattr(distill_att.MetricsLog, "log", after(lines, log, KeyboardInterrupt))
+        log = MetricsLog.log
+        patch.setattr(MetricsLog, "log", after(lines, log, KeyboardInterrupt))
         distill(experts, tmp_path, *REWIND)
     assert_same_run(distill(experts, tmp_path, *REWIND), rewound)
 

@@ -19,7 +19,7 @@ from utils.config.resolve import fixed_values, resolve
 from utils.core.errors import UserError
 from utils.data.spec import side_of
 from utils.measure.record import read_evaluations
-from utils.methods.registry import title
+from utils.methods.registry import foreign_flags, own_flags, title
 from utils.options import DistillOptions
 from utils.run.log import read_records
 
@@ -27,8 +27,10 @@ Record = Mapping[str, Any]
 
 FILES = ("config.yaml", "metrics.jsonl")
 SMOKE = "smoke"  # run_all.sh --smoke writes its runs to a folder of this name: they show nothing
-NEEDED_TO_MATCH = ("lr_lr", "syn_steps", "expert_epochs", "length")
-NEEDED = ("dataset", "model", "ipc", "lr_img", *NEEDED_TO_MATCH, "Iteration", "seed")
+# What config.yaml must say, as far as the run's method has such settings.
+NEEDED = tuple(
+    "dataset model ipc lr_img lr_lr syn_steps expert_epochs length Iteration seed".split()
+)
 # How experts are trained, as far as the settings of the run that uses them do not say it.
 EXPERT_SETTINGS = tuple("batch_train lr_teacher mom l2 decay dsa dsa_strategy rho alpha".split())
 
@@ -55,11 +57,10 @@ class Run:
     def method(self) -> str:
         return title(vars(self.options))
 
-    @cached_property
+    @property
     def matches_trajectories(self) -> bool:
         """Whether its steps have lengths, as every method that matches trajectories logs them."""
-        steps = self.logged("step")
-        return not steps or any("length" in step for step in steps)
+        return "syn_steps" in own_flags(self.options.method)
 
     @property
     def diverged(self) -> Record | None:
@@ -179,9 +180,8 @@ def read_run(path: Path) -> Run:
     config = path / "config.yaml"
     options = resolve(DistillOptions, [], description="", find_yaml=lambda given: config).options
     content = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-    # Where no method is on record, the run matched trajectories.
-    optional = NEEDED_TO_MATCH if "method" in content else ()
-    if missing := [name for name in NEEDED if name not in content and name not in optional]:
+    needed = [name for name in NEEDED if name not in foreign_flags(options.method)]
+    if missing := [name for name in needed if name not in content]:
         raise UserError(f"{config}: is of another version, it lacks {', '.join(missing)}")
     experts, calls = content.get("experts"), content.get("environment") or []
     run = Run(

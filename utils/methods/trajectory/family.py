@@ -24,9 +24,9 @@ def _learned(options: Any, images: Tensor) -> Sequence[Learned]:
 
 def _check(options: Any, by_hand: Callable[[str], bool]) -> None:
     """Look at the flags of start epochs, which may contradict each other."""
+    _ = options.starts
     if options.start_epochs is not None and by_hand("max_start_epoch"):
         raise UserError("--start_epochs and --max_start_epoch bound the same: give one of them")
-    _ = options.starts
 
 
 def _check_datm(options: Any, by_hand: Callable[[str], bool]) -> None:
