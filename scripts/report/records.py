@@ -66,7 +66,7 @@ def measured_in(groups: Sequence[Group]) -> pd.DataFrame:
 
 def read_published(path: Path = PUBLISHED) -> pd.DataFrame:
     """Read what the paper prints; a standard deviation that cannot be read there is NaN."""
-    frame = pd.read_csv(path, comment="#", float_precision="round_trip")
+    frame = pd.read_csv(path, comment="#")
     frame = frame.fillna({"subset": "", "ipc": 0}).astype({"ipc": int})
     return frame.rename(columns={"mean": "paper_mean", "std": "paper_std"})
 
