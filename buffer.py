@@ -48,8 +48,12 @@ EPOCHS_TO_JUDGE = 5  # epochs of a call before it says how long the rest takes
 
 def main(argv: Sequence[str]) -> int:
     with ranks.process_group():
-        run(resolve(BufferOptions, argv, description=__doc__ or "", find_yaml=find_yaml))
+        run(parse(argv))
     return 0
+
+
+def parse(argv: Sequence[str]) -> Resolved[BufferOptions]:
+    return resolve(BufferOptions, argv, description=__doc__ or "", find_yaml=find_yaml)
 
 
 def find_yaml(given: Mapping[str, Any]) -> Path | None:

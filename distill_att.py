@@ -58,16 +58,16 @@ MAX_REWINDS = 3
 
 
 def main(argv: Sequence[str]) -> int:
-    return run(resolve(DistillOptions, argv, description=__doc__ or "", find_yaml=find_yaml))
+    with ranks.process_group():
+        return run(parse(argv))
+
+
+def parse(argv: Sequence[str]) -> Resolved[DistillOptions]:
+    return resolve(DistillOptions, argv, description=__doc__ or "", find_yaml=find_yaml)
 
 
 def run(resolved: Resolved[DistillOptions]) -> int:
-    """Distil as `resolved` says, from its start or its last checkpoint; the exit status."""
-    with ranks.process_group():
-        return distil(resolved)
-
-
-def distil(resolved: Resolved[DistillOptions]) -> int:
+    """Distil as `resolved` says, from the start or the last checkpoint; returns the exit status."""
     check_flags(resolved)
     spec = METHODS[resolved.options.method]
     device = default_device()

@@ -10,10 +10,9 @@ eval.json beside the file; what is measured already is not measured again.
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 from networks import CROSS_ARCHITECTURE
 from utils.compute.cost import Training, network_cost
@@ -32,7 +31,7 @@ from utils.data.real_images import check_ipc
 from utils.data.source import Source
 from utils.experts.features import Observer
 from utils.experts.kind import ExpertKind
-from utils.measure.protocol import Accuracies, HowToRun, Protocol, evaluate
+from utils.measure.protocol import Accuracies, EvalExecution, Protocol, evaluate
 from utils.measure.record import EvalRecord, Evaluation
 from utils.measure.selection import need_experts
 from utils.measure.sets import TrainingSet, checksum, training_sets
@@ -45,23 +44,20 @@ from utils.plan.room import check_room
 
 def main(argv: Sequence[str]) -> int:
     with ranks.process_group():
-        return measure(argv)
+        run(parse(argv))
+    return 0
 
 
-def measure(argv: Sequence[str]) -> int:
-    options = resolve(EvalOptions, argv, description=__doc__ or "").options
-    if not options.distilled:
-        raise UserError("--distilled is missing: the file distilled_<tag>.pt of a run directory")
-    if options.model and options.eval_mode == "M":
-        raise UserError("--model and --eval_mode M both say which networks to train: give one")
+def parse(argv: Sequence[str]) -> EvalOptions:
+    return resolve(EvalOptions, argv, description=__doc__ or "").options
+
+
+def run(options: EvalOptions) -> Path:
+    """Measure the set `options.distilled`; returns the record, eval.json beside it."""
+    check_flags(options)
     device = default_device()
     precision = use_precision(options.precision, device)
     options = replace(options, precision=precision)
-    if ranks.world() > options.num_eval:
-        raise UserError(
-            f"{ranks.world()} processes are more than the --num_eval {options.num_eval} "
-            "networks: start fewer"
-        )
     path = Path(options.distilled)
     distilled = SyntheticSet.load(path)
     check_writable(path.parent)
@@ -91,30 +87,116 @@ def measure(argv: Sequence[str]) -> int:
     )
     check_room(demand, machine, force=options.force)
     if options.dry_run:
-        return 0
+        return record.path
     data = read_dataset(source, normalisation=distilled.normalisation, test_only=test_only).to(
         device, storage_dtype(precision)
     )
-    fill_table(options, distilled, models, data, observer, record)
-    return 0
+    fill_table(Measurement(options, distilled, data), models, observer, record)
+    return record.path
+
+
+def check_flags(options: EvalOptions) -> None:
+    """UserError where flags are missing or contradict each other."""
+    if not options.distilled:
+        raise UserError("--distilled is missing: the file distilled_<tag>.pt of a run directory")
+    if options.model and options.eval_mode == "M":
+        raise UserError("--model and --eval_mode M both say which networks to train: give one")
+    if ranks.world() > options.num_eval:
+        raise UserError(
+            f"{ranks.world()} processes are more than the --num_eval {options.num_eval} "
+            "networks: start fewer"
+        )
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured and how: by the options, where they are silent as in the distillation."""
+
+    options: EvalOptions
+    distilled: SyntheticSet
+    data: ImageDataset
+
+    @property
+    def batch_size(self) -> int:
+        return self.options.batch_train or self.distilled.config["batch_train"]
+
+    @property
+    def dsa_strategy(self) -> str | None:
+        """That of the training; None where it is not augmented."""
+        config, asked = self.distilled.config, self.options.dsa
+        return config["dsa_strategy"] if (config["dsa"] if asked is None else asked) else None
+
+    @cached_property
+    def tested_on(self) -> str:
+        """A digest of the test data."""
+        return checksum(self.data.test.images, self.data.test.labels)
+
+    def describe(self, training_set: TrainingSet, model: str) -> Evaluation:
+        """Everything that one evaluation depends on."""
+        options = self.options
+        settings = {
+            "distilled": Path(options.distilled).name,
+            "trained_on": training_set.name,
+            "tested_on": self.tested_on,
+            "model": model,
+            "lr": training_set.lr,
+            "epochs": training_set.epochs,
+            "batch_train": self.batch_size,
+            "dsa": self.dsa_strategy,
+            "precision": options.precision,
+            "seed": options.seed,
+        }
+        return Evaluation(settings, training_set.digest, options.num_eval)
+
+    def evaluate(
+        self,
+        training_set: TrainingSet,
+        model: str,
+        *,
+        known: Mapping[int, float],
+        keep: Callable[[Mapping[int, float]], None],
+    ) -> Accuracies:
+        """Train those of the networks that are not `known`; see `evaluate`."""
+        options, data, strategy = self.options, self.data, self.dsa_strategy
+        if len(known) == options.num_eval:
+            return Accuracies(tuple(known[k] for k in range(options.num_eval)))
+        protocol = Protocol(
+            num_eval=options.num_eval,
+            epochs=training_set.epochs,
+            batch_size=self.batch_size,
+            dsa_groups=active_groups(dsa=strategy is not None, strategy=strategy or ""),
+        )
+        return evaluate(
+            training_set.images,
+            training_set.labels,
+            data.test,
+            num_classes=data.num_classes,
+            model=model,
+            lr=training_set.lr,
+            protocol=protocol,
+            seed=derive_seed(options.seed, "draw", 0),
+            run=how_to_run(options, protocol, len(training_set.labels), data, model),
+            known=known,
+            keep=keep,
+        )
 
 
 def fill_table(
-    options: EvalOptions,
-    distilled: SyntheticSet,
+    measurement: Measurement,
     models: Sequence[str],
-    data: ImageDataset,
     observer: Observer | None,
     record: EvalRecord,
 ) -> None:
     """Measure each training set by each of `models`, print and record it."""
-    path = Path(options.distilled)
-    tested_on = checksum(data.test.images, data.test.labels)
-    print(f"{path}: {distilled.dataset}, ipc {distilled.ipc}, iteration {distilled.iteration}")
+    options, distilled = measurement.options, measurement.distilled
+    print(
+        f"{options.distilled}: {distilled.dataset}, ipc {distilled.ipc}, "
+        f"iteration {distilled.iteration}"
+    )
     print(f"{'trained on':14} {'model':12} {'lr':>8} {'epochs':>6}  test accuracy")
     for training_set in training_sets(
         distilled,
-        data,
+        measurement.data,
         observer,
         selections=options.selections,
         full=options.full,
@@ -125,16 +207,10 @@ def fill_table(
         epochs_full=options.epoch_full_train or options.epoch_eval_train,
     ):
         for model in models:
-            evaluation = describe(path, training_set, options, distilled, tested_on, model)
+            evaluation = measurement.describe(training_set, model)
             known = record.networks(evaluation)
-            accuracies = evaluate_on(
-                training_set,
-                options,
-                distilled,
-                data,
-                model,
-                known=known,
-                keep=partial(record.keep, evaluation),
+            accuracies = measurement.evaluate(
+                training_set, model, known=known, keep=partial(record.keep, evaluation)
             )
             record.add(evaluation, accuracies)
             print(
@@ -166,41 +242,6 @@ def open_observer(options: EvalOptions, distilled: SyntheticSet, source: Source)
     )
 
 
-def evaluate_on(
-    training_set: TrainingSet,
-    options: EvalOptions,
-    distilled: SyntheticSet,
-    data: ImageDataset,
-    model: str,
-    *,
-    known: Mapping[int, float],
-    keep: Callable[[Mapping[int, float]], None],
-) -> Accuracies:
-    """Train those of the networks that are not `known`; see `evaluate`."""
-    if len(known) == options.num_eval:
-        return Accuracies(tuple(known[k] for k in range(options.num_eval)))
-    config = distilled.config
-    protocol = Protocol(
-        num_eval=options.num_eval,
-        epochs=training_set.epochs,
-        batch_size=options.batch_train or config["batch_train"],
-        dsa_groups=active_groups(dsa=augments(options, config), strategy=config["dsa_strategy"]),
-    )
-    return evaluate(
-        training_set.images,
-        training_set.labels,
-        data.test,
-        num_classes=data.num_classes,
-        model=model,
-        lr=training_set.lr,
-        protocol=protocol,
-        seed=derive_seed(options.seed, "draw", 0),
-        run=how_to_run(options, protocol, len(training_set.labels), data, model),
-        known=known,
-        keep=keep,
-    )
-
-
 def note(known: int, num_eval: int) -> str:
     """Behind a result, how many of its networks an earlier call has trained."""
     if not known:
@@ -210,7 +251,8 @@ def note(known: int, num_eval: int) -> str:
 
 def how_to_run(
     options: EvalOptions, protocol: Protocol, images: int, data: ImageDataset, model: str
-) -> HowToRun:
+) -> EvalExecution:
+    """Choose how networks are trained on so many images."""
     device = data.test.images.device
     cost = network_cost(
         model, channels=data.channels, num_classes=data.num_classes, image_size=data.image_size
@@ -222,7 +264,7 @@ def how_to_run(
         compile=options.compile,
         at_once=options.eval_at_once,
     )
-    return HowToRun(
+    return EvalExecution(
         at_once=plan.at_once,
         execution=Execution.on(device, compiled=plan.compiled),
         dtype=compute_dtype(options.precision),
@@ -240,35 +282,6 @@ def check_classes(distilled: SyntheticSet, theirs: tuple[str, ...]) -> None:
             f"the test images are of {len(theirs)} classes ({', '.join(theirs[:4])}, ...), the set "
             f"of {len(ours)} ({', '.join(ours[:4])}, ...): give the --data_path that it is from"
         )
-
-
-def describe(
-    path: Path,
-    training_set: TrainingSet,
-    options: EvalOptions,
-    distilled: SyntheticSet,
-    tested_on: str,
-    model: str,
-) -> Evaluation:
-    """Everything that one evaluation depends on; `tested_on` is a digest of the test data."""
-    settings = {
-        "distilled": path.name,
-        "trained_on": training_set.name,
-        "tested_on": tested_on,
-        "model": model,
-        "lr": training_set.lr,
-        "epochs": training_set.epochs,
-        "batch_train": options.batch_train or distilled.config["batch_train"],
-        "dsa": distilled.config["dsa_strategy"] if augments(options, distilled.config) else None,
-        "precision": options.precision,
-        "seed": options.seed,
-    }
-    return Evaluation(settings, training_set.digest, options.num_eval)
-
-
-def augments(options: EvalOptions, config: Mapping[str, Any]) -> bool:
-    """Whether training is augmented with DSA, where not said otherwise as in the distillation."""
-    return config["dsa"] if options.dsa is None else options.dsa
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from utils.core.rng import derive_seed, stream
 from utils.data import augment
 from utils.data.augment import DSA_STRATEGY, parse_strategy
 from utils.data.dataset import Split
-from utils.measure.protocol import MOMENTUM, WEIGHT_DECAY, HowToRun, Protocol, evaluate
+from utils.measure.protocol import MOMENTUM, WEIGHT_DECAY, EvalExecution, Protocol, evaluate
 from utils.methods.trajectory.lengths import DISTANCES, fixed
 from utils.methods.trajectory.matching import Objective, match_by_adjoint, match_by_autograd
 from utils.methods.trajectory.problems import draw_problem
@@ -350,7 +350,9 @@ def bench_evaluation(args: argparse.Namespace, device: torch.device) -> dict[str
             lr=0.01,
             protocol=Protocol(args.networks, args.epochs, args.batch_train, DSA),
             seed=0,
-            run=HowToRun(at_once=at_once, execution=execution, dtype=compute_dtype(args.precision)),
+            run=EvalExecution(
+                at_once=at_once, execution=execution, dtype=compute_dtype(args.precision)
+            ),
         )
 
     def naive() -> None:

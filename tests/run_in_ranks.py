@@ -14,13 +14,9 @@ import distill_att
 import eval as evaluation
 from utils.core import ranks
 
-SCRIPTS = {
-    "buffer": buffer.make_experts,
-    "distill_att": distill_att.distil,
-    "eval": evaluation.measure,
-}
+SCRIPTS = {"buffer": buffer, "distill_att": distill_att, "eval": evaluation}
 
 with ranks.process_group():
     for script, argv in json.loads(sys.argv[1]):
-        status = SCRIPTS[script](argv)
-        assert status == 0, (script, status)
+        status = SCRIPTS[script].run(SCRIPTS[script].parse(argv))
+        assert status != 1, script  # that of a run which has diverged

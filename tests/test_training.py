@@ -15,7 +15,7 @@ from utils.data import augment
 from utils.data.augment import DSA_STRATEGY, parse_strategy
 from utils.data.dataset import Split
 from utils.measure import protocol as evaluation
-from utils.measure.protocol import Accuracies, HowToRun, Protocol, evaluate
+from utils.measure.protocol import Accuracies, EvalExecution, Protocol, evaluate
 
 DSA = parse_strategy(DSA_STRATEGY)
 VECTORISED = Execution(vectorised=True)
@@ -352,7 +352,7 @@ def run(
     lr: float = 0.05,
     dsa_groups: tuple[str, ...] | None = DSA,
     images: Tensor | list[Tensor] | None = None,
-    how: HowToRun = HowToRun(),  # noqa: B008
+    how: EvalExecution = EvalExecution(),  # noqa: B008
 ) -> Accuracies:
     return evaluate(
         data.images if images is None else images,
@@ -420,12 +420,12 @@ def test_how_many_train_at_once_does_not_matter(at_once):
     singly = [run(data, NOISY, num_eval=n).accs for n in (1, 5)]
     assert singly[1][:1] == singly[0]
     assert len(set(singly[1])) > 2
-    assert run(data, NOISY, num_eval=5, how=HowToRun(at_once=at_once)).accs == singly[1]
+    assert run(data, NOISY, num_eval=5, how=EvalExecution(at_once=at_once)).accs == singly[1]
 
 
 def test_networks_that_are_computed_together_are_measured_alike():
     data, test = in_float64(stripes(8, seed=0)), in_float64(NOISY)
-    together = run(data, test, num_eval=3, how=HowToRun(at_once=2, execution=VECTORISED))
+    together = run(data, test, num_eval=3, how=EvalExecution(at_once=2, execution=VECTORISED))
     assert together == run(data, test, num_eval=3)
 
 
@@ -433,7 +433,7 @@ def test_networks_that_are_computed_together_are_measured_alike():
 def test_each_network_may_have_its_own_set(at_once):
     data = stripes(8, seed=0)
     sets = [data.images, stripes(8, seed=5).images, -data.images]
-    own = run(data, NOISY, num_eval=3, images=sets, how=HowToRun(at_once=at_once)).accs
+    own = run(data, NOISY, num_eval=3, images=sets, how=EvalExecution(at_once=at_once)).accs
     for k, images in enumerate(sets):
         assert run(data, NOISY, num_eval=3, images=images).accs[k] == own[k]
     assert own != run(data, NOISY, num_eval=3).accs

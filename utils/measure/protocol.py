@@ -64,7 +64,7 @@ def mean_and_std(mean: float, std: float, n: int, *, unit: str = "") -> str:
 
 
 @dataclass(frozen=True)
-class HowToRun:
+class EvalExecution:
     """How evaluation networks are computed; the same numbers up to rounding."""
 
     at_once: int = 1  # networks that train in step, a process
@@ -82,7 +82,7 @@ def evaluate(
     lr: float,
     protocol: Protocol,
     seed: int,
-    run: HowToRun = HowToRun(),
+    run: EvalExecution = EvalExecution(),
     val: Split | None = None,
     known: Mapping[int, float] | None = None,
     keep: Callable[[dict[int, float]], object] = lambda accs: None,

@@ -19,7 +19,7 @@ from utils.data.augment import active_groups
 from utils.data.dataset import ImageDataset
 from utils.data.distilled import SyntheticSet
 from utils.experts.buffer import ExpertBuffer
-from utils.measure.protocol import Accuracies, HowToRun, Protocol, evaluate
+from utils.measure.protocol import Accuracies, EvalExecution, Protocol, evaluate
 from utils.methods.base import Method, Step
 from utils.methods.outer_state import Diverged, OuterState
 from utils.methods.registry import foreign_flags
@@ -57,7 +57,7 @@ class Recorder:
     models: Sequence[str]
     select: str
     protocol: Protocol
-    evaluation: HowToRun
+    evaluation: EvalExecution
     best: dict[str, float] = field(default_factory=lambda: {"raw": -1.0, "ema": -1.0})
     evaluated: int = -1
     _seconds: list[float] = field(default_factory=list)
@@ -98,7 +98,7 @@ class Recorder:
             evaluations_left=evaluations_left,
             models=options.evaluation_models,
             select=options.select,
-            evaluation=HowToRun(
+            evaluation=EvalExecution(
                 at_once=how["eval_at_once"],
                 execution=Execution.on(labels.device, compiled=how["eval_compiled"]),
                 dtype=compute_dtype(options.precision),
