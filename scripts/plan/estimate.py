@@ -40,10 +40,10 @@ class Estimate:
         return cls(seconds / 3600, memory / 1e9, disk / 1e9)
 
 
-def size_of(dataset: str, res: int) -> DataSize:
-    """The data set at its own number of images; ImageNet's are those of a typical subset."""
-    facts = KNOWN[dataset]
-    return DataSize(facts.spec.channels, facts.spec.classes, res, facts.train, facts.test)
+def size_of(dataset: str, res: int | None = None) -> DataSize:
+    """The images of a data set, as many as it has; ImageNet's are those of a typical subset."""
+    spec, facts = KNOWN[dataset].spec, KNOWN[dataset]
+    return DataSize(spec.channels, spec.classes, res or spec.side, facts.train, facts.test)
 
 
 def experts_estimate(options: BufferOptions, *, res: int) -> Estimate:

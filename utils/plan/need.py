@@ -159,7 +159,7 @@ def experts_demand(
             data=wide * size.float_bytes(size.train + size.test),
             work=wide * size.cohort_bytes(training, at_once=together),
             kept=together * expert + size.matrix_bytes * options.zca,
-            writing=max(n % options.save_interval for n in numbers) * expert + gathered,
+            writing=gathered,
             disk=[Disk(folder, written, "another --buffer_path"), *caches],
         )
 
@@ -458,11 +458,16 @@ def picture_bytes(size: DataSize, ipc: int) -> int:
     return PICTURE_COPIES * enlarged * size.float_bytes(size.classes * ipc)
 
 
-def experts_bytes(expert: int, numbers: Iterable[int], *, per_file: int) -> int:
-    """Disk for the experts `numbers`, of `expert` bytes each: when one is added to a file, those
-    before it are there twice.
+def experts_bytes(expert: int, numbers: Sequence[int], *, per_file: int) -> int:
+    """Disk for the experts `numbers`, in order, of `expert` bytes each.
+
+    A file is written with the last of its experts, or of all: those in it are then there twice.
     """
-    return expert * max((i + n % per_file for i, n in enumerate(numbers, 1)), default=0)
+    last = len(numbers)
+    written = [(i, n % per_file + 1) for i, n in enumerate(numbers, 1)]
+    return expert * max(
+        (i + in_file for i, in_file in written if in_file == per_file or i == last), default=0
+    )
 
 
 def run_bytes(
