@@ -168,7 +168,9 @@ def as_flags(given):
 def test_the_command_line_beats_yaml_beats_the_default(read, kind, data):
     """And what is valid comes back from both as it was."""
     in_yaml, on_line = data.draw(some_values(kind)), data.draw(some_values(kind))
-    expected = replace(kind(), **{**in_yaml, **on_line})
+    given = {**in_yaml, **on_line}
+    _, presets = kind.presets(given) if hasattr(kind, "presets") else ("", {})
+    expected = replace(kind(), **{**presets, **given})
     assert read(kind, list(as_flags(on_line)), yaml.safe_dump(in_yaml)) == expected
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from scripts.figures import __main__ as figures
 from scripts.figures import data, drawing
-from scripts.results import runs as results
 from scripts.results.runs import read_run, read_runs
 from utils.core.errors import UserError
+from utils.methods.registry import foreign_flags
 
 
 def runs_in(path):
@@ -198,10 +198,10 @@ def test_accuracies_over_seeds_and_time(tmp_path):
     assert ema["mean"].tolist() == pytest.approx([50, 50])
 
 
-def test_a_method_without_lengths_has_accuracies_under_its_own_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "title", lambda config: "DM")
+def test_a_method_without_lengths_has_accuracies_under_its_own_name(tmp_path):
     records = [{"kind": "step", "iteration": n, "loss": 1.0, "seconds": 1.0} for n in range(4)]
-    write_run(tmp_path / "a", [evaluation(0, 0.25), *records, evaluation(4, 0.75)], experts=None)
+    records = [evaluation(0, 0.25), *records, evaluation(4, 0.75)]
+    write_run(tmp_path / "a", records, experts=None, method="dm", drop=foreign_flags("dm"))
     found = data.accuracies(runs_in(tmp_path))
     assert list(found) == [("DM", "raw", 1), ("DM", "ema", 1)]
     assert found["DM", "raw", 1]["mean"].tolist() == pytest.approx([25, 75])

@@ -22,6 +22,7 @@ from utils.core.errors import UserError
 from utils.core.script import Parser
 
 T = TypeVar("T")
+YAML_LIMIT = 2**20  # characters
 # What is known by now -> a source, and the values that it gives instead of defaults
 Presets = Callable[[Mapping[str, Any]], tuple[str, Mapping[str, Any]]]
 
@@ -216,9 +217,15 @@ def _read_yaml(
     path: Path, fields: Mapping[str, dataclasses.Field], hints: Mapping[str, Any]
 ) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
+        with open(path, encoding="utf-8") as file:
+            text = file.read(YAML_LIMIT + 1)  # a device may have no end
+        if len(text) > YAML_LIMIT:
+            raise UserError(f"{path} is too long for a file of settings")
+        content = yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"cannot read --config {path}: {error.strerror}") from None
+    except UserError:
+        raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not valid YAML: {reason}") from None
