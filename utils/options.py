@@ -158,7 +158,9 @@ class EvaluationOptions(RoomOptions, ExecutionOptions):
 
 
 @dataclass(frozen=True)
-class DistillOptions(MethodOptions, EvaluationOptions, DsaOptions, DataOptions):
+class SetOptions(EvaluationOptions, DsaOptions, DataOptions):
+    """What is learned, by which method: the flags that all methods have."""
+
     method: str = option(
         DEFAULT_METHOD,
         "; ".join(f"{name}: {spec.summary}" for name, spec in METHODS.items()),
@@ -177,6 +179,10 @@ class DistillOptions(MethodOptions, EvaluationOptions, DsaOptions, DataOptions):
     ema_decay: float = option(
         0.999, "decay of the moving average of the images", group=_SET, minimum=0, maximum=1
     )
+
+
+@dataclass(frozen=True)
+class DistillOptions(MethodOptions, SetOptions):
     micro_batch: int | None = option(
         None,
         "work through each inner batch in pieces of so many images; same gradient, less memory",
