@@ -358,7 +358,7 @@ def bench_evaluation(args: argparse.Namespace, device: torch.device) -> dict[str
     return compare_training(args, device, images=count, naive=naive, train=train)
 
 
-def shape_of(args: argparse.Namespace) -> dict[str, int]:
+def shape_of(args: argparse.Namespace) -> dict[str, Any]:
     return {"channels": args.channels, "num_classes": args.classes, "image_size": args.res}
 
 
