@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,14 @@ def names(cells):
     return [cell.name for cell in cells]
 
 
+@cache
+def real_cells(*, rivals=False):
+    """Those of the table; made once, for resolving every command takes seconds."""
+    return make_cells(REAL, rivals=rivals)
+
+
 def test_the_plan_has_every_row_and_experts_that_rows_share():
-    experts, rows = make_cells(REAL)
+    experts, rows = real_cells()
     table = [f"{name}/ipc{k}" for name in ("CIFAR10", "CIFAR100") for k in (1, 10, 50)]
     table += [f"Tiny/ipc{k}" for k in (1, 10)]
     assert names(rows)[:8] == table
@@ -108,14 +115,14 @@ def test_parts_of_names_select_too():
 
 def test_rivals_have_rows_when_they_are_asked_for():
     assert not any(row.method for row in table_rows())
-    experts, rows = choose(REAL, [], rivals=True)
+    experts, rows = real_cells(rivals=True)
     assert len(rows) == len(table_rows(rivals=True)) > 40
     assert {"CIFAR10/ipc10", "CIFAR10/ipc10/ftd", "CIFAR10/ipc10/mtt"} <= set(names(rows))
     assert {row.needs for row in rows if row.needs} == set(names(experts))
     assert {row.name for row in rows if not row.needs} == {
         row.name for row in rows if row.name.endswith("/dm")
     }
-    assert {e.name for e in choose(REAL, [])[0]} < {e.name for e in experts}
+    assert {e.name for e in real_cells()[0]} < {e.name for e in experts}
 
 
 @pytest.mark.parametrize("only", ["FTD", "CIFAR10/ipc10/ftd"])
@@ -146,8 +153,8 @@ def test_a_selector_means_the_rows_of_att_where_there_are_such():
 
 
 def test_rivals_share_the_experts_of_att_without_making_them_longer():
-    own = {cell.name: cell.commands for cell in make_cells(REAL)[0]}
-    both = {cell.name: cell.commands for cell in make_cells(REAL, rivals=True)[0]}
+    own = {cell.name: cell.commands for cell in real_cells()[0]}
+    both = {cell.name: cell.commands for cell in real_cells(rivals=True)[0]}
     assert own.items() <= both.items()
     assert "--train_epochs 72" in both["experts/CIFAR100_FLAT/ConvNetD3"][0]  # DATM's late ones
 
@@ -169,7 +176,7 @@ def test_rivals_run_in_miniature_too(tmp_path):
 
 
 def test_rows_are_evaluated_on_their_own_network_and_the_others_of_table_1():
-    commands = {row.name: row.commands for row in make_cells(REAL)[1]}
+    commands = {row.name: row.commands for row in real_cells()[1]}
     for command in commands["CIFAR10/ipc1"][1:]:
         assert "--eval_mode M" in command
     for command in commands["Tiny/ipc1"][1:]:
@@ -241,7 +248,7 @@ def test_hours_grow_with_the_steps():
 
 
 def test_long_runs_are_evaluated_a_hundred_times():
-    _, rows = make_cells(REAL)
+    _, rows = real_cells()
     commands = {row.name: row.commands[0] for row in rows}
     assert "--eval_it 10000" in commands["CIFAR10/ipc50"]
     assert "--eval_it" not in commands["CIFAR10/ipc1"]
@@ -250,7 +257,7 @@ def test_long_runs_are_evaluated_a_hundred_times():
 
 
 def test_slots_follow_memory_and_experts_take_all_gpus():
-    experts, rows = make_cells(REAL)
+    experts, rows = real_cells()
     small, large = rows[0], rows[-1]
     assert 2 < small.estimate.memory < 10 < large.estimate.memory < 20
     many, one = Devices((Gpu("0", 80.0), Gpu("1", 40.0)), 4), Devices((Gpu("0", 80.0),), 4)
@@ -632,15 +639,7 @@ def test_the_whole_plan_in_miniature(tmp_path):
     assert again.stdout.count(": done before") == 16
 
 
-def test_the_smoke_run_reports_what_it_ran(smoke):
-    folder, done = smoke
-    assert f"3 runs in {folder}/results.md" in done.stdout
-    text = (folder / "results.md").read_text()
-    assert "| digits 8x8 | 1 | ATT | ConvNetD1 | 2 | 1 | 2 | 2 of 2 epochs |" in text
-    assert "Left out" not in text
-
-
-def test_smoke_runs_its_rows(smoke):
+def test_smoke_runs_its_rows_and_reports_them(smoke):
     folder, done = smoke
     assert done.returncode == 0, done.stdout + done.stderr
     assert "5 of 5 cells are done" in done.stdout
@@ -652,6 +651,10 @@ def test_smoke_runs_its_rows(smoke):
         assert re.search(rf"{row.replace('_', '/')} +distilled raw +{measured} ", done.stdout)
     assert len(list(folder.glob("digits/*/*/*/eval.json"))) == 3
     assert len(list(folder.rglob("buffers/**/replay_buffer_0.pt"))) == 2
+    assert f"3 runs in {folder}/results.md" in done.stdout
+    text = (folder / "results.md").read_text()
+    assert "| digits 8x8 | 1 | ATT | ConvNetD1 | 2 | 1 | 2 | 2 of 2 epochs |" in text
+    assert "Left out" not in text
 
 
 def test_the_estimated_disk_is_what_the_cells_take(smoke):
