@@ -5,8 +5,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import make_grid
 
 from utils.core.files import atomic_write
 
@@ -20,6 +18,10 @@ def save_grid(images01: Tensor, path: Path, *, ipc: int) -> None:
     Each class begins a new row; with one image a class, a row holds ten classes. Small images are
     enlarged without smoothing.
     """
+    # Slow to import, and needed by one script only.
+    from torchvision.transforms.functional import to_pil_image
+    from torchvision.utils import make_grid
+
     images01 = images01.detach().float().cpu().clamp(0, 1)
     if ipc == 1:
         columns = 10
