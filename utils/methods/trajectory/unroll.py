@@ -173,81 +173,147 @@ def unroll(
     Memory: at most KEPT_STEPS x K x P floats, and one step of double backward on `micro_batch`
     images a student. Time: n steps of about three gradients on top of N_S.
     """
-    p, ys = problem, problem.labels(labels)
-    stride = math.ceil(p.syn_steps / KEPT_STEPS)
-    block = p.steps_per_block if stride == 1 else stride
+    sweep = _Sweep(images, rates, labels, problem, steps, micro_batch, sum_over_ranks)
+    distances, *curves = sweep.forward(stop)
+    lengths = [stop.length(row, problem.theta_star) for row in distances.cpu()]
+    ends = torch.stack([sweep.theta(n)[k] for k, n in enumerate(lengths)])
 
-    def walk(theta: Tensor, steps_of_block: range, xs: Sequence[Tensor]) -> Iterator[Tensor]:
-        """theta_{t+1} for each t of a block that begins at theta."""
-        for t, x in zip(steps_of_block, xs, strict=True):
-            parts = [
-                (weight, steps.gradient(theta, x_part, y_part)[0])
-                for x_part, y_part, weight in _pieces(x, ys[t], p.batch_sizes[t], micro_batch)
-            ]
-            theta = theta - _rate(rates, t) * sum_over_ranks(_weighted_sum(parts, like=theta))
-            yield theta
+    @torch.no_grad()
+    def pull_back(lam: Tensor) -> tuple[Tensor, Tensor]:
+        return sweep.back(lam, lengths, exact=exact)
 
-    kept = {0: p.theta_0}
-    per_step = []
-    for chosen in blocks(p.syn_steps, block):
-        xs = p.batches(images, chosen)
-        for t, theta in zip(chosen, walk(kept[chosen.start], chosen, xs), strict=True):
-            per_step.append(stop.measure(theta, p.theta_star))
-            if (t + 1) % stride == 0:
-                kept[t + 1] = theta
-    distances, *curves = torch.stack(per_step, -1)
-    lengths = [stop.length(row, p.theta_star) for row in distances.cpu()]
+    with torch.enable_grad():
+        theta_n = _End.apply(ends, images, rates, pull_back)
+    by_name = dict(zip(stop.watched, curves, strict=True))
+    return Unrolled(theta_n, lengths, distances, by_name, pull_back)
 
-    def after(n: int) -> Tensor:
+
+class _Sweep:
+    """The steps of one problem, forward and then back, with parameters kept and no graph."""
+
+    def __init__(
+        self,
+        images: Tensor,
+        rates: Tensor,
+        labels: Tensor,
+        problem: Problem,
+        steps: Steps,
+        micro_batch: int | None,
+        sum_over_ranks: Sum,
+    ) -> None:
+        self._images = images
+        self._rates = rates
+        self._ys = problem.labels(labels)
+        self._problem = problem
+        self._steps = steps
+        self._micro_batch = micro_batch
+        self._sum_over_ranks = sum_over_ranks
+        # Parameters are kept of every stride-th step; a block is what is worked on at a time.
+        self._stride = math.ceil(problem.syn_steps / KEPT_STEPS)
+        self._block = problem.steps_per_block if self._stride == 1 else self._stride
+        self._kept = {0: problem.theta_0}
+
+    def forward(self, stop: Stop) -> Tensor:
+        """Take all steps; the distances on the way, (1 + watched, K, N_S)."""
+        p, per_step = self._problem, []
+        for chosen in blocks(p.syn_steps, self._block):
+            xs = p.batches(self._images, chosen)
+            thetas = self._walk(self._kept[chosen.start], chosen, xs)
+            for t, theta in zip(chosen, thetas, strict=True):
+                per_step.append(stop.measure(theta, p.theta_star))
+                if (t + 1) % self._stride == 0:
+                    self._kept[t + 1] = theta
+        return torch.stack(per_step, -1)
+
+    def theta(self, n: int) -> Tensor:
         """theta_n (K, P), kept or computed again."""
-        if n not in kept:
-            since = range(n - n % stride, n)
-            *_, theta = walk(kept[since.start], since, p.batches(images, since))
-            return theta
-        return kept[n]
+        if n in self._kept:
+            return self._kept[n]
+        since = range(n - n % self._stride, n)
+        xs = self._problem.batches(self._images, since)
+        *_, theta = self._walk(self._kept[since.start], since, xs)
+        return theta
 
-    def pull_back(lam_n: Tensor) -> tuple[Tensor, Tensor]:
-        # Invariant: lam = dJ/dtheta_t, K rows; it is zero for students whose n is below t. Each
-        # pass turns it into dJ/dtheta_{t-1}, using
-        #   dJ/deta_t += -<g_t, lam>
-        #   dJ/dx_t    = -eta_t d<g_t, lam>/dx_t      (then through augmentation to the images)
-        #   lam       += -eta_t H_t lam,              H_t lam = d<g_t, lam>/dtheta_t
-        # The approximate gradient leaves lam as it is from n on.
-        lam = torch.zeros_like(p.theta_0)
+    def back(self, lam_n: Tensor, lengths: Sequence[int], *, exact: bool) -> tuple[Tensor, Tensor]:
+        """dJ/dimages and dJ/drates from lam_n (K, P) = dJ/dtheta_n.
+
+        Invariant: lam = dJ/dtheta_t, K rows; it is zero for students whose n is below t. Each pass
+        turns it into dJ/dtheta_{t-1}, using
+
+            dJ/deta_t += -<g_t, lam>
+            dJ/dx_t    = -eta_t d<g_t, lam>/dx_t      (then through augmentation to the images)
+            lam       += -eta_t H_t lam,              H_t lam = d<g_t, lam>/dtheta_t
+
+        The approximate gradient leaves lam as it is from n on.
+        """
+        p, lam = self._problem, torch.zeros_like(self._problem.theta_0)
         ends_at = torch.tensor(lengths, device=lam.device)
-        grad_images, grad_rates = torch.zeros_like(images), torch.zeros_like(rates)
-        for chosen in reversed(list(blocks(max(lengths), block))):
+        grad_images, grad_rates = torch.zeros_like(self._images), torch.zeros_like(self._rates)
+        for chosen in reversed(list(blocks(max(lengths), self._block))):
             with torch.enable_grad():
-                leaf = images.detach().requires_grad_()
+                leaf = self._images.detach().requires_grad_()
                 xs = p.batches(leaf, chosen)
             seen = [x.detach() for x in xs]
-            thetas = [kept[chosen.start]]
-            thetas += [kept[t] for t in chosen[1:] if t in kept]
-            if len(thetas) < len(chosen):
-                thetas[1:] = walk(thetas[0], chosen[:-1], seen[:-1])
             grad_xs = []
-            for i, t in reversed(list(enumerate(chosen))):
+            for t, theta, x in reversed(
+                [*zip(chosen, self._thetas(chosen, seen), seen, strict=True)]
+            ):
                 if rows := [k for k, n in enumerate(lengths) if n == t + 1]:
                     lam[rows] = lam_n[rows]
-                eta, pieces = _rate(rates, t), (seen[i], ys[t], p.batch_sizes[t], micro_batch)
-                g_lam, hessian_lam, grad_x = _adjoint_step(steps, thetas[i], lam, *pieces)
+                g_lam, hessian_lam, grad_x = self._adjoint_step(t, theta, lam, x)
                 if min(lengths) <= t:
                     # Behind its n a student may have diverged: its numbers are dropped, not
                     # multiplied.
                     for product in (g_lam, hessian_lam, grad_x):
                         product[ends_at <= t] = 0
+                eta = _rate(self._rates, t)
                 _rate(grad_rates, t).sub_(g_lam.sum())
                 grad_xs.append(-eta * grad_x)
                 if exact:
-                    lam = lam - eta * sum_over_ranks(hessian_lam)
+                    lam = lam - eta * self._sum_over_ranks(hessian_lam)
             grad_images += grad(xs, leaf, grad_xs[::-1])[0]
         return grad_images, grad_rates
 
-    ends = [after(n)[k] for k, n in enumerate(lengths)]
-    with torch.enable_grad():
-        theta_n = _End.apply(torch.stack(ends), images, rates, torch.no_grad()(pull_back))
-    by_name = dict(zip(stop.watched, curves, strict=True))
-    return Unrolled(theta_n, lengths, distances, by_name, torch.no_grad()(pull_back))
+    def _walk(self, theta: Tensor, chosen: range, xs: Sequence[Tensor]) -> Iterator[Tensor]:
+        """theta_{t+1} for each t of `chosen`, which begins at theta."""
+        for t, x in zip(chosen, xs, strict=True):
+            parts = [
+                (weight, self._steps.gradient(theta, x_part, y_part)[0])
+                for x_part, y_part, weight in self._pieces(t, x)
+            ]
+            g = self._sum_over_ranks(_weighted_sum(parts, like=theta))
+            theta = theta - _rate(self._rates, t) * g
+            yield theta
+
+    def _thetas(self, chosen: range, xs: Sequence[Tensor]) -> list[Tensor]:
+        """theta_t for each t of a block, computed again where it is not kept."""
+        if self._stride == 1:
+            return [self._kept[t] for t in chosen]
+        first = self._kept[chosen.start]
+        return [first, *self._walk(first, chosen[:-1], xs[:-1])]
+
+    def _adjoint_step(
+        self, t: int, theta: Tensor, lam: Tensor, x: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """<g_t, lam> (K,), H_t lam (K, P) and d<g_t, lam>/dx_t, added up over the pieces of x."""
+        parts = [
+            (weight, self._steps.adjoint(theta, x_part, y_part, lam))
+            for x_part, y_part, weight in self._pieces(t, x)
+        ]
+        g_lam = _weighted_sum([(weight, each[0]) for weight, each in parts], like=lam[:, 0])
+        hessian_lam = _weighted_sum([(weight, each[1]) for weight, each in parts], like=lam)
+        by_part = [each[2] if weight == 1 else weight * each[2] for weight, each in parts]
+        grad_x = by_part[0] if len(by_part) == 1 else torch.cat([x[:, :0], *by_part], 1)
+        return g_lam, hessian_lam, grad_x
+
+    def _pieces(self, t: int, x: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """The batch x (K, B, C, H, W) of step t in pieces with labels and weights, so that the
+        weighted sum of the pieces' mean losses is the mean loss of the whole batch.
+        """
+        size = self._micro_batch or max(1, x.shape[1])
+        for x_part, y_part in zip(x.split(size, 1), self._ys[t].split(size, 1), strict=True):
+            if x_part.shape[1] > 0:
+                yield x_part, y_part, x_part.shape[1] / self._problem.batch_sizes[t]
 
 
 class _End(torch.autograd.Function):
@@ -314,39 +380,6 @@ def blocks(count: int, size: int) -> Iterator[range]:
     """0 ... count - 1 in ranges of `size`; the last may be shorter."""
     for start in range(0, count, size):
         yield range(start, min(start + size, count))
-
-
-def _pieces(
-    x: Tensor, y: Tensor, whole: int, micro_batch: int | None
-) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """The batch x (K, B, C, H, W), y (K, B, ...) in pieces with weights, so that the weighted sum
-    of the pieces' mean losses is the mean loss of the batch of `whole` images that it is part of.
-    """
-    size = micro_batch or max(1, x.shape[1])
-    for x_part, y_part in zip(x.split(size, 1), y.split(size, 1), strict=True):
-        if x_part.shape[1] > 0:
-            yield x_part, y_part, x_part.shape[1] / whole
-
-
-def _adjoint_step(
-    steps: Steps,
-    theta: Tensor,
-    lam: Tensor,
-    x: Tensor,
-    y: Tensor,
-    whole: int,
-    micro_batch: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """<g_t, lam> (K,), H_t lam (K, P) and d<g_t, lam>/dx_t, added up over the pieces of x."""
-    parts = [
-        (weight, steps.adjoint(theta, x_part, y_part, lam))
-        for x_part, y_part, weight in _pieces(x, y, whole, micro_batch)
-    ]
-    g_lam = _weighted_sum([(weight, products[0]) for weight, products in parts], like=lam[:, 0])
-    hessian_lam = _weighted_sum([(weight, products[1]) for weight, products in parts], like=lam)
-    by_part = [products[2] if weight == 1 else weight * products[2] for weight, products in parts]
-    grad_x = by_part[0] if len(by_part) == 1 else torch.cat([x[:, :0], *by_part], 1)
-    return g_lam, hessian_lam, grad_x
 
 
 def _weighted_sum(parts: Sequence[tuple[float, Tensor]], *, like: Tensor) -> Tensor:
