@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,10 @@ from utils.core.errors import UserError
 
 SECONDS_FOR_MAIN = 5
 FEW_FLAGS = 15  # that an error message can list
-# By the logger of a library: what it says of the machine, where nobody can do anything about it.
-IDLE_WARNINGS = {"torch.utils.cpp_extension": "No CUDA runtime is found"}
+# What torch says of the machine or of itself, where nobody can do anything about it: the beginnings
+# of lines by the logger that prints them, and of warnings.
+IDLE_LOGS = {"torch.utils.cpp_extension": "No CUDA runtime is found"}
+IDLE_WARNINGS = ("`torch.jit.script` is deprecated",)  # torch.func calls it
 
 
 def run_script(main: Callable[[Sequence[str]], int]) -> int:
@@ -65,8 +68,15 @@ def run_script(main: Callable[[Sequence[str]], int]) -> int:
 
 
 def _silence_idle_warnings() -> None:
+<<<<<<< ours
     for logger, beginning in IDLE_WARNINGS.items():
         logging.getLogger(logger).addFilter(partial(_begins_otherwise, beginning))
+=======
+    for logger, beginning in IDLE_LOGS.items():
+        logging.getLogger(logger).addFilter(partial(_says_more_than, beginning))
+    for beginning in IDLE_WARNINGS:
+        warnings.filterwarnings("ignore", message=beginning)
+>>>>>>> theirs
 
 
 def _begins_otherwise(beginning: str, record: logging.LogRecord) -> bool:
