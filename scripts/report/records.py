@@ -8,6 +8,7 @@ training sets.
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +115,7 @@ def make_records(
     lines = _table_lines(groups, published, planned)
     number = count()
     rows = list(_table_records(lines, groups, found, number))
-
-    def cell(record: Mapping[str, Any]) -> tuple[Any, ...]:
-        return tuple(record[name] for name in (*PLACE, "method"))
-
+    cell = itemgetter(*PLACE, "method")
     beside = {cell(row) for row in rows}
     others = (row for row in published.to_dict("records") if cell(row) not in beside)
     rows += [row | {"status": "published"} for row in others]
@@ -128,18 +126,15 @@ def make_records(
 def as_csv(records: pd.DataFrame) -> str:
     """results.csv: every record that has a figure or a cost."""
     frame = records.loc[records["status"] != "not evaluated", list(CSV)]
-    frame = frame.assign(
-        ipc=frame["ipc"].replace(0, ""),
-        settings=[
-            ", ".join(f"{k} {v}" for k, v in each.items() if v != "")
-            if isinstance(each, dict)
-            else ""
-            for each in frame["settings"]
-        ],
-    )
+    frame["ipc"] = frame["ipc"].replace(0, "")
+    frame["settings"] = frame["settings"].map(_listed, na_action="ignore")
     for name, digits in DIGITS.items():
         frame[name] = frame[name].map(f"{{:.{digits}f}}".format, na_action="ignore")
     return frame.to_csv(index=False, lineterminator="\n")
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items() if value != "")
 
 
 def _table_lines(
