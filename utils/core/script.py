@@ -68,18 +68,13 @@ def run_script(main: Callable[[Sequence[str]], int]) -> int:
 
 
 def _silence_idle_warnings() -> None:
-<<<<<<< ours
-    for logger, beginning in IDLE_WARNINGS.items():
-        logging.getLogger(logger).addFilter(partial(_begins_otherwise, beginning))
-=======
     for logger, beginning in IDLE_LOGS.items():
         logging.getLogger(logger).addFilter(partial(_says_more_than, beginning))
     for beginning in IDLE_WARNINGS:
         warnings.filterwarnings("ignore", message=beginning)
->>>>>>> theirs
 
 
-def _begins_otherwise(beginning: str, record: logging.LogRecord) -> bool:
+def _says_more_than(beginning: str, record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(beginning)
 
 
