@@ -369,7 +369,7 @@ def noted(path):
 
 
 @pytest.mark.parametrize(("needed", "peak"), [([1] * 5, 4), ([1, 1, 2, 1, 2], 3)])
-def test_cells_share_devices_as_their_slots_allow(call, tmp_path, needed, peak):
+def test_cells_share_devices_as_their_slots_allow(call, tmp_path, capsys, needed, peak):
     """No device is ever overfull, and none is idle while cells that fit are waiting."""
     events = tmp_path / "events"
     done = call(
@@ -378,14 +378,15 @@ def test_cells_share_devices_as_their_slots_allow(call, tmp_path, needed, peak):
             for n, slots in enumerate(needed)
         ]
     )
-    assert all(status.startswith("done in 0:00:0") for status in done.values())
+    assert all(status.startswith("done in ") for status in done.values())
     used, most = {"gpu0": 0, "gpu1": 0}, 0
     for device, change in noted(events):
         used[device] += change
         assert used[device] <= 2
         most = max(most, sum(used.values()))
     assert most >= peak
-    assert {device for device, _ in noted(events)[:2]} == {"gpu0", "gpu1"}  # spread
+    started = re.findall(r"started on device (\w+)", capsys.readouterr().out)
+    assert set(started[:2]) == {"gpu0", "gpu1"}  # spread
 
 
 def test_a_cell_on_all_devices_is_alone(call, tmp_path):
@@ -444,11 +445,23 @@ def _wait_for(path):
     return path.exists()
 
 
+@pytest.fixture
+def usual_signals():
+    """A shell lets its background jobs ignore SIGINT, and so the tests, where they are such."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(
     ("number", "received"),
     [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGTERM), (signal.SIGHUP, 15)],
 )
-def test_a_signal_lets_running_commands_save_and_ends_the_queue(call, tmp_path, number, received):
+def test_a_signal_lets_running_commands_save_and_ends_the_queue(
+    call, tmp_path, usual_signals, number, received
+):
     ready, saved, events = tmp_path / "ready", tmp_path / "saved", tmp_path / "events"
     saves = f"lambda n, f: (open({str(saved)!r}, 'a').write(f'{{n}} '), sys.exit(128 + n))"
     code = f"import signal, sys, time; s = {saves}; [signal.signal(n, s) for n in (2, 15)]; "
