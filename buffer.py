@@ -150,7 +150,7 @@ def make_recipe(
         momentum=options.mom,
         weight_decay=options.l2,
         sharpness=options.sharpness,
-        execution=Execution.on(device, compiled=plan.compiled),
+        execution=Execution.on(device, compiled=plan.compiled, cuda_graphs=options.cuda_graphs),
         dtype=compute_dtype(options.precision),
     )
 

@@ -266,7 +266,7 @@ def how_to_run(
     )
     return EvalExecution(
         at_once=plan.at_once,
-        execution=Execution.on(device, compiled=plan.compiled),
+        execution=Execution.on(device, compiled=plan.compiled, cuda_graphs=options.cuda_graphs),
         dtype=compute_dtype(options.precision),
     )
 

@@ -5,8 +5,9 @@
     python scripts/bench.py evaluation --ipc 1                  # five evaluation networks
 
 Variants take turns, so that a noisy machine is noisy for all; medians of --repeats, ratios to the
-naive twin first; warm-up and compiling are not counted but shown. Images and parameters are random:
-times do not depend on them. Writes JSON with hardware, versions and command to --out.
+first variant, the naive twin by default; warm-up and compiling are not counted but shown. Images
+and parameters are random: times do not depend on them. Writes JSON with hardware, versions and
+command to --out.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from networks import build_network
 from utils.compute.cohort import Cohort, Recipe
@@ -55,12 +57,33 @@ from utils.options import DistillOptions
 from utils.plan.choose import choose_at_once, choose_micro_batch, choose_unroll
 from utils.plan.machine import Machine
 
-TITLES = {
+# Variants by benchmark, and what they are.
+OUTER_STEPS = {
     "twin": "twin: full graph, eager",
     "short": "default of short runs: {}",
     "long": "default of long runs: compiled",
     "eager": "adjoint, eager",
     "whole": "compiled, whole batches",
+    "uncaptured": "compiled, no CUDA graphs",
+    "nchw": "compiled, channels outermost",
+    "no_combo": "compiled, kernels not combined",
+    "unpruned": "compiled, unused derivatives kept",
+    "bf16": "compiled, bf16",
+    "benchmark": "compiled, cudnn.benchmark",
+}
+TRAININGS = {
+    "twin": "twin: modules, one by one, eager",
+    "short": "one by one, uncompiled",
+    "one": "one by one, compiled",
+    "long": "default of long runs: {} at once",
+    "together": "{} at once, compiled",
+    "vmap": "{} at once, compiled, vmap",
+}
+VARIANTS = {"unroll": OUTER_STEPS, "experts": TRAININGS, "evaluation": TRAININGS}
+DEFAULT_VARIANTS = {
+    "unroll": ("twin", "short", "long", "eager"),
+    "experts": ("twin", "short", "one", "long", "together"),
+    "evaluation": ("twin", "short", "one", "long", "together"),
 }
 DSA = parse_strategy(DSA_STRATEGY)
 FIXED = Objective(DISTANCES["l2"], fixed)
@@ -70,13 +93,16 @@ FIXED = Objective(DISTANCES["l2"], fixed)
 class Variant:
     """One way of doing the same work."""
 
+    title: str
     work: Callable[[], object]
     warm_up: float = 0.0  # seconds of the first call: compiling, capturing
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int | None = None  # on a CUDA device
 
 
-def compare(variants: dict[str, Variant], repeats: int, device: torch.device) -> dict[str, Any]:
+def compare(
+    variants: dict[str, Variant], args: argparse.Namespace, device: torch.device
+) -> dict[str, Any]:
     """Run the variants in turns; print and return medians, ratios to the first, peak memory.
 
     The peak is that of the first call, which compiles and captures: what a CUDA graph uses belongs
@@ -91,20 +117,22 @@ def compare(variants: dict[str, Variant], repeats: int, device: torch.device) ->
             variant.warm_up = _time(variant.work, device)
             _time(variant.work, device)
         except torch.OutOfMemoryError:
-            print(f"{name}: out of memory")
+            print(f"{variant.title}: out of memory")
             del variants[name]
             continue
         if device.type == "cuda":
             variant.peak_bytes = torch.cuda.max_memory_allocated() - before
-    for _ in range(repeats):
+    for _ in range(args.repeats):
         for variant in variants.values():
             variant.seconds.append(_time(variant.work, device))
-    twin = next(iter(variants.values()))
+    baseline = next(iter(variants))
     print(f"{'variant':34} {'ratio':>6} {'median s':>9} {'min s':>8} {'first s':>8}  peak memory")
     results = {}
     for name, variant in variants.items():
-        pairs = zip(variant.seconds, twin.seconds, strict=True)
+        pairs = zip(variant.seconds, variants[baseline].seconds, strict=True)
         results[name] = {
+            "title": variant.title,
+            "baseline": baseline,
             "ratio": statistics.median(mine / theirs for mine, theirs in pairs),
             "median_seconds": statistics.median(variant.seconds),
             "min_seconds": min(variant.seconds),
@@ -114,10 +142,31 @@ def compare(variants: dict[str, Variant], repeats: int, device: torch.device) ->
         row = results[name]
         peak = "" if variant.peak_bytes is None else f"{variant.peak_bytes / 1e9:.3f} GB"
         print(
-            f"{name:34} {row['ratio']:6.3f} {row['median_seconds']:9.4f} "
+            f"{variant.title:34} {row['ratio']:6.3f} {row['median_seconds']:9.4f} "
             f"{row['min_seconds']:8.4f} {variant.warm_up:8.1f}  {peak}"
         )
+    if args.launches and device.type == "cuda":
+        for name, variant in variants.items():
+            results[name] |= _launches(variant.work)
+            print(f"{variant.title:34} {results[name]['launches']} launches on the GPU")
     return results
+
+
+def _launches(work: Callable[[], object], top: int = 30) -> dict[str, Any]:
+    """How many kernels and copies a call launches, their time, and the most costly of them."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        work()
+        torch.cuda.synchronize()
+    kernels = [row for row in profiler.key_averages() if row.self_device_time_total > 0]
+    kernels.sort(key=lambda row: row.self_device_time_total, reverse=True)
+    return {
+        "launches": sum(row.count for row in kernels),
+        "device_seconds": sum(row.self_device_time_total for row in kernels) / 1e6,
+        "kernels": [
+            {"name": row.key[:120], "count": row.count, "us": row.self_device_time_total}
+            for row in kernels[:top]
+        ],
+    }
 
 
 def _time(work: Callable[[], object], device: torch.device) -> float:
@@ -159,40 +208,37 @@ class OuterStep:
             share=(ranks.rank(), ranks.world()),
         )
 
-    def _loss(self, execution: Execution) -> Loss:
+    def _loss(self, execution: Execution, precision: str) -> Loss:
         network = execution.adapt(new_network(self.args)).to(self.device)
-        flat = FlatNetwork(network, dtype=compute_dtype(self.args.precision))
+        flat = FlatNetwork(network, dtype=compute_dtype(precision))
         return lambda theta, x, y: F.cross_entropy(flat(theta, x), y)
 
-    def twin(self) -> Variant:
+    def twin(self) -> Callable[[], object]:
         """As the field does it: the whole graph, uncompiled."""
-        loss = self._loss(PLAIN)
-        return Variant(
-            lambda: match_by_autograd(
-                self.problem, self.images, self.syn_lr, self.labels, loss, FIXED
-            )
+        loss = self._loss(PLAIN, self.args.precision)
+        return lambda: match_by_autograd(
+            self.problem, self.images, self.syn_lr, self.labels, loss, FIXED
         )
 
-    def adjoint(self, execution: Execution, micro_batch: int | None) -> Variant:
-        size = choose_micro_batch(micro_batch, self.work, Machine.here(self.device))
-        steps = Steps.of(self._loss(execution), execution)
-        return Variant(
-            lambda: match_by_adjoint(
-                self.problem,
-                self.images,
-                self.syn_lr,
-                self.labels,
-                steps,
-                FIXED,
-                micro_batch=size,
-                sum_over_ranks=ranks.sum_over_ranks,
-            )
+    def adjoint(
+        self, execution: Execution, *, micro_batch: int | None = None, precision: str | None = None
+    ) -> Callable[[], object]:
+        asked = micro_batch or self.args.micro_batch
+        size = choose_micro_batch(asked, self.work, Machine.here(self.device))
+        steps = Steps.of(self._loss(execution, precision or self.args.precision), execution)
+        return lambda: match_by_adjoint(
+            self.problem,
+            self.images,
+            self.syn_lr,
+            self.labels,
+            steps,
+            FIXED,
+            micro_batch=size,
+            sum_over_ranks=ranks.sum_over_ranks,
         )
 
     def variants(self, names: Sequence[str]) -> dict[str, Variant]:
-        """Those named, of "twin", "short" and "long" (what auto takes for short and for long runs),
-        "eager" (the adjoint uncompiled) and "whole" (compiled, batches in one piece).
-        """
+        """Those named, of OUTER_STEPS; "short" and "long" are what auto takes for such runs."""
         short = choose_unroll(
             "auto",
             self.work,
@@ -201,15 +247,30 @@ class OuterStep:
             divided=self.work.divides_batches,
         )
         plain, compiled = (Execution.on(self.device, compiled=on) for on in (False, True))
-        asked = self.args.micro_batch
-        make = {
+        make: dict[str, Callable[[], Callable[[], object]]] = {
             "twin": self.twin,
-            "short": lambda: self.twin() if short == "autograd" else self.adjoint(plain, asked),
-            "long": lambda: self.adjoint(compiled, asked),
-            "eager": lambda: self.adjoint(PLAIN, asked),
-            "whole": lambda: self.adjoint(compiled, self.work.whole_batch),
+            "short": lambda: self.twin() if short == "autograd" else self.adjoint(plain),
+            "long": lambda: self.adjoint(compiled),
+            "eager": lambda: self.adjoint(PLAIN),
+            "whole": lambda: self.adjoint(compiled, micro_batch=self.work.whole_batch),
+            "uncaptured": lambda: self.adjoint(replace(compiled, cuda_graphs="off")),
+            "nchw": lambda: self.adjoint(replace(compiled, channels_last=False)),
+            "no_combo": lambda: self.adjoint(replace(compiled, combined=False)),
+            "unpruned": lambda: self.adjoint(replace(compiled, pruned=False)),
+            "bf16": lambda: self.adjoint(compiled, precision="bf16"),
+            "benchmark": lambda: _with_cudnn_benchmark(self.adjoint(compiled)),
         }
-        return {TITLES[name].format(short): make[name]() for name in names}
+        return {name: Variant(OUTER_STEPS[name].format(short), make[name]()) for name in names}
+
+
+def _with_cudnn_benchmark(work: Callable[[], object]) -> Callable[[], object]:
+    def benchmarked() -> None:
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=True, allow_tf32=torch.backends.cudnn.allow_tf32
+        ):
+            work()
+
+    return benchmarked
 
 
 def bench_unroll(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -219,13 +280,11 @@ def bench_unroll(args: argparse.Namespace, device: torch.device) -> dict[str, An
         variant.work()
         variant.work()
         return {"peak_bytes": _peak_bytes(device)}
-    results = compare(step.variants(args.variants), args.repeats, device)
+    results = compare(step.variants(args.variants), args, device)
     if device.type == "cpu" and ranks.world() == 1 and not args.no_peaks:
-        titles = dict(zip(args.variants, step.variants(args.variants), strict=True))
-        for name, title in titles.items():
-            peak = _peak_apart(args, name)
-            results[title]["peak_bytes"] = peak
-            print(f"{title:34} peak memory of a process {peak / 1e9:.3f} GB")
+        for name, row in results.items():
+            row["peak_bytes"] = _peak_apart(args, name)
+            print(f"{row['title']:34} peak memory of a process {row['peak_bytes'] / 1e9:.3f} GB")
     return results
 
 
@@ -288,16 +347,22 @@ def compare_training(
 ) -> dict[str, Any]:
     """Compare the naive way with `train`, which gets an execution and how many networks at once."""
     plain, compiled = (Execution.on(device, compiled=on) for on in (False, True))
+    vmapped = replace(compiled, branched=False, vectorised=True)
     training = Training(cost_of(args), images, min(args.batch_train, images))
     default = choose_at_once(None, training, Machine.here(device), networks=args.networks)
-    variants = {
-        "twin: modules, one by one, eager": Variant(naive),
-        "one by one, uncompiled": Variant(lambda: train(plain, 1)),
-        "one by one, compiled": Variant(lambda: train(compiled, 1)),
-        f"default of long runs: {default} at once": Variant(lambda: train(compiled, default)),
-        f"{args.networks} at once, compiled": Variant(lambda: train(compiled, args.networks)),
+    make: dict[str, tuple[int, Callable[[], object]]] = {
+        "twin": (1, naive),
+        "short": (1, lambda: train(plain, 1)),
+        "one": (1, lambda: train(compiled, 1)),
+        "long": (default, lambda: train(compiled, default)),
+        "together": (args.networks, lambda: train(compiled, args.networks)),
+        "vmap": (args.networks, lambda: train(vmapped, args.networks)),
     }
-    return compare(variants, args.repeats, device)
+    variants = {
+        name: Variant(TRAININGS[name].format(make[name][0]), make[name][1])
+        for name in args.variants
+    }
+    return compare(variants, args, device)
 
 
 def bench_experts(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -397,14 +462,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--precision", choices=PRECISIONS)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="the first is the baseline")
+    parser.add_argument("--launches", action="store_true", help="count them, on a CUDA device")
     parser.add_argument("--out", type=Path, help="JSON file (default: bench/<benchmark>.json)")
     unrolled = parser.add_argument_group("unroll")
     unrolled.add_argument("--syn_steps", type=int, default=20)
     unrolled.add_argument("--batch_syn", type=int)
     unrolled.add_argument("--micro_batch", type=int)
-    unrolled.add_argument(
-        "--variants", nargs="+", choices=TITLES, default=["twin", "short", "long", "eager"]
-    )
     unrolled.add_argument("--peak_only", action="store_true", help="of one variant, no times")
     unrolled.add_argument("--no_peaks", action="store_true", help="no memory, on a CPU")
     trained = parser.add_argument_group("experts and evaluation")
@@ -414,6 +478,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     trained.add_argument("--epochs", type=int, default=30, help="of an evaluation network")
     args = parser.parse_args(argv)
     args.out = args.out or Path("bench", f"{args.benchmark}.json")
+    args.variants = args.variants or DEFAULT_VARIANTS[args.benchmark]
+    if unknown := set(args.variants) - set(VARIANTS[args.benchmark]):
+        choices = ", ".join(VARIANTS[args.benchmark])
+        parser.error(f"--variants {' '.join(sorted(unknown))}: choose from {choices}")
     return args
 
 

@@ -170,7 +170,7 @@ def test_the_same_batches_are_made_again_and_images_left_alone():
 def test_steps_per_block(monkeypatch):
     image = torch.zeros(3, 8, 8)  # 768 bytes
     for size, steps in ((1, 1), (7_679, 1), (15_359, 1), (15_360, 2), (76_800, 10)):
-        monkeypatch.setattr(batches, "BLOCK_BYTES", size)
+        monkeypatch.setitem(batches.BLOCK_BYTES, "cpu", size)
         assert steps_per_block(image, 10) == steps
     assert steps_per_block(image.double(), 10) == 5
     assert steps_per_block(image, 0) >= 1

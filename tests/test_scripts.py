@@ -44,11 +44,11 @@ def test_as_a_user_types_them(tmp_path):
     few = ["--num_eval", 1, "--epoch_eval_train", 2]
     start = [*where, *few, "--save_path", tmp_path / "r", "--run_name", "x"]
     start += ["--Iteration", 2, "--syn_steps", 2, "--expert_epochs", 1]
-    refused = run("distill_att.py", *start, "--max_start_epoch", 2)
-    assert refused.returncode == 2  # 2 + 1 epochs are beyond the two of the experts
+    refused = run("distill_att.py", *start, "--max_start_epoch", 3)
+    assert refused.returncode == 2  # from epoch 2 on one more is beyond the two of the experts
     assert re.fullmatch(r"distill_att\.py: error: [^\n]*max_start_epoch[^\n]*\n", refused.stderr)
     assert refused.stdout == ""
-    done = run("distill_att.py", *start, "--max_start_epoch", 1)
+    done = run("distill_att.py", *start, "--max_start_epoch", 2)
     assert done.returncode == 0, done.stderr
     assert "configs/digits/ipc1.yaml" in done.stdout
 

@@ -240,7 +240,7 @@ def test_how_many_batches_are_made_together_does_not_matter(monkeypatch):
     alone("ConvNetW32", 3)
     assert len(made) == 2  # one block a call
     made.clear()
-    monkeypatch.setattr(batches, "BLOCK_BYTES", 2 * 4 * 64 * 8)  # two steps of four float64 images
+    monkeypatch.setitem(batches.BLOCK_BYTES, "cpu", 2 * 4 * 64 * 8)  # two steps of four float64 images
     assert_same_networks(alone("ConvNetW32", 3)[0], expected, 0.0)
     assert len(made) == 3 + 2
 
@@ -311,11 +311,11 @@ def test_compiled_steps_train_the_same(model, vectorised):
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("replayed", [False, True])
+@pytest.mark.parametrize("cuda_graphs", ["off", "on"])
 @pytest.mark.parametrize("model", ["ConvNetW32", "ConvNetBN"])
-def test_a_cuda_device_trains_the_same(model, compiled, replayed):
+def test_a_cuda_device_trains_the_same(model, compiled, cuda_graphs):
     device = torch.device("cuda")
-    execution = Execution.on(device, compiled=compiled, replayed=replayed)
+    execution = Execution.on(device, compiled=compiled, cuda_graphs=cuda_graphs)
     cohort = make_cohort(make_recipe(model, execution), [3, 4], device)
     train(cohort, DATA.images.to(device), DATA.labels.to(device), seeds=[3, 4])
     for network, seed in zip(cohort.networks, (3, 4), strict=True):

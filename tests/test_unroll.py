@@ -426,7 +426,7 @@ def peak_saved_bytes(engine, syn_steps):
 
 
 def test_graph_memory_does_not_grow_with_syn_steps(monkeypatch):
-    monkeypatch.setattr(batches, "BLOCK_BYTES", 1)  # each step's images by themselves
+    monkeypatch.setitem(batches.BLOCK_BYTES, "cpu", 1)  # each step's images by themselves
     assert peak_saved_bytes("adjoint", 16) == peak_saved_bytes("adjoint", 4)
     assert peak_saved_bytes("autograd", 16) > 3 * peak_saved_bytes("autograd", 4)
 
@@ -467,12 +467,12 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 @needs_cuda
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("replayed", [False, True])
-def test_a_cuda_device_gives_the_same(rows, compiled, replayed):
+@pytest.mark.parametrize("cuda_graphs", ["off", "on"])
+def test_a_cuda_device_gives_the_same(rows, compiled, cuda_graphs):
     settings = {"syn_steps": 5, "batch_syn": 4, "strategy": "_".join(GROUPS), "rows": rows}
     on_cpu = make_case(**settings).autograd(fixed)
     on_gpu = make_case(**settings, device="cuda")
-    execution = Execution.on(torch.device("cuda"), compiled=compiled, replayed=replayed)
+    execution = Execution.on(torch.device("cuda"), compiled=compiled, cuda_graphs=cuda_graphs)
     for matching in (on_gpu.autograd(fixed), on_gpu.adjoint(fixed, execution=execution)):
         for name in ("loss", "distances", "grad_images", "grad_syn_lr"):
             assert relative_error(getattr(matching, name).cpu(), getattr(on_cpu, name)) < 1e-9, name

@@ -67,6 +67,13 @@ class ExecutionOptions:
         choices=("auto", "on", "off"),
         may_change=True,
     )
+    cuda_graphs: str = option(
+        "auto",
+        "replay inner and training steps as CUDA graphs; auto: and go on without where that fails",
+        group=_SPEED,
+        choices=("auto", "on", "off"),
+        may_change=True,
+    )
     precision: str | None = option(
         None,
         "of products (default: tf32 on CUDA, fp32 elsewhere)",

@@ -15,8 +15,9 @@ from torch import Tensor
 from utils.data import augment
 from utils.data.augment import Augmentation
 
-# The images of the batches that are made together take so many bytes, or are those of one step.
-BLOCK_BYTES = 4 * 2**20
+# The images of the batches that are made together take so many bytes, or are those of one step: few
+# on a CPU, which has them in its caches then, many on a GPU, where every call is a launch.
+BLOCK_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def draw_batches(
 def steps_per_block(image: Tensor, images_per_step: int) -> int:
     """How many steps' batches are made together; `image` (C, H, W) is one of them."""
     step_bytes = images_per_step * image.numel() * image.element_size()
-    return max(1, BLOCK_BYTES // max(1, step_bytes))
+    return max(1, BLOCK_BYTES[image.device.type] // max(1, step_bytes))
 
 
 class Batches:

@@ -6,8 +6,9 @@ compiling fuses kernels, a CUDA graph launches all of them at once.
 """
 
 import gc
+import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.compute.channels_last import with_channels_last
 from utils.compute.winograd import with_winograd
 from utils.core.errors import UserError
 
@@ -24,36 +26,61 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 # Compiled functions of one kind that are kept: networks times batch shapes.
 KEPT_COMPILATIONS = 64
+# Streams that rows are spread over.
+MAX_BRANCHES = 8
 
 
 @dataclass(frozen=True)
 class Execution:
-    """Whether functions are compiled, whether they are captured in CUDA graphs, whether several
-    rows are computed together (vmap) and whether convolutions run by Winograd's scheme.
+    """How functions run. None of it changes a result but by rounding.
+
+    Attributes:
+        compiled: by torch.compile.
+        cuda_graphs: "on" or "off"; "auto": on, and off where capturing fails.
+        vectorised: several rows as one call of vmap.
+        branched: several rows as parallel branches, each on a stream of its own.
+        winograd: convolutions by Winograd's scheme, for CPUs.
+        channels_last: channels innermost in convolutions and instance norms, for GPUs.
+        combined: independent small kernels are launched as one.
+        pruned: derivatives that nobody uses are left out.
     """
 
     compiled: bool = False
-    cuda_graphs: bool = False
+    cuda_graphs: str = "off"
     vectorised: bool = False
+    branched: bool = False
     winograd: bool = False
+    channels_last: bool = False
+    combined: bool = False
+    pruned: bool = False
 
     def __post_init__(self) -> None:
         if self.compiled:
             torch._dynamo.config.recompile_limit = KEPT_COMPILATIONS
 
     @classmethod
-    def on(cls, device: torch.device, *, compiled: bool, replayed: bool = True) -> "Execution":
-        """What suits `device`; `replayed` allows CUDA graphs.
+    def on(cls, device: torch.device, *, compiled: bool, cuda_graphs: str = "auto") -> "Execution":
+        """What suits `device`.
 
         A CPU computes row by row, because there a grouped convolution is slower than its parts.
         """
-        if device.type == "cuda":
-            return cls(compiled=compiled, cuda_graphs=replayed, vectorised=True)
-        return cls(compiled=compiled, winograd=compiled)
+        if device.type != "cuda":
+            return cls(compiled=compiled, winograd=compiled)
+        return cls(
+            compiled=compiled,
+            cuda_graphs=cuda_graphs,
+            vectorised=not compiled,
+            branched=compiled,
+            channels_last=compiled,
+            combined=compiled,
+            pruned=compiled,
+        )
 
     def adapt(self, network: nn.Module) -> nn.Module:
         """`network` with its convolutions as they are to run."""
-        return with_winograd(network) if self.winograd else network
+        if self.winograd:
+            return with_winograd(network)
+        return with_channels_last(network) if self.channels_last else network
 
     def is_plain(self, rows: int) -> bool:
         """Whether functions run as they stand. Then torch.autograd is the faster way to gradients;
@@ -67,10 +94,26 @@ class Execution:
         if together:
             function = torch.func.vmap(function)
         if self.compiled:
-            function = torch.compile(function, dynamic=False, fullgraph=True)
+            function = torch.compile(
+                function, dynamic=False, fullgraph=True, options=self.compiler_options() or None
+            )
         if not together:
-            function = _row_by_row(function)
-        return _Replayed(function) if self.cuda_graphs else function
+            apart = self.branched and rows > 1
+            function = _in_branches(function) if apart else _row_by_row(function)
+        if self.cuda_graphs == "off":
+            return function
+        return _Replayed(function, must=self.cuda_graphs == "on")
+
+    def compiler_options(self) -> dict[str, Any]:
+        """What torch.compile is told, `options` of it."""
+        options: dict[str, Any] = {}
+        if self.combined:
+            options["combo_kernels"] = True
+        if self.pruned:
+            from utils.compute.pruned_graph import PruneConvolutions  # imports the compiler
+
+            options["post_grad_custom_pre_pass"] = PruneConvolutions()
+        return options
 
 
 PLAIN = Execution()
@@ -99,47 +142,97 @@ def _row_by_row(function: Function) -> Function:
     return on_rows
 
 
+def _in_branches(function: Function) -> Function:
+    """Row by row, each row on a stream of its own, so that small kernels share the device."""
+
+    def on_rows(*stacks: Tensor) -> tuple[Tensor, ...]:
+        here = torch.cuda.current_stream()
+        streams = [_stream(stacks[0].device, row % MAX_BRANCHES) for row in range(len(stacks[0]))]
+        results = []
+        for stream, row in zip(streams, zip(*stacks, strict=True), strict=True):
+            stream.wait_stream(here)
+            with torch.cuda.stream(stream):
+                results.append(function(*row))
+        for stream in streams:
+            here.wait_stream(stream)
+        return tuple(torch.stack(column) for column in zip(*results, strict=True))
+
+    return on_rows
+
+
 class _Replayed:
     """A function captured as a CUDA graph at the first call for given shapes, replayed after.
 
     All graphs share one pool of memory: they are replayed one after another, and what they return
-    is copied out of it at once.
+    is copied out of it at once. Where capturing fails, calls of those shapes go on without, unless
+    it `must` succeed.
     """
 
-    def __init__(self, function: Function) -> None:
+    def __init__(self, function: Function, *, must: bool) -> None:
         self._function = function
-        self._graphs: dict[Any, tuple[torch.cuda.CUDAGraph, list[Tensor], list[Tensor]]] = {}
+        self._must = must
+        self._graphs: dict[Any, _Graph | None] = {}
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         if key not in self._graphs:
-            self._graphs[key] = self._capture(inputs)
-        graph, static_inputs, static_outputs = self._graphs[key]
-        torch._foreach_copy_(static_inputs, list(inputs))
-        graph.replay()
-        return tuple(output.clone() for output in static_outputs)  # the next replay overwrites them
+            self._graphs[key] = self._captured(inputs)
+        graph = self._graphs[key]
+        return self._function(*inputs) if graph is None else graph(inputs)
 
-    def _capture(
-        self, inputs: tuple[Tensor, ...]
-    ) -> tuple[torch.cuda.CUDAGraph, list[Tensor], list[Tensor]]:
+    def _captured(self, inputs: Sequence[Tensor]) -> "_Graph | None":
+        _warm_up(self._function, inputs)
+        try:
+            return _Graph.of(self._function, inputs)
+        except RuntimeError as error:
+            if isinstance(error.__context__, torch.OutOfMemoryError):
+                raise error.__context__ from None  # whoever calls asks for less
+            if self._must or isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            logging.getLogger(__name__).warning(
+                "cuda_graphs auto: going on without, capturing failed: %s", reason
+            )
+            return None
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A captured call, and the tensors that it reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        torch._foreach_copy_(self.inputs, list(inputs))
+        self.graph.replay()
+        return tuple(output.clone() for output in self.outputs)  # the next replay overwrites them
+
+    @classmethod
+    def of(cls, function: Function, inputs: Sequence[Tensor]) -> "_Graph":
         static_inputs = [tensor.detach().clone() for tensor in inputs]
-        stream = _warm_up_stream(inputs[0].device)
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # compile, and let the libraries choose their kernels
-            for _ in range(3):
-                self._function(*static_inputs)
-        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         pool, _ = _shared_pool(inputs[0].device)
         # Only calls of this thread are refused while capturing: another one prefetches.
         with _undisturbed(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            static_outputs = list(self._function(*static_inputs))
-        return graph, static_inputs, static_outputs
+            static_outputs = list(function(*static_inputs))
+        return cls(graph, static_inputs, static_outputs)
+
+
+def _warm_up(function: Function, inputs: Sequence[Tensor]) -> None:
+    """Compile, and let the libraries choose their kernels."""
+    stream = _stream(inputs[0].device)
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function(*inputs)
+    torch.cuda.current_stream().wait_stream(stream)
 
 
 @cache
-def _warm_up_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all: libraries keep a workspace for every stream that they have seen."""
+def _stream(device: torch.device, branch: int = -1) -> torch.cuda.Stream:
+    """Of a branch, or to warm up; few, as libraries keep a workspace for every one they see."""
     return torch.cuda.Stream(device)
 
 

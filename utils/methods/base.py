@@ -135,7 +135,9 @@ class Setting:
             experts=experts,
             train=data.train,
             dsa_groups=active_groups(dsa=augments, strategy=options.dsa_strategy),
-            execution=Execution.on(labels.device, compiled=compiled),
+            execution=Execution.on(
+                labels.device, compiled=compiled, cuda_graphs=options.cuda_graphs
+            ),
             dtype=compute_dtype(options.precision),
             unroll=unroll,
             micro_batch=micro_batch,

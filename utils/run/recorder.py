@@ -100,7 +100,9 @@ class Recorder:
             select=options.select,
             evaluation=EvalExecution(
                 at_once=how["eval_at_once"],
-                execution=Execution.on(labels.device, compiled=how["eval_compiled"]),
+                execution=Execution.on(
+                    labels.device, compiled=how["eval_compiled"], cuda_graphs=options.cuda_graphs
+                ),
                 dtype=compute_dtype(options.precision),
             ),
             protocol=Protocol(

@@ -40,14 +40,14 @@ def _check_datm(options: Any, by_hand: Callable[[str], bool]) -> None:
 
 def _check_experts(options: Any, experts: ExpertBuffer) -> None:
     """See that the experts are as long as the segments that are drawn from them."""
-    end = options.starts.end
-    last_epoch = end + options.expert_epochs
+    last_start = options.starts.end - 1
+    last_epoch = last_start + options.expert_epochs
     if last_epoch > experts.epochs:
         bound = "max_start_epoch" if options.start_epochs is None else "start_epochs to"
         raise UserError(
-            f"--{bound} {end} + --expert_epochs {options.expert_epochs} = {last_epoch} is "
-            f"beyond the {experts.epochs} epochs of the experts in {experts.folder}; lower one of "
-            "them or train longer experts"
+            f"--{bound} {last_start + 1}: start epoch {last_start} + --expert_epochs "
+            f"{options.expert_epochs} = {last_epoch} is beyond the {experts.epochs} epochs of the "
+            f"experts in {experts.folder}; lower one of them or train longer experts"
         )
 
 
