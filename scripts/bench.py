@@ -49,7 +49,12 @@ from utils.data.augment import DSA_STRATEGY, parse_strategy
 from utils.data.dataset import Split
 from utils.measure.protocol import MOMENTUM, WEIGHT_DECAY, EvalExecution, Protocol, evaluate
 from utils.methods.trajectory.lengths import DISTANCES, fixed
-from utils.methods.trajectory.matching import Objective, match_by_adjoint, match_by_autograd
+from utils.methods.trajectory.matching import (
+    Matching,
+    Objective,
+    match_by_adjoint,
+    match_by_autograd,
+)
 from utils.methods.trajectory.problems import draw_problem
 from utils.methods.trajectory.unroll import Loss, Steps
 from utils.methods.trajectory.work import count_work
@@ -67,6 +72,7 @@ OUTER_STEPS = {
     "uncaptured": "compiled, no CUDA graphs",
     "nchw": "compiled, channels outermost",
     "no_combo": "compiled, kernels not combined",
+    "unsplit": "compiled, sums in one kernel",
     "unpruned": "compiled, unused derivatives kept",
     "bf16": "compiled, bf16",
     "benchmark": "compiled, cudnn.benchmark",
@@ -98,6 +104,7 @@ class Variant:
     warm_up: float = 0.0  # seconds of the first call: compiling, capturing
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int | None = None  # on a CUDA device
+    outcome: object = None  # of the work
 
 
 def compare(
@@ -106,7 +113,8 @@ def compare(
     """Run the variants in turns; print and return medians, ratios to the first, peak memory.
 
     The peak is that of the first call, which compiles and captures: what a CUDA graph uses belongs
-    to it from then on and is not counted again. A variant that runs out of memory drops out.
+    to it from then on and is not counted again. A variant that fails, for want of memory say, drops
+    out.
     """
     for name, variant in list(variants.items()):
         if device.type == "cuda":
@@ -115,13 +123,15 @@ def compare(
             torch.cuda.reset_peak_memory_stats()
         try:
             variant.warm_up = _time(variant.work, device)
-            _time(variant.work, device)
-        except torch.OutOfMemoryError:
-            print(f"{variant.title}: out of memory")
+            variant.outcome = variant.work()
+        except RuntimeError as error:
+            print(f"{variant.title} failed: {str(error).strip().splitlines()[0]}")
             del variants[name]
             continue
         if device.type == "cuda":
             variant.peak_bytes = torch.cuda.max_memory_allocated() - before
+    if not variants:
+        raise SystemExit("no variant ran")
     for _ in range(args.repeats):
         for variant in variants.values():
             variant.seconds.append(_time(variant.work, device))
@@ -139,6 +149,7 @@ def compare(
             "first_seconds": variant.warm_up,
             "peak_bytes": variant.peak_bytes,
         }
+        results[name] |= _errors(variant.outcome, variants[baseline].outcome)
         row = results[name]
         peak = "" if variant.peak_bytes is None else f"{variant.peak_bytes / 1e9:.3f} GB"
         print(
@@ -150,6 +161,17 @@ def compare(
             results[name] |= _launches(variant.work)
             print(f"{variant.title:34} {results[name]['launches']} launches on the GPU")
     return results
+
+
+def _errors(outcome: object, baseline: object) -> dict[str, float]:
+    """How far an outer step is from that of the baseline, relatively."""
+    if not (isinstance(outcome, Matching) and isinstance(baseline, Matching)):
+        return {}
+    errors = {}
+    for name in ("loss", "grad_images", "grad_syn_lr"):
+        mine, theirs = getattr(outcome, name), getattr(baseline, name)
+        errors[f"{name}_error"] = ((mine - theirs).norm() / theirs.norm()).item()
+    return errors
 
 
 def _launches(work: Callable[[], object], top: int = 30) -> dict[str, Any]:
@@ -256,6 +278,7 @@ class OuterStep:
             "uncaptured": lambda: self.adjoint(replace(compiled, cuda_graphs="off")),
             "nchw": lambda: self.adjoint(replace(compiled, channels_last=False)),
             "no_combo": lambda: self.adjoint(replace(compiled, combined=False)),
+            "unsplit": lambda: self.adjoint(replace(compiled, unsplit=True)),
             "unpruned": lambda: self.adjoint(replace(compiled, pruned=False)),
             "bf16": lambda: self.adjoint(compiled, precision="bf16"),
             "benchmark": lambda: _with_cudnn_benchmark(self.adjoint(compiled)),
@@ -279,7 +302,7 @@ def bench_unroll(args: argparse.Namespace, device: torch.device) -> dict[str, An
         (variant,) = step.variants(args.variants).values()
         variant.work()
         variant.work()
-        return {"peak_bytes": _peak_bytes(device)}
+        return _peaks(device)
     results = compare(step.variants(args.variants), args, device)
     if device.type == "cpu" and ranks.world() == 1 and not args.no_peaks:
         for name, row in results.items():
@@ -288,10 +311,16 @@ def bench_unroll(args: argparse.Namespace, device: torch.device) -> dict[str, An
     return results
 
 
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _peaks(device: torch.device) -> dict[str, int]:
+    """Peak bytes of this process: of its tensors on a GPU, where `device_bytes` is all that is
+    taken there, with CUDA's context, code and what torch keeps; else of its memory.
+    """
+    if device.type != "cuda":
+        return {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    free, total = torch.cuda.mem_get_info()
+    peak = torch.cuda.max_memory_allocated()
+    print(f"peak of tensors {peak / 1e9:.3f} GB, taken in all {(total - free) / 1e9:.3f} GB")
+    return {"peak_bytes": peak, "device_bytes": total - free}
 
 
 def _peak_apart(args: argparse.Namespace, variant: str) -> int:

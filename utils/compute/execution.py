@@ -42,6 +42,7 @@ class Execution:
         winograd: convolutions by Winograd's scheme, for CPUs.
         channels_last: channels innermost in convolutions and instance norms, for GPUs.
         combined: independent small kernels are launched as one.
+        unsplit: sums over pixels take one kernel each, not two.
         pruned: derivatives that nobody uses are left out.
     """
 
@@ -52,6 +53,7 @@ class Execution:
     winograd: bool = False
     channels_last: bool = False
     combined: bool = False
+    unsplit: bool = False
     pruned: bool = False
 
     def __post_init__(self) -> None:
@@ -73,6 +75,7 @@ class Execution:
             branched=compiled,
             channels_last=compiled,
             combined=compiled,
+            unsplit=False,
             pruned=compiled,
         )
 
@@ -109,6 +112,8 @@ class Execution:
         options: dict[str, Any] = {}
         if self.combined:
             options["combo_kernels"] = True
+        if self.unsplit:
+            options["split_reductions"] = False
         if self.pruned:
             from utils.compute.pruned_graph import PruneConvolutions  # imports the compiler
 
