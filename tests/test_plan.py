@@ -201,7 +201,16 @@ def test_training_takes_gradients_activations_and_vectors():
 
 @pytest.mark.parametrize(
     ("batch", "limit", "size"),
-    [(10, 10, 10), (10, 99, 10), (10, 9, 5), (10, 4, 4), (9, 4, 3), (10, 1, 1), (10, 0, 1)],
+    [
+        (1000, 341, 250),
+        (10, 10, 10),
+        (10, 99, 10),
+        (10, 9, 5),
+        (10, 4, 4),
+        (9, 4, 3),
+        (10, 1, 1),
+        (10, 0, 1),
+    ],
 )
 def test_pieces_are_equal_and_within_the_limit(batch, limit, size):
     assert pieces_within(batch, limit) == size

@@ -240,7 +240,9 @@ def test_how_many_batches_are_made_together_does_not_matter(monkeypatch):
     alone("ConvNetW32", 3)
     assert len(made) == 2  # one block a call
     made.clear()
-    monkeypatch.setitem(batches.BLOCK_BYTES, "cpu", 2 * 4 * 64 * 8)  # two steps of four float64 images
+    monkeypatch.setitem(
+        batches.BLOCK_BYTES, "cpu", 2 * 4 * 64 * 8
+    )  # two steps of four float64 images
     assert_same_networks(alone("ConvNetW32", 3)[0], expected, 0.0)
     assert len(made) == 3 + 2
 

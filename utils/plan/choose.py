@@ -16,7 +16,6 @@ from utils.options import DistillOptions
 from utils.plan.machine import Kind, Machine
 from utils.plan.sizes import DataSize
 
-
 # The forward pass that occupies a GPU by itself: ConvNetD3's on 64 images of CIFAR. A guess.
 FILLING_FLOP = 64 * 10**8
 

@@ -1,0 +1,307 @@
+"""Tests, benchmarks and a row of the paper, as far as the time on a GPU goes.
+
+    python -m scripts.gpu measure OUT                # cuda tests, checks of each mode, benchmarks
+    python -m scripts.gpu row OUT --data DIR         # CIFAR-10 at one image per class
+
+`row` runs in the mode, and plans with the seconds, that `measure` has found for the same --work; a
+second call goes on with the same experts and the same run. A step that fails or is cut off stops no
+other. OUT/session.tgz holds logs and results, packed again after every step, OUT/summary.txt how
+the steps went. --tiny rehearses on a CPU.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from scripts.gpu.choice import (
+    EXPERTS_A_FILE,
+    MODES,
+    choose,
+    experts_within,
+    steps_within,
+)
+from scripts.gpu.steps import Outcome, Session, Step
+from scripts.plan.queue import run_command
+from utils.core.errors import UserError
+from utils.core.files import write_text
+from utils.core.script import Parser
+from utils.experts.files import fill_files, missing_experts
+from utils.run.directory import RunDir
+
+PYTHON = sys.executable
+SECONDS = {"measure": 300, "row": 560}
+PACKING_SECONDS = 5
+MOST_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What `measure` runs: flags of pytest, gate.py and bench.py."""
+
+    tests: str
+    seconds: int  # of the tests and warm-ups
+    modes: Sequence[str]
+    gate: str
+    warm_ups: Mapping[str, str]  # whose times do not count
+    benches: Mapping[str, tuple[int, str]]  # with the seconds that each may take
+    peaks: Mapping[str, str]
+
+
+UNROLL = "unroll --ipc 1 --syn_steps 80"
+CIFAR100 = "unroll --classes 100 --ipc 10"
+COMPILED = "long unsplit nchw no_combo bf16"
+PIECES = f"{CIFAR100} --syn_steps 20 --micro_batch 100 --variants long"
+H100 = Measurement(
+    tests="-n 8 -m cuda tests/test_unroll.py tests/test_training.py tests/test_batches.py "
+    "tests/test_normalisation.py",
+    seconds=75,
+    modes=tuple(MODES),
+    gate="",
+    warm_ups={
+        **{f"warm_{name}": f"{UNROLL} --repeats 1 --variants {name}" for name in COMPILED.split()},
+        "warm_experts": "experts --networks 1 --steps 2 --repeats 1 --variants one",
+        "warm_last_batch": "experts --networks 1 --steps 1 --batch_train 80 --repeats 1 "
+        "--variants one",
+        "warm_evaluation": "evaluation --epochs 2 --repeats 1 --variants one",
+        "warm_cifar100": f"{CIFAR100} --syn_steps 8 --repeats 1 --variants long",
+        "warm_pieces": f"{PIECES} --repeats 1",
+    },
+    benches={
+        "unroll_ipc1": (60, f"{UNROLL} --repeats 3 --launches --variants twin short long"),
+        "experts": (45, "experts --networks 2 --steps 30 --repeats 3 --launches"),
+        "evaluation": (
+            45,
+            "evaluation --ipc 1 --epochs 100 --repeats 3 --launches "
+            "--variants twin short one together vmap",
+        ),
+        "unroll_variants": (
+            75,
+            f"{UNROLL} --repeats 3 --launches --variants {COMPILED} benchmark uncaptured",
+        ),
+        "cifar100_8": (45, f"{CIFAR100} --syn_steps 8 --repeats 3 --variants twin long"),
+        "cifar100_20": (30, f"{CIFAR100} --syn_steps 20 --repeats 3 --variants long"),
+        "cifar100_20_pieces": (30, f"{PIECES} --repeats 3"),
+    },
+    peaks={f"peak_{n}": f"unroll --syn_steps {n} --variants long --peak_only" for n in (10, 200)},
+)
+SMALL = "--model ConvNetD1 --classes 2 --res 8 --repeats 1"
+TINY = Measurement(
+    tests="-n 0 -m cuda tests/test_batches.py",
+    seconds=120,
+    modes=("graphs", "plain"),
+    gate="--model ConvNetD1 --res 8 --syn_steps 2",
+    warm_ups={"warm_short": f"unroll {SMALL} --syn_steps 1 --variants short --no_peaks"},
+    benches={
+        "unroll_ipc1": (90, f"unroll {SMALL} --syn_steps 2 --variants twin short --no_peaks"),
+        "experts": (90, f"experts {SMALL} --networks 2 --steps 1 --variants twin short"),
+    },
+    peaks={"peak_2": f"unroll {SMALL} --syn_steps 2 --variants short --peak_only"},
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What `row` runs: flags of the scripts, and no more experts and outer steps than these."""
+
+    data: str
+    folder: str  # of its experts and runs, by the field's names
+    epochs: int
+    most_experts: int
+    distil: str
+    most_steps: int
+    evaluate: str
+    others: str  # networks that the set is then tried on
+
+
+CIFAR10 = Row(
+    data="--dataset CIFAR10 --zca --model ConvNetD3",
+    folder="CIFAR10/ConvNetD3",
+    epochs=5,
+    most_experts=100,
+    distil="--checkpoint_it 500 --ema_decay 0.999",
+    most_steps=6000,
+    evaluate="",
+    others="--model ResNet18 VGG11 AlexNet --num_eval 1",
+)
+DIGITS = Row(
+    data="--dataset digits --model ConvNetD2",
+    folder="digits/ConvNetD2",
+    epochs=2,
+    most_experts=2,
+    distil="--checkpoint_it 5 --syn_steps 3 --expert_epochs 1 --max_start_epoch 1",
+    most_steps=6000,
+    evaluate="--num_eval 2 --epoch_eval_train 3",
+    others="--model MLP --num_eval 1 --epoch_eval_train 3",
+)
+# Of the time of `row`: for the evaluations at its end, to end a distillation that was cut off, and
+# of the rest the experts' share.
+EVALUATION_SECONDS, CLOSING_SECONDS, EXPERTS_SHARE = 75, 15, 0.36
+
+
+def measure(session: Session, plan: Measurement, work: Path) -> None:
+    """Test, check each mode and fill the compiler's cache side by side; then time one by one."""
+
+    def bench(name: str, flags: str, seconds: float, *, folder: Path = session.results) -> Step:
+        out = folder / f"{name}.json"
+        return Step(name, [PYTHON, "scripts/bench.py", *flags.split(), "--out", out], seconds)
+
+    if shutil.which("nvidia-smi"):
+        session.run(Step("nvidia-smi", ["nvidia-smi"], 10))
+    xml = f"--junitxml={session.results / 'tests.xml'}"
+    pytest = [PYTHON, "-m", "pytest", *plan.tests.split(), "--tb=short", "-p", "no:cacheprovider"]
+    session.run(
+        *(gate(mode, plan.gate, session.results) for mode in plan.modes),
+        Step("tests", [*pytest, xml], plan.seconds),
+        *(bench(*item, plan.seconds, folder=work / "warm_ups") for item in plan.warm_ups.items()),
+        environment={"OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "4"},
+    )
+    for chosen in (work / "inductor").rglob("*.best_config"):
+        chosen.unlink()  # variants of kernels that were chosen while others used the GPU
+    for name, (seconds, flags) in plan.benches.items():
+        session.run(bench(name, flags, seconds))
+    for name, flags in plan.peaks.items():
+        session.run(bench(name, flags, 40))
+    choice = choose(session.results)
+    write_text(json.dumps(asdict(choice), indent=1) + "\n", session.results / "choice.json")
+    print(*choice.notes, sep="\n", flush=True)
+
+
+def gate(mode: str, flags: str, results: Path) -> Step:
+    out = results / f"gate_{mode}.json"
+    command = [PYTHON, "-m", "scripts.gpu.gate", mode, out, *flags.split()]
+    return Step(f"gate_{mode}", command, 110)
+
+
+def row(session: Session, plan: Row, work: Path, data: Path) -> None:
+    """Train experts, distil and evaluate: each with a share of the time that is really left. What
+    fails from the start in the chosen mode is tried again in the plain one.
+    """
+    choice = choose(work / "measure")
+    print(*choice.notes, sep="\n", flush=True)
+    modes = {"": choice.flags, "_plain": MODES["plain"].flags}
+    paths = ["--data_path", data, "--buffer_path", work / "buffers"]
+    save_path = session.results / "results"
+    run = RunDir(save_path / plan.folder / "ipc1" / "session")
+
+    def seconds_to_train() -> float:
+        return session.left() - EVALUATION_SECONDS - CLOSING_SECONDS
+
+    def train(name: str, flags: Sequence[str]) -> int:
+        """The number of experts that are complete."""
+        seconds, most = EXPERTS_SHARE * seconds_to_train(), plan.most_experts
+        count = experts_within(seconds, choice.epoch_seconds, epochs=plan.epochs, most=most)
+        print(f"experts: {count} of {plan.epochs} epochs fit into {seconds:.0f} s", flush=True)
+        command = [PYTHON, "buffer.py", *plan.data.split(), *paths, *flags]
+        command += ["--num_experts", str(count), "--train_epochs", str(plan.epochs)]
+        command += ["--experts_at_once", "1", "--save_interval", str(EXPERTS_A_FILE)]
+        session.run(Step(name, command, seconds, grace=10))
+        return fill(work / "buffers" / plan.folder, count)
+
+    def distil(name: str, flags: Sequence[str], steps: int, seconds: float) -> Outcome:
+        command = [PYTHON, "distill_att.py", *plan.data.split(), *paths, *plan.distil.split()]
+        command += ["--save_path", save_path, "--run_name", "session", "--eval_it", "0"]
+        command += ["--Iteration", str(steps), "--save_it", str(steps), *flags]
+        return session.run(Step(name, command, seconds, grace=10))[0]
+
+    def evaluate(name: str, tag: str, *flags: str) -> None:
+        command = [PYTHON, "eval.py", "--distilled", run.distilled(tag), *choice.flags]
+        session.run(Step(name, [*command, "--compile", "off", *flags], session.left()))
+
+    if not run.checkpoint.exists() and not any(
+        train(f"experts{mode}", flags) for mode, flags in modes.items()
+    ):
+        raise UserError("no expert is complete: see experts.log and experts_plain.log")
+    for mode, flags in modes.items():
+        seconds, taken = seconds_to_train(), steps_taken(run)
+        more = steps_within(seconds, choice.step_seconds, most=plan.most_steps)
+        steps = min(plan.most_steps, taken + more)
+        print(f"distillation: {steps - taken} steps fit into {seconds:.0f} s", flush=True)
+        outcome = distil(f"distil{mode}", flags, steps, seconds)
+        if outcome.status == 0 or steps_taken(run):
+            break
+    if outcome.status != 0 and (taken := steps_taken(run)):
+        distil("distil_end", modes["_plain"], taken, 40)  # only writes the sets
+    evaluate("evaluate", "last", "--random", *plan.evaluate.split())
+    evaluate("evaluate_ema", "ema_last", *plan.evaluate.split())
+    evaluate("evaluate_others", "last", *plan.others.split())
+
+
+def fill(folder: Path, count: int) -> int:
+    """Write the buffer files of the first experts of `count` that are complete; how many these
+    are.
+    """
+    missing = missing_experts(folder, range(count), experts_per_file=EXPERTS_A_FILE)
+    complete = missing[0] if missing else count
+    print(f"{complete} of {count} experts are complete", flush=True)
+    fill_files(folder, range(complete), experts_per_file=EXPERTS_A_FILE)
+    return complete
+
+
+def steps_taken(run: RunDir) -> int:
+    checkpoint = run.load_checkpoint()
+    return checkpoint["state"]["iteration"] if checkpoint else 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m scripts.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", choices=SECONDS)
+    parser.add_argument("out", type=Path, help="folder of session.tgz and summary.txt")
+    said = ", ".join(f"{name} {seconds}" for name, seconds in SECONDS.items())
+    parser.add_argument("--seconds", type=float, help=f"that the call may take (default: {said})")
+    default = Path(tempfile.gettempdir(), "gpu_session")
+    help = "folder of all else, the compiler's cache too (default: %(default)s)"
+    parser.add_argument("--work", type=Path, default=default, help=help)
+    help = "folder of cifar-10-batches-py (default: %(default)s)"
+    parser.add_argument("--data", type=Path, default=Path("data"), help=help)
+    parser.add_argument("--tiny", action="store_true", help="rehearse, in minutes on a CPU")
+    args = parser.parse_args(argv)
+    args.seconds = args.seconds or SECONDS[args.what]
+    return args
+
+
+def main(argv: Sequence[str]) -> int:
+    began = time.monotonic() - (time.time() - psutil.Process().create_time())
+    args = parse(argv)
+    out, work, data = (path.resolve() for path in (args.out, args.work, args.data))
+    if args.what == "row" and not args.tiny and not (data / "cifar-10-batches-py").is_dir():
+        raise UserError(f"--data {data} holds no folder cifar-10-batches-py")
+    if args.what == "measure":  # what an earlier call has found does not count any more
+        shutil.rmtree(work / args.what, ignore_errors=True)
+    session = Session(
+        out,
+        work / args.what,
+        end=began + args.seconds - PACKING_SECONDS,
+        environment={
+            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": str(min(os.cpu_count() or 1, MOST_THREADS)),
+            "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),
+            "TORCHINDUCTOR_FX_GRAPH_CACHE": "1",
+            "TRITON_CACHE_DIR": str(work / "triton"),
+        },
+    )
+    try:
+        if args.what == "measure":
+            measure(session, TINY if args.tiny else H100, work)
+        else:
+            row(session, DIGITS if args.tiny else CIFAR10, work, data)
+    finally:
+        session.pack()
+        print(session.table(), f"packed: {out / 'session.tgz'}", sep="\n", flush=True)
+    return 0 if all(outcome.status == 0 for outcome in session.outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, script="scripts.gpu"))
