@@ -129,8 +129,8 @@ def expert_bytes(cost: NetworkCost, *, epochs: int) -> int:
 def pieces_within(batch: int, limit: int) -> int:
     """The size of pieces of `batch`, none larger than `limit` (but at least 1).
 
-    Of one size, where half as many pieces again as needed suffice for that: what is compiled for one is
-    then compiled for all.
+    Of one size, where half as many pieces again as are needed suffice for that: what is compiled
+    for one is then compiled for all.
     """
     least = math.ceil(batch / max(1, limit))
     equal = (batch // count for count in range(least, least * 3 // 2 + 1) if batch % count == 0)
