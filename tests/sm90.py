@@ -71,7 +71,7 @@ class Unprepared(Execution):
     since rows apart run the same code.
     """
 
-    def prepare(self, function: Function, *, rows: int = 1) -> Function:
+    def in_rows(self, function: Function, rows: int) -> Function:
         return torch.func.vmap(function) if self.vectorised and rows > 1 else function
 
 

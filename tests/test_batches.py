@@ -4,10 +4,12 @@ from itertools import islice
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from utils.compute import batches
-from utils.compute.batches import Batches, Draw, draw_batches, steps_per_block
+from utils.compute.batches import Batches, Draw, alike, draw_batches, steps_per_block
 from utils.data import augment
 from utils.data.augment import DSA_STRATEGY, parse_strategy
 
@@ -174,6 +176,17 @@ def test_steps_per_block(monkeypatch):
         assert steps_per_block(image, 10) == steps
     assert steps_per_block(image.double(), 10) == 5
     assert steps_per_block(image, 0) >= 1
+
+
+@given(st.lists(st.integers(1, 3), max_size=60), st.integers(1, 20))
+def test_alike_steps_are_taken_together(sizes, most):
+    taken = list(alike(sizes, most))
+    assert [t for steps in taken for t in steps] == list(range(len(sizes)))
+    for steps in taken:
+        assert len({sizes[t] for t in steps}) == 1
+        assert len(steps) <= most and len(steps).bit_count() == 1
+    assert [len(steps) for steps in alike([10] * 80, 16)] == [16] * 5
+    assert [len(steps) for steps in alike([256] * 6 + [80], 4)] == [4, 2, 1]
 
 
 @pytest.mark.cuda

@@ -240,11 +240,28 @@ def test_how_many_batches_are_made_together_does_not_matter(monkeypatch):
     alone("ConvNetW32", 3)
     assert len(made) == 2  # one block a call
     made.clear()
-    monkeypatch.setitem(
-        batches.BLOCK_BYTES, "cpu", 2 * 4 * 64 * 8
-    )  # two steps of four float64 images
+    two_steps = 2 * 4 * 64 * 8  # of four float64 images
+    monkeypatch.setitem(batches.BLOCK_BYTES, "cpu", two_steps)
     assert_same_networks(alone("ConvNetW32", 3)[0], expected, 0.0)
     assert len(made) == 3 + 2
+
+
+def test_several_steps_may_be_taken_in_one_call(monkeypatch):
+    """As CUDA graphs capture them; the losses and answers on the way count the same."""
+    expected, progress = alone("ConvNetW32", 3)
+    taken = []  # steps in each call
+    monkeypatch.setattr(
+        Execution,
+        "capture",
+        lambda self, step: lambda *inputs: taken.append((len(inputs) - 6) // 2) or step(*inputs),
+    )
+    cohort = make_cohort(make_recipe(execution=Execution(cuda_graphs="on")), [3])
+    found = train(cohort, DATA.images, DATA.labels, seeds=[3])
+    assert max(taken) > 1
+    assert_same_networks(cohort.networks[0], expected, 0.0)
+    for mine, theirs in zip(found, progress, strict=True):
+        assert torch.equal(mine.accuracies, theirs.accuracies)
+        torch.testing.assert_close(mine.losses, theirs.losses, rtol=1e-12, atol=0)
 
 
 def test_networks_hold_the_weights_before_and_after():
@@ -292,10 +309,10 @@ def test_progress_counts_images_not_batches():
 
 
 def test_a_step_is_prepared_once_a_recipe():
-    step = training._training_step(make_recipe("ConvNetBN"), 2)
-    assert training._training_step(make_recipe("ConvNetBN"), 2) is step
-    assert training._training_step(make_recipe("ConvNetBN"), 3) is not step
-    assert training._training_step(make_recipe("ConvNetBN", momentum=0.5), 2) is not step
+    step = training._training_steps(make_recipe("ConvNetBN"), 2)
+    assert training._training_steps(make_recipe("ConvNetBN"), 2) is step
+    assert training._training_steps(make_recipe("ConvNetBN"), 3) is not step
+    assert training._training_steps(make_recipe("ConvNetBN", momentum=0.5), 2) is not step
 
 
 @pytest.mark.slow

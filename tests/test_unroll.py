@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from networks.convnet import ConvNet
-from utils.compute import batches
+from utils.compute import batches, execution
 from utils.compute.execution import PLAIN, Execution
 from utils.compute.flat import FlatNetwork, flatten
 from utils.core.errors import UserError
@@ -193,6 +193,28 @@ def test_several_students_give_the_mean(execution, lengths):
         syn_lr += matching.grad_syn_lr / 3
     assert relative_error(together.grad_images, images) < 1e-9
     assert relative_error(together.grad_syn_lr, syn_lr) < 1e-9
+
+
+@pytest.mark.parametrize("at_once", [2, 4, 16])
+@pytest.mark.parametrize("lengths", [(11, 11), (3, 8), (1, 2)])
+@pytest.mark.parametrize("batch_syn", [None, 4])
+def test_several_steps_may_be_taken_in_one_call(monkeypatch, at_once, lengths, batch_syn):
+    """As CUDA graphs capture them; the last call of the sweep back may begin before n and end
+    behind it.
+    """
+    case = make_case(syn_steps=11, batch_syn=batch_syn, strategy="_".join(GROUPS), rows=2)
+    case = replace(case, problem=replace(case.problem, steps_per_block=8))
+    remaining = itertools.cycle(lengths)
+    calls = []
+    monkeypatch.setattr(execution, "CAPTURED_CALLS", at_once)
+    monkeypatch.setattr(
+        Execution, "capture", lambda self, step: lambda *inputs: calls.append(1) or step(*inputs)
+    )
+    assert_equal(case, lambda _: next(remaining), execution=Execution(cuda_graphs="on"))
+    by_size = {2: [4, 1, 1], 4: [2, 1, 1], 16: [1, 1, 1]}[at_once]  # 8 of a block, then 2 and 1
+    if batch_syn is None:
+        walked_back = sum(by_size) if max(lengths) > 8 else -(-max(lengths) // min(at_once, 8))
+        assert len(calls) == sum(by_size) + walked_back
 
 
 @pytest.mark.parametrize("vectorised", [False, True])

@@ -6,7 +6,8 @@ one gather and one call per DSA group, where one after another would launch a do
 each.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -63,6 +64,19 @@ def steps_per_block(image: Tensor, images_per_step: int) -> int:
     """How many steps' batches are made together; `image` (C, H, W) is one of them."""
     step_bytes = images_per_step * image.numel() * image.element_size()
     return max(1, BLOCK_BYTES[image.device.type] // max(1, step_bytes))
+
+
+def alike(sizes: Sequence[Hashable], most: int) -> Iterator[range]:
+    """Ranges that cover `sizes` in order, each of equal ones: a power of two of them, at most
+    `most`, so that calls which take a range together have few shapes.
+    """
+    first = 0
+    for _, equal in itertools.groupby(sizes):
+        left = len(list(equal))
+        while left:
+            count = 1 << (min(left, most).bit_length() - 1)
+            yield range(first, first + count)
+            first, left = first + count, left - count
 
 
 class Batches:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from networks import build_network
-from utils.compute.batches import Batches, draw_batches, steps_per_block
+from utils.compute.batches import Batches, alike, draw_batches, steps_per_block
 from utils.compute.execution import PLAIN, Execution, Function
 from utils.compute.flat import TrainingNetwork, flatten, unflatten, without_batch_counts
 from utils.compute.sharpness import Sharpness
@@ -77,7 +77,8 @@ class Cohort:
         self._statistics = torch.stack(
             [flatten([self._theta.new_empty(0), *net.buffers()]) for net in self.networks]
         )
-        self._step = _training_step(recipe, len(seeds))
+        self._steps = _training_steps(recipe, len(seeds))
+        self._at_once = recipe.execution.calls_at_once
 
     def state_dicts(self) -> list[dict[str, Tensor]]:
         """What each network's training goes on from: copies, on the CPU."""
@@ -128,12 +129,19 @@ class Cohort:
             block = min(left, steps_per_block(images[0], k * min(batch_size, count)))
             left -= block
             batches = Batches(list(itertools.islice(plan, block)), images.device)
-            for x, y in zip(batches.images(images), batches.labels(labels), strict=True):
-                self._theta, self._velocity, self._statistics, loss, hits = self._step(
-                    self._theta, self._velocity, self._statistics, x, y, rates
+            xs, ys = batches.images(images), batches.labels(labels)
+            for chosen in alike([y.shape for y in ys], self._at_once):
+                here = slice(chosen.start, chosen.stop)
+                self._theta, self._velocity, self._statistics, losses, correct = self._steps(
+                    self._theta,
+                    self._velocity,
+                    self._statistics,
+                    losses,
+                    correct,
+                    rates,
+                    *xs[here],
+                    *ys[here],
                 )
-                losses += loss * y.shape[1]
-                correct += hits
         self._return_weights()
         return Progress(losses / (epochs * count), correct / (epochs * count))
 
@@ -154,15 +162,39 @@ class Cohort:
 
 
 @cache
+def _training_steps(recipe: Recipe, rows: int) -> Function:
+    """(theta, velocity, statistics, losses, right answers, lr, T batches, their labels) -> the
+    first five after T steps of SGD, the losses and answers of each image added up; stacks with
+    `rows` rows. Cached: compiled once a process.
+    """
+    step = _training_step(recipe, rows)
+
+    def steps(
+        theta: Tensor,
+        velocity: Tensor,
+        statistics: Tensor,
+        losses: Tensor,
+        correct: Tensor,
+        lr: Tensor,
+        *batches: Tensor,
+    ) -> tuple[Tensor, ...]:
+        count = len(batches) // 2
+        for x, y in zip(batches[:count], batches[count:], strict=True):
+            theta, velocity, statistics, loss, hits = step(theta, velocity, statistics, x, y, lr)
+            losses, correct = losses + loss * y.shape[1], correct + hits
+        return theta, velocity, statistics, losses, correct
+
+    return recipe.execution.capture(steps)
+
+
 def _training_step(recipe: Recipe, rows: int) -> Function:
     """(theta, velocity, statistics, x, y, lr) -> the three of them after one step of SGD, the mean
-    loss and the number of right answers before it; stacks with `rows` rows. Cached: compiled once a
-    process.
+    loss and the number of right answers before it; stacks with `rows` rows.
     """
     gradient_and_value = _gradient_and_value(recipe, rows)
 
     def prepare(function: Function) -> Function:
-        return recipe.execution.prepare(torch.no_grad()(function), rows=rows)
+        return recipe.execution.in_rows(torch.no_grad()(function), rows)
 
     def update(
         theta: Tensor, velocity: Tensor, direction: Tensor, lr: Tensor

@@ -26,6 +26,8 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 # Compiled functions of one kind that are kept: networks times batch shapes.
 KEPT_COMPILATIONS = 64
+# Calls that follow one another and are captured in one CUDA graph.
+CAPTURED_CALLS = 16
 # Streams that rows are spread over.
 MAX_BRANCHES = 8
 
@@ -93,6 +95,10 @@ class Execution:
 
     def prepare(self, function: Function, *, rows: int = 1) -> Function:
         """`function`, to be called on stacks of its arguments with `rows` rows each."""
+        return self.capture(self.in_rows(function, rows))
+
+    def in_rows(self, function: Function, rows: int) -> Function:
+        """The same, not captured by itself: as a part of what is captured."""
         together = self.vectorised and rows > 1
         if together:
             function = torch.func.vmap(function)
@@ -100,12 +106,22 @@ class Execution:
             function = torch.compile(
                 function, dynamic=False, fullgraph=True, options=self.compiler_options() or None
             )
-        if not together:
-            apart = self.branched and rows > 1
-            function = _in_branches(function) if apart else _row_by_row(function)
+        if together:
+            return function
+        return _in_branches(function) if self.branched and rows > 1 else _row_by_row(function)
+
+    def capture(self, function: Function) -> Function:
+        """`function`, replayed as a CUDA graph."""
         if self.cuda_graphs == "off":
             return function
         return _Replayed(function, must=self.cuda_graphs == "on")
+
+    @property
+    def calls_at_once(self) -> int:
+        """How many calls that follow one another are best captured together: launching what lies
+        between them costs more than the kernels themselves. One without CUDA graphs.
+        """
+        return 1 if self.cuda_graphs == "off" else CAPTURED_CALLS
 
     def compiler_options(self) -> dict[str, Any]:
         """What torch.compile is told, `options` of it."""
@@ -212,7 +228,9 @@ class _Graph:
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         torch._foreach_copy_(self.inputs, list(inputs))
         self.graph.replay()
-        return tuple(output.clone() for output in self.outputs)  # the next replay overwrites them
+        outputs = [torch.empty_like(output) for output in self.outputs]
+        torch._foreach_copy_(outputs, self.outputs)  # the next replay overwrites them
+        return tuple(outputs)
 
     @classmethod
     def of(cls, function: Function, inputs: Sequence[Tensor]) -> "_Graph":

@@ -231,7 +231,12 @@ class TrajectoryMatching:
         )
 
     def _prepare_steps(self) -> Steps:
-        return Steps.of(self._loss, self._execution, rows=len(self._own_trajectories()))
+        return Steps.of(
+            self._loss,
+            self._execution,
+            rows=len(self._own_trajectories()),
+            one_by_one=self._shares_batches,
+        )
 
     def _own_trajectories(self) -> range:
         """Those that this process works on."""

@@ -18,12 +18,14 @@ Everything is a pure function of its arguments: no randomness, no state, no logg
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import grad
 
+from utils.compute.batches import alike
 from utils.compute.execution import Execution, Function
 from utils.methods.trajectory.lengths import DISTANCES, Distance, LengthPolicy, fixed
 
@@ -77,6 +79,13 @@ class Stop:
             return thetas.new_zeros(1 + len(self.watched), len(thetas))
         return torch.stack([by(thetas, target) for by in (self.distance, *self.watched.values())])
 
+    def measure_all(self, thetas: Sequence[Tensor], target: Tensor | None) -> Tensor:
+        """Those of T stacks of K parameters: (1 + watched, K, T)."""
+        count = len(thetas)
+        if target is not None:
+            target = target.expand(count, *target.shape).flatten(0, 1)
+        return self.measure(torch.cat(list(thetas)), target).unflatten(1, (count, -1)).mT
+
     def length(self, distances: Tensor, target: Tensor | None) -> int:
         """n from the distances (N_S,)."""
         return len(distances) if target is None else self.policy(distances)
@@ -97,25 +106,158 @@ class Unrolled:
     pull_back: Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """How a step works through its share of a batch of `whole` images, `size` at a time."""
+
+    whole: int
+    size: int | None
+    sum_over_ranks: Sum
+
+    def __call__(self, x: Tensor, y: Tensor) -> Iterator[tuple[float, Tensor, Tensor]]:
+        """Pieces of x (K, B, C, H, W) and y (K, B, ...) with their weights, so that the weighted
+        sum of the pieces' mean losses over all processes is the mean loss of the whole batch.
+        """
+        size = self.size or max(1, x.shape[1])
+        for x_part, y_part in zip(x.split(size, 1), y.split(size, 1), strict=True):
+            if x_part.shape[1] > 0:
+                yield x_part.shape[1] / self.whole, x_part, y_part
+
+
 @dataclass(frozen=True)
 class Steps:
     """The inner step and its adjoint, as functions of stacks with K rows.
 
     gradient: (theta, x, y) -> (g,)
     adjoint:  (theta, x, y, lam) -> (<g, lam>, H lam, d<g, lam>/dx)
+
+    `at_once` steps are at most taken in one call, which `capture` prepares.
     """
 
     gradient: Function
     adjoint: Function
+    at_once: int = 1
+    capture: Callable[[Function], Function] = lambda function: function
+    _prepared: dict[Any, Function] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, loss: Loss, execution: Execution, *, rows: int = 1) -> "Steps":
+    def of(
+        cls, loss: Loss, execution: Execution, *, rows: int = 1, one_by_one: bool = False
+    ) -> "Steps":
         """Build both from `loss`. Compiled: forward over reverse, whose unused outputs the compiler
         removes. Not compiled: reverse over reverse, which is faster there.
+
+        CUDA graphs capture several steps with all that is between them; `one_by_one` where
+        processes talk to each other within a step.
         """
         of_loss = _double_reverse if execution.is_plain(rows) else _forward_over_reverse
         gradient, adjoint = of_loss(loss)
-        return cls(execution.prepare(gradient, rows=rows), execution.prepare(adjoint, rows=rows))
+        if one_by_one:
+            return cls(
+                execution.prepare(gradient, rows=rows), execution.prepare(adjoint, rows=rows)
+            )
+        return cls(
+            execution.in_rows(gradient, rows),
+            execution.in_rows(adjoint, rows),
+            execution.calls_at_once,
+            execution.capture,
+        )
+
+    def forward(self, pieces: Pieces) -> Function:
+        """(theta, rates (T,), T batches, their labels) -> theta after each of the T steps."""
+        return self._once(_forward, pieces)
+
+    def back(self, pieces: Pieces, *, exact: bool) -> Function:
+        """(lam, lam_n, n (K,) counted from the first of the T steps, rates (T,), T thetas, T
+        batches, their labels) -> (lam before the steps, dJ/drates (T,), T times dJ/dx).
+        """
+        return self._once(_back, pieces, exact)
+
+    def _once(self, function: Callable[..., tuple[Tensor, ...]], *settings: Any) -> Function:
+        key = (function, *settings)
+        if key not in self._prepared:
+            self._prepared[key] = self.capture(partial(function, self, *settings))
+        return self._prepared[key]
+
+
+def _forward(
+    steps: Steps, pieces: Pieces, theta: Tensor, rates: Tensor, *batches: Tensor
+) -> tuple[Tensor, ...]:
+    thetas = []
+    for rate, x, y in zip(rates.unbind(), *_split(batches, 2), strict=True):
+        parts = [
+            (weight, steps.gradient(theta, x_part, y_part)[0])
+            for weight, x_part, y_part in pieces(x, y)
+        ]
+        theta = theta - rate * pieces.sum_over_ranks(_weighted_sum(parts, like=theta))
+        thetas.append(theta)
+    return tuple(thetas)
+
+
+def _back(
+    steps: Steps,
+    pieces: Pieces,
+    exact: bool,
+    lam: Tensor,
+    lam_n: Tensor,
+    ends: Tensor,
+    rates: Tensor,
+    *states: Tensor,
+) -> tuple[Tensor, ...]:
+    """Invariant: lam = dJ/dtheta_t, K rows; it is zero for students whose n is below t. Each pass
+    turns it into dJ/dtheta_{t-1}, using
+
+        dJ/deta_t += -<g_t, lam>
+        dJ/dx_t    = -eta_t d<g_t, lam>/dx_t      (then through augmentation to the images)
+        lam       += -eta_t H_t lam,              H_t lam = d<g_t, lam>/dtheta_t
+
+    The approximate gradient leaves lam as it is from n on.
+    """
+    grad_rates, grad_xs = [], []
+    for t, (rate, theta, x, y) in reversed(
+        [*enumerate(zip(rates.unbind(), *_split(states, 3), strict=True))]
+    ):
+        lam = torch.where(_beside(ends == t + 1, lam), lam_n, lam)
+        products = _adjoint_step(steps, pieces, theta, x, y, lam)
+        # Behind its n a student may have diverged: its numbers are dropped, not multiplied.
+        g_lam, hessian_lam, grad_x = (
+            each.masked_fill(_beside(ends <= t, each), 0) for each in products
+        )
+        grad_rates.append(-g_lam.sum())
+        grad_xs.append(-rate * grad_x)
+        if exact:
+            lam = lam - rate * pieces.sum_over_ranks(hessian_lam)
+    return lam, torch.stack(grad_rates[::-1]), *grad_xs[::-1]
+
+
+def _adjoint_step(
+    steps: Steps, pieces: Pieces, theta: Tensor, x: Tensor, y: Tensor, lam: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """<g, lam> (K,), H lam (K, P) and d<g, lam>/dx, added up over the pieces of x."""
+    parts = [
+        (weight, steps.adjoint(theta, x_part, y_part, lam))
+        for weight, x_part, y_part in pieces(x, y)
+    ]
+    g_lam = _weighted_sum([(weight, each[0]) for weight, each in parts], like=lam[:, 0])
+    hessian_lam = _weighted_sum([(weight, each[1]) for weight, each in parts], like=lam)
+    by_part = [each[2] if weight == 1 else weight * each[2] for weight, each in parts]
+    grad_x = by_part[0] if len(by_part) == 1 else torch.cat([x[:, :0], *by_part], 1)
+    return g_lam, hessian_lam, grad_x
+
+
+def _split(tensors: Sequence[Tensor], kinds: int) -> list[Sequence[Tensor]]:
+    """Tensors that follow each other kind by kind, by kind."""
+    count = len(tensors) // kinds
+    return [tensors[kind * count : (kind + 1) * count] for kind in range(kinds)]
+
+
+def _beside(row: Tensor, tensor: Tensor) -> Tensor:
+    """`row` (K,), to stand beside a tensor (K, ...)."""
+    return row.view(-1, *[1] * (tensor.dim() - 1))
 
 
 def _forward_over_reverse(loss: Loss) -> tuple[Function, Function]:
@@ -160,7 +302,7 @@ def unroll(
     stop: Stop = Stop(),
     exact: bool = True,
     micro_batch: int | None = None,
-    sum_over_ranks: Sum = lambda tensor: tensor,
+    sum_over_ranks: Sum = _itself,
 ) -> Unrolled:
     """Train K students on the images and return theta_n, differentiable in images and rates.
 
@@ -215,15 +357,15 @@ class _Sweep:
 
     def forward(self, stop: Stop) -> Tensor:
         """Take all steps; the distances on the way, (1 + watched, K, N_S)."""
-        p, per_step = self._problem, []
-        for chosen in blocks(p.syn_steps, self._block):
-            xs = p.batches(self._images, chosen)
-            thetas = self._walk(self._kept[chosen.start], chosen, xs)
-            for t, theta in zip(chosen, thetas, strict=True):
-                per_step.append(stop.measure(theta, p.theta_star))
-                if (t + 1) % self._stride == 0:
-                    self._kept[t + 1] = theta
-        return torch.stack(per_step, -1)
+        p, measured = self._problem, []
+        for block in blocks(p.syn_steps, self._block):
+            xs = p.batches(self._images, block)
+            for chosen, thetas in self._walk(self._kept[block.start], block, xs):
+                measured.append(stop.measure_all(thetas, p.theta_star))
+                for t, theta in zip(chosen, thetas, strict=True):
+                    if (t + 1) % self._stride == 0:
+                        self._kept[t + 1] = theta
+        return torch.cat(measured, -1)
 
     def theta(self, n: int) -> Tensor:
         """theta_n (K, P), kept or computed again."""
@@ -231,89 +373,79 @@ class _Sweep:
             return self._kept[n]
         since = range(n - n % self._stride, n)
         xs = self._problem.batches(self._images, since)
-        *_, theta = self._walk(self._kept[since.start], since, xs)
-        return theta
+        *_, (_, thetas) = self._walk(self._kept[since.start], since, xs)
+        return thetas[-1]
 
     def back(self, lam_n: Tensor, lengths: Sequence[int], *, exact: bool) -> tuple[Tensor, Tensor]:
-        """dJ/dimages and dJ/drates from lam_n (K, P) = dJ/dtheta_n.
-
-        Invariant: lam = dJ/dtheta_t, K rows; it is zero for students whose n is below t. Each pass
-        turns it into dJ/dtheta_{t-1}, using
-
-            dJ/deta_t += -<g_t, lam>
-            dJ/dx_t    = -eta_t d<g_t, lam>/dx_t      (then through augmentation to the images)
-            lam       += -eta_t H_t lam,              H_t lam = d<g_t, lam>/dtheta_t
-
-        The approximate gradient leaves lam as it is from n on.
-        """
+        """dJ/dimages and dJ/drates from lam_n (K, P) = dJ/dtheta_n."""
         p, lam = self._problem, torch.zeros_like(self._problem.theta_0)
-        ends_at = torch.tensor(lengths, device=lam.device)
+        ends = torch.tensor(lengths, device=lam.device)
         grad_images, grad_rates = torch.zeros_like(self._images), torch.zeros_like(self._rates)
-        for chosen in reversed(list(blocks(max(lengths), self._block))):
+        for block in reversed(list(blocks(p.syn_steps, self._block))):
+            calls = [call for call in self._calls(block) if call.start < max(lengths)]
+            if not calls:
+                continue
+            seen = range(block.start, calls[-1].stop)
             with torch.enable_grad():
                 leaf = self._images.detach().requires_grad_()
-                xs = p.batches(leaf, chosen)
-            seen = [x.detach() for x in xs]
-            grad_xs = []
-            for t, theta, x in reversed(
-                [*zip(chosen, self._thetas(chosen, seen), seen, strict=True)]
-            ):
-                if rows := [k for k, n in enumerate(lengths) if n == t + 1]:
-                    lam[rows] = lam_n[rows]
-                g_lam, hessian_lam, grad_x = self._adjoint_step(t, theta, lam, x)
-                if min(lengths) <= t:
-                    # Behind its n a student may have diverged: its numbers are dropped, not
-                    # multiplied.
-                    for product in (g_lam, hessian_lam, grad_x):
-                        product[ends_at <= t] = 0
-                eta = _rate(self._rates, t)
-                _rate(grad_rates, t).sub_(g_lam.sum())
-                grad_xs.append(-eta * grad_x)
-                if exact:
-                    lam = lam - eta * self._sum_over_ranks(hessian_lam)
-            grad_images += grad(xs, leaf, grad_xs[::-1])[0]
+                xs = p.batches(leaf, seen)
+            thetas = self._thetas(seen, [x.detach() for x in xs])
+            grad_xs: list[Tensor] = []
+            for chosen in reversed(calls):
+                here = slice(chosen.start - block.start, chosen.stop - block.start)
+                there = slice(chosen.start, chosen.stop)
+                back = self._steps.back(self._pieces(chosen), exact=exact)
+                lam, of_rates, *of_xs = back(
+                    lam,
+                    lam_n,
+                    ends - chosen.start,
+                    self._rates_of(chosen),
+                    *thetas[here],
+                    *[x.detach() for x in xs[here]],
+                    *self._ys[there],
+                )
+                grad_xs = of_xs + grad_xs
+                if grad_rates.dim() == 0:
+                    grad_rates += of_rates.sum()
+                else:
+                    grad_rates[there] = of_rates
+            grad_images += grad(xs, leaf, grad_xs)[0]
         return grad_images, grad_rates
 
-    def _walk(self, theta: Tensor, chosen: range, xs: Sequence[Tensor]) -> Iterator[Tensor]:
-        """theta_{t+1} for each t of `chosen`, which begins at theta."""
-        for t, x in zip(chosen, xs, strict=True):
-            parts = [
-                (weight, self._steps.gradient(theta, x_part, y_part)[0])
-                for x_part, y_part, weight in self._pieces(t, x)
-            ]
-            g = self._sum_over_ranks(_weighted_sum(parts, like=theta))
-            theta = theta - _rate(self._rates, t) * g
-            yield theta
+    def _walk(
+        self, theta: Tensor, steps: range, xs: Sequence[Tensor]
+    ) -> Iterator[tuple[range, Sequence[Tensor]]]:
+        """Call by call of `steps`, which begin at theta: theta_{t+1} for each t of the call."""
+        for chosen in self._calls(steps):
+            there = slice(chosen.start, chosen.stop)
+            here = slice(chosen.start - steps.start, chosen.stop - steps.start)
+            forward = self._steps.forward(self._pieces(chosen))
+            thetas = forward(theta, self._rates_of(chosen), *xs[here], *self._ys[there])
+            yield chosen, thetas
+            theta = thetas[-1]
 
-    def _thetas(self, chosen: range, xs: Sequence[Tensor]) -> list[Tensor]:
+    def _thetas(self, steps: range, xs: Sequence[Tensor]) -> list[Tensor]:
         """theta_t for each t of a block, computed again where it is not kept."""
         if self._stride == 1:
-            return [self._kept[t] for t in chosen]
-        first = self._kept[chosen.start]
-        return [first, *self._walk(first, chosen[:-1], xs[:-1])]
+            return [self._kept[t] for t in steps]
+        first = self._kept[steps.start]
+        later = self._walk(first, steps[:-1], xs[:-1])
+        return [first, *(theta for _, thetas in later for theta in thetas)]
 
-    def _adjoint_step(
-        self, t: int, theta: Tensor, lam: Tensor, x: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """<g_t, lam> (K,), H_t lam (K, P) and d<g_t, lam>/dx_t, added up over the pieces of x."""
-        parts = [
-            (weight, self._steps.adjoint(theta, x_part, y_part, lam))
-            for x_part, y_part, weight in self._pieces(t, x)
-        ]
-        g_lam = _weighted_sum([(weight, each[0]) for weight, each in parts], like=lam[:, 0])
-        hessian_lam = _weighted_sum([(weight, each[1]) for weight, each in parts], like=lam)
-        by_part = [each[2] if weight == 1 else weight * each[2] for weight, each in parts]
-        grad_x = by_part[0] if len(by_part) == 1 else torch.cat([x[:, :0], *by_part], 1)
-        return g_lam, hessian_lam, grad_x
+    def _calls(self, steps: range) -> Iterator[range]:
+        """Those of `steps` that are taken in one call."""
+        sizes = [(self._problem.batch_sizes[t], self._ys[t].shape) for t in steps]
+        for part in alike(sizes, self._steps.at_once):
+            yield steps[part.start : part.stop]
 
-    def _pieces(self, t: int, x: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """The batch x (K, B, C, H, W) of step t in pieces with labels and weights, so that the
-        weighted sum of the pieces' mean losses is the mean loss of the whole batch.
-        """
-        size = self._micro_batch or max(1, x.shape[1])
-        for x_part, y_part in zip(x.split(size, 1), self._ys[t].split(size, 1), strict=True):
-            if x_part.shape[1] > 0:
-                yield x_part, y_part, x_part.shape[1] / self._problem.batch_sizes[t]
+    def _rates_of(self, steps: range) -> Tensor:
+        if self._rates.dim() == 0:
+            return self._rates.expand(len(steps))
+        return self._rates[steps.start : steps.stop]
+
+    def _pieces(self, steps: range) -> Pieces:
+        whole = self._problem.batch_sizes[steps.start]
+        return Pieces(whole, self._micro_batch, self._sum_over_ranks)
 
 
 class _End(torch.autograd.Function):
