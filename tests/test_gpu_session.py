@@ -312,7 +312,7 @@ def test_the_benchmarks_of_a_measurement_are_known(tmp_path, plan):
     session = rehearse(tmp_path, "measure", 300)
     gpu.measure(session, plan, tmp_path / "work")
     calls = session.arguments("scripts/bench.py")
-    assert len(calls) == len(plan.warm_ups) + len(plan.benches) + len(plan.peaks)
+    assert len(calls) == len(plan.warm_ups) + len(plan.benches)
     outs = {bench.parse(call).out for call in calls.values()}
     assert len(outs) == len(calls)
     assert session.results / "unroll_ipc1.json" in outs

@@ -38,7 +38,7 @@ from utils.experts.files import fill_files, missing_experts
 from utils.run.directory import RunDir
 
 PYTHON = sys.executable
-SECONDS = {"measure": 300, "row": 560}
+SECONDS = {"measure": 420, "row": 560}
 PACKING_SECONDS = 5
 MOST_THREADS = 16
 
@@ -53,45 +53,42 @@ class Measurement:
     gate: str
     warm_ups: Mapping[str, str]  # whose times do not count
     benches: Mapping[str, tuple[int, str]]  # with the seconds that each may take
-    peaks: Mapping[str, str]
 
 
 UNROLL = "unroll --ipc 1 --syn_steps 80"
 CIFAR100 = "unroll --classes 100 --ipc 10"
-COMPILED = "long unsplit nchw no_combo bf16"
 PIECES = f"{CIFAR100} --syn_steps 20 --micro_batch 100 --variants long"
 H100 = Measurement(
-    tests="-n 8 -m cuda tests/test_unroll.py tests/test_training.py tests/test_batches.py "
+    tests="-v -n 4 -m cuda tests/test_unroll.py tests/test_training.py tests/test_batches.py "
     "tests/test_normalisation.py",
     seconds=75,
     modes=tuple(MODES),
     gate="",
     warm_ups={
-        **{f"warm_{name}": f"{UNROLL} --repeats 1 --variants {name}" for name in COMPILED.split()},
+        "warm_long": f"{UNROLL} --repeats 1 --variants long",
         "warm_experts": "experts --networks 1 --steps 2 --repeats 1 --variants one",
         "warm_last_batch": "experts --networks 1 --steps 1 --batch_train 80 --repeats 1 "
         "--variants one",
         "warm_evaluation": "evaluation --epochs 2 --repeats 1 --variants one",
-        "warm_cifar100": f"{CIFAR100} --syn_steps 8 --repeats 1 --variants long",
-        "warm_pieces": f"{PIECES} --repeats 1",
     },
     benches={
-        "unroll_ipc1": (60, f"{UNROLL} --repeats 3 --launches --variants twin short long"),
-        "experts": (45, "experts --networks 2 --steps 30 --repeats 3 --launches"),
+        "unroll_ipc1": (90, f"{UNROLL} --repeats 3 --launches --variants twin short long"),
+        "experts": (60, "experts --networks 2 --steps 30 --repeats 3 --launches"),
         "evaluation": (
-            45,
-            "evaluation --ipc 1 --epochs 100 --repeats 3 --launches "
-            "--variants twin short one together vmap",
+            90,
+            "evaluation --ipc 1 --epochs 100 --repeats 3 --variants twin short one together vmap",
         ),
-        "unroll_variants": (
-            75,
-            f"{UNROLL} --repeats 3 --launches --variants {COMPILED} benchmark uncaptured",
-        ),
+        "cifar100_20": (75, f"{CIFAR100} --syn_steps 20 --repeats 3 --variants long"),
+        "cifar100_20_pieces": (60, f"{PIECES} --repeats 3"),
         "cifar100_8": (45, f"{CIFAR100} --syn_steps 8 --repeats 3 --variants twin long"),
-        "cifar100_20": (30, f"{CIFAR100} --syn_steps 20 --repeats 3 --variants long"),
-        "cifar100_20_pieces": (30, f"{PIECES} --repeats 3"),
+        "peak_10": (40, "unroll --syn_steps 10 --variants long --peak_only"),
+        "peak_200": (40, "unroll --syn_steps 200 --variants long --peak_only"),
+        "unroll_variants": (
+            240,
+            f"{UNROLL} --repeats 3 --launches --variants long unsplit nchw no_combo bf16 "
+            "benchmark uncaptured",
+        ),
     },
-    peaks={f"peak_{n}": f"unroll --syn_steps {n} --variants long --peak_only" for n in (10, 200)},
 )
 SMALL = "--model ConvNetD1 --classes 2 --res 8 --repeats 1"
 TINY = Measurement(
@@ -103,8 +100,8 @@ TINY = Measurement(
     benches={
         "unroll_ipc1": (90, f"unroll {SMALL} --syn_steps 2 --variants twin short --no_peaks"),
         "experts": (90, f"experts {SMALL} --networks 2 --steps 1 --variants twin short"),
+        "peak_2": (60, f"unroll {SMALL} --syn_steps 2 --variants short --peak_only"),
     },
-    peaks={"peak_2": f"unroll {SMALL} --syn_steps 2 --variants short --peak_only"},
 )
 
 
@@ -168,8 +165,6 @@ def measure(session: Session, plan: Measurement, work: Path) -> None:
         chosen.unlink()  # variants of kernels that were chosen while others used the GPU
     for name, (seconds, flags) in plan.benches.items():
         session.run(bench(name, flags, seconds))
-    for name, flags in plan.peaks.items():
-        session.run(bench(name, flags, 40))
     choice = choose(session.results)
     write_text(json.dumps(asdict(choice), indent=1) + "\n", session.results / "choice.json")
     print(*choice.notes, sep="\n", flush=True)

@@ -5,6 +5,8 @@ input and by weight of every convolution, of which some have no user, and convol
 are zero, because the images have none.
 """
 
+from typing import Any
+
 import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
@@ -19,8 +21,8 @@ class PruneConvolutions(CustomGraphPass):
     def __call__(self, graph: fx.Graph) -> None:
         for node in list(graph.nodes):
             if node.target is aten.convolution.default:
-                _, _, bias, *_ = node.args
-                if bias is None and _has_zero_factor(*node.args[:2]):
+                images, weight, bias, *_ = _arguments(node)
+                if bias is None and _has_zero_factor(images, weight):
                     _replace_by_zeros(node)
             elif node.target is aten.convolution_backward.default:
                 _narrow(node)
@@ -33,11 +35,11 @@ class PruneConvolutions(CustomGraphPass):
 
 def _narrow(node: fx.Node) -> None:
     """Ask for the outputs of a convolution's derivative that are used and not zero."""
-    slope, images, weight, *rest, mask = node.args
+    slope, images, weight, *rest, mask = _arguments(node)
     factors = ((slope, weight), (slope, images), (slope,))  # of the three gradients
     left = [False] * 3
     for user in list(node.users):
-        which = user.args[1]
+        _, which = _arguments(user)
         if not user.users or not mask[which]:
             continue
         if _has_zero_factor(*factors[which]):
@@ -53,8 +55,12 @@ def _has_zero_factor(*factors: fx.Node) -> bool:
 
 def _is_zero(node: fx.Node) -> bool:
     while node.target in _MOVES:
-        node = node.args[0]
-    return node.target is aten.full.default and node.args[1] == 0
+        node = _arguments(node)[0]
+    return node.target is aten.full.default and _arguments(node)[1] == 0
+
+
+def _arguments(node: fx.Node) -> tuple[Any, ...]:
+    return node.args
 
 
 def _replace_by_zeros(node: fx.Node) -> None:

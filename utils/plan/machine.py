@@ -47,13 +47,12 @@ CPU_THREAD = Speed(
     compile_seconds=12.0,
     working_set=256 * 2**20,
 )
-# Guesses for an A100 or better: nothing of this is measured. The rate is that of MTT's published
-# 1.92 s for an outer step of CIFAR100 at IPC 10, 20 steps on 1,000 images, 2e13 FLOP uncompiled. A
-# gradient is taken for 200 kernels of 3 us, as they are replayed as a CUDA graph.
+# Measured on an H100 with TF32 (docs/performance.md). A gradient takes its kernels' launches, however
+# small its batch.
 GPU = Speed(
-    rate=10e12,
+    rate=26e12,
     step_seconds=0.0006,
-    saved={"outer steps": 0.5, "training": 0.5},
+    saved={"outer steps": 0.5, "training": 0.4},
     compile_seconds=6.0,
     working_set=3 * 2**30,
 )
@@ -138,8 +137,8 @@ class Machine:
         return self.seconds(flop, rounds * training.steps, "training", compiled=compiled)
 
 
-# One to plan for, with nothing else on it.
-A100 = Machine("cuda", free=80 * 10**9, host=10**12, held=0, speed=GPU)
+# One to plan for, with nothing else on it; it has 0.6 of an H100's bandwidth and less of its rate.
+A100 = Machine("cuda", free=80 * 10**9, host=10**12, held=0, speed=replace(GPU, rate=13e12))
 
 
 def free_bytes(device: torch.device) -> int:
