@@ -20,7 +20,7 @@ from utils.plan.need import (
 from utils.plan.sizes import DataSize
 
 ASSUMPTIONS = (
-    f"estimates for a GPU as an A100, guessed and not measured: {A100.speed.rate / 1e12:.0f} "
+    f"estimates for a GPU as an A100, half of what an H100 took: {A100.speed.rate / 1e12:.0f} "
     f"TFLOP/s sustained and {1e3 * A100.speed.step_seconds:.1f} ms a gradient, half of that "
     "compiled; every student takes all N_S steps"
 )
