@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forking
 import torch
 
 import buffer
@@ -36,8 +37,14 @@ SHORT = [
 
 def run(script, *arguments, cwd=ROOT):
     """Run a script as a user does; stdout and stderr as text."""
-    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, arguments)],
+        cwd=cwd,
+        env=forking.environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def train_experts(path, number, *arguments):

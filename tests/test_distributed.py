@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import forking
 import psutil
 import pytest
 import torch
@@ -27,10 +28,10 @@ WAYS = {
 }
 
 
-def torchrun(script, *argv, processes=2, **keywords):
+def torchrun(script, *argv, processes=2, env=None, **keywords):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(processes), str(ROOT / script), *map(str, argv)]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    env = env or forking.environment(OMP_NUM_THREADS="1")
     return subprocess.Popen(
         command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         **keywords,
@@ -132,7 +133,7 @@ def test_more_processes_than_work_is_one_line(one):
 def test_a_process_that_dies_ends_the_run(one, tmp_path):
     argv = [*RUN, "--buffer_path", one / "b", "--save_path", tmp_path, "--run_name", "x"]
     endless = ["--Iteration", 10**6, "--eval_it", 0, "--compile", "off"]
-    process = torchrun("distill_att.py", *argv, *endless)
+    process = torchrun("distill_att.py", *argv, *endless, env=os.environ)
     metrics = run_dir(tmp_path, "x") / "metrics.jsonl"
     try:
         deadline = time.monotonic() + 120

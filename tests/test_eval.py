@@ -1,7 +1,6 @@
 """eval.py keeps what it has trained: after any end, the same call trains only what is missing."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import forking
 import pytest
 import torch
 
@@ -356,7 +356,7 @@ def test_the_networks_of_all_processes_are_kept(argv, trained, uninterrupted, tm
     (tmp_path / ".fails.py").write_text(FAILS)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*torchrun, str(tmp_path / ".fails.py"), str(ROOT), "eval.py", *argv]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = forking.environment(OMP_NUM_THREADS="1")
     done = subprocess.run(command, capture_output=True, env=environment, timeout=300)
     assert done.returncode != 0
     assert len(json.loads((tmp_path / "eval_unfinished.json").read_text())) == 4

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import forking
 import pytest
 import torch
 
@@ -44,7 +45,7 @@ def bash(*arguments, **environment):
     return subprocess.run(
         ["bash", *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env=forking.environment(**environment),
         capture_output=True,
         text=True,
         timeout=900,
