@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from utils.core.errors import UserError
-from utils.core.files import atomic_write, torch_load, torch_save, write_text
+from utils.core.files import (
+    NEW_FOLDERS,
+    atomic_write,
+    check_writable,
+    torch_load,
+    torch_save,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -68,6 +75,13 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(UserError, match=r"cannot write .*taken/a\.pt: "):
         torch_save(1, tmp_path / "taken" / "a.pt")
+
+
+def test_folders_inside_one_another_are_not_made_without_end(tmp_path):
+    check_writable(tmp_path.joinpath(*["d"] * NEW_FOLDERS))
+    with pytest.raises(UserError, match="1500 folders inside one another"):
+        check_writable(tmp_path.joinpath(*["d"] * 1500))
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("mmap", [False, True])

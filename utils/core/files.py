@@ -17,6 +17,7 @@ import torch
 from utils.core.errors import UserError
 
 CHUNK = 2**20  # bytes read at a time
+NEW_FOLDERS = 100  # that are made inside one another; a thousand exhaust Python's recursion
 MARKED_AS_FOLDER = 0x10  # in a zip archive; torch's reader gives uninitialised memory for such
 # torch warns of some files before it refuses them; the error says it in one line.
 warnings.filterwarnings("ignore", message="Detected pickle protocol")
@@ -133,13 +134,19 @@ def write_text(text: str, path: str | Path) -> None:
 
 def check_writable(folder: str | Path) -> None:
     """Raise UserError if `folder` cannot be made or written to; call it before long work."""
-    existing = Path(folder)
+    folder, missing = Path(folder), 0
+    existing = folder
     try:
         while not (existing.is_symlink() or existing.exists()):
-            existing = existing.parent
+            existing, missing = existing.parent, missing + 1
         is_folder = existing.is_dir()
     except (OSError, ValueError) as error:  # a name that is too long, or has a null in it
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot write to {folder}: {reason}") from None
     if not is_folder or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"cannot write to {folder}: {existing} is no folder that may be written to")
+    if missing > NEW_FOLDERS:
+        raise UserError(
+            f"cannot write to {str(folder)[:80]}...: {missing} folders inside one another are to "
+            f"be made, at most {NEW_FOLDERS} can be"
+        )

@@ -47,8 +47,8 @@ CPU_THREAD = Speed(
     compile_seconds=12.0,
     working_set=256 * 2**20,
 )
-# Measured on an H100 with TF32 (docs/performance.md). A gradient takes its kernels' launches, however
-# small its batch.
+# Measured on an H100 with TF32 (docs/performance.md). A gradient takes at least the launches of its
+# kernels, however small its batch.
 GPU = Speed(
     rate=26e12,
     step_seconds=0.0006,
