@@ -19,7 +19,8 @@ from utils.core import ranks
 from utils.experts.files import read_file
 
 ROOT = Path(__file__).parent.parent
-RUN = "--dataset digits --precision fp64 --Iteration 3 --eval_it 3 --num_eval 3".split()
+DATA = "--dataset digits --model ConvNetD1 --precision fp64".split()
+RUN = [*DATA, *"--Iteration 3 --eval_it 3 --num_eval 3".split()]
 RUN += "--epoch_eval_train 2 --syn_steps 3 --expert_epochs 1 --max_start_epoch 1".split()
 WAYS = {
     "batches": ["--ipc", "1"],
@@ -41,7 +42,7 @@ def torchrun(script, *argv, processes=2, env=None, **keywords):
 def commands(where):
     """Experts, one run for each of WAYS and an evaluation, in folders below `where`."""
     paths = ["--buffer_path", str(where / "b")]
-    made = "--dataset digits --precision fp64 --num_experts 3 --train_epochs 2".split()
+    made = [*DATA, *"--num_experts 3 --train_epochs 2".split()]
     yield "buffer", [*made, *paths]
     for name, flags in WAYS.items():
         yield "distill_att", [*RUN, *paths, "--save_path", str(where), "--run_name", name, *flags]
@@ -50,7 +51,7 @@ def commands(where):
 
 
 def run_dir(where, name):
-    return where / "digits/ConvNetD2/ipc1" / name
+    return where / "digits/ConvNetD1/ipc1" / name
 
 
 @pytest.fixture(scope="module")
