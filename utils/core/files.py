@@ -147,6 +147,6 @@ def check_writable(folder: str | Path) -> None:
         raise UserError(f"cannot write to {folder}: {existing} is no folder that may be written to")
     if missing > NEW_FOLDERS:
         raise UserError(
-            f"cannot write to {str(folder)[:80]}...: {missing} folders inside one another are to "
-            f"be made, at most {NEW_FOLDERS} can be"
+            f"cannot write to {folder}: {missing} folders inside one another are to be made, at "
+            f"most {NEW_FOLDERS} can be"
         )
