@@ -169,29 +169,29 @@ class Steps:
 
     def forward(self, pieces: Pieces) -> Function:
         """(theta, rates (T,), T batches, their labels) -> theta after each of the T steps."""
-        return self._once(_forward, pieces)
+        return self._once(_forward, self.gradient, pieces)
 
     def back(self, pieces: Pieces, *, exact: bool) -> Function:
         """(lam, lam_n, n (K,) counted from the first of the T steps, rates (T,), T thetas, T
         batches, their labels) -> (lam before the steps, dJ/drates (T,), T times dJ/dx).
         """
-        return self._once(_back, pieces, exact)
+        return self._once(_back, self.adjoint, pieces, exact)
 
-    def _once(self, function: Callable[..., tuple[Tensor, ...]], *settings: Any) -> Function:
-        key = (function, *settings)
+    def _once(self, function: Callable[..., tuple[Tensor, ...]], *arguments: Any) -> Function:
+        """A function with its first arguments, prepared at the first call."""
+        key = (function, *arguments)
         if key not in self._prepared:
-            self._prepared[key] = self.capture(partial(function, self, *settings))
+            self._prepared[key] = self.capture(partial(function, *arguments))
         return self._prepared[key]
 
 
 def _forward(
-    steps: Steps, pieces: Pieces, theta: Tensor, rates: Tensor, *batches: Tensor
+    gradient: Function, pieces: Pieces, theta: Tensor, rates: Tensor, *batches: Tensor
 ) -> tuple[Tensor, ...]:
     thetas = []
     for rate, x, y in zip(rates.unbind(), *_split(batches, 2), strict=True):
         parts = [
-            (weight, steps.gradient(theta, x_part, y_part)[0])
-            for weight, x_part, y_part in pieces(x, y)
+            (weight, gradient(theta, x_part, y_part)[0]) for weight, x_part, y_part in pieces(x, y)
         ]
         theta = theta - rate * pieces.sum_over_ranks(_weighted_sum(parts, like=theta))
         thetas.append(theta)
@@ -199,7 +199,7 @@ def _forward(
 
 
 def _back(
-    steps: Steps,
+    adjoint: Function,
     pieces: Pieces,
     exact: bool,
     lam: Tensor,
@@ -222,7 +222,7 @@ def _back(
         [*enumerate(zip(rates.unbind(), *_split(states, 3), strict=True))]
     ):
         lam = torch.where(_beside(ends == t + 1, lam), lam_n, lam)
-        products = _adjoint_step(steps, pieces, theta, x, y, lam)
+        products = _adjoint_step(adjoint, pieces, theta, x, y, lam)
         # Behind its n a student may have diverged: its numbers are dropped, not multiplied.
         g_lam, hessian_lam, grad_x = (
             each.masked_fill(_beside(ends <= t, each), 0) for each in products
@@ -235,12 +235,11 @@ def _back(
 
 
 def _adjoint_step(
-    steps: Steps, pieces: Pieces, theta: Tensor, x: Tensor, y: Tensor, lam: Tensor
+    adjoint: Function, pieces: Pieces, theta: Tensor, x: Tensor, y: Tensor, lam: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """<g, lam> (K,), H lam (K, P) and d<g, lam>/dx, added up over the pieces of x."""
     parts = [
-        (weight, steps.adjoint(theta, x_part, y_part, lam))
-        for weight, x_part, y_part in pieces(x, y)
+        (weight, adjoint(theta, x_part, y_part, lam)) for weight, x_part, y_part in pieces(x, y)
     ]
     g_lam = _weighted_sum([(weight, each[0]) for weight, each in parts], like=lam[:, 0])
     hessian_lam = _weighted_sum([(weight, each[1]) for weight, each in parts], like=lam)
