@@ -34,7 +34,6 @@ def serve(address: str) -> None:
             connection, _ = listener.accept()
             if os.fork() == 0:
                 listener.close()
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 attend(connection)
             connection.close()
 
@@ -48,13 +47,18 @@ def attend(connection: socket.socket) -> None:
     while len(message) < left:
         message += connection.recv(left - len(message))
     order = json.loads(message)
+    ended, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.set_wakeup_fd(wake)
     child = os.fork()
     if child == 0:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         connection.close()
         os._exit(become(order["arguments"], order["folder"], order["environment"], streams))
     for stream in streams:
         os.close(stream)
-    ended = os.pidfd_open(child)
     while True:
         ready, _, _ = select.select([connection, ended], [], [])
         if ended in ready:
