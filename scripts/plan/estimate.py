@@ -20,9 +20,9 @@ from utils.plan.need import (
 from utils.plan.sizes import DataSize
 
 ASSUMPTIONS = (
-    f"estimates for a GPU as an A100, half of what an H100 took: {A100.speed.rate / 1e12:.0f} "
-    f"TFLOP/s sustained and {1e3 * A100.speed.step_seconds:.1f} ms a gradient, half of that "
-    "compiled; every student takes all N_S steps"
+    f"estimates for a GPU as an A100, at half of the rate of an H100: {A100.speed.rate / 1e12:.0f} "
+    f"TFLOP/s sustained and {1e3 * A100.speed.step_seconds:.1f} ms a gradient, about half of "
+    "that compiled; every student takes all N_S steps"
 )
 EVALUATED_SETS = 3  # by eval.py: raw, EMA and random
 
