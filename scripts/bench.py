@@ -86,10 +86,11 @@ TRAININGS = {
     "vmap": "{} at once, compiled, vmap",
 }
 VARIANTS = {"unroll": OUTER_STEPS, "experts": TRAININGS, "evaluation": TRAININGS}
+_OF_TRAINING = ("twin", "short", "one", "long", "together")
 DEFAULT_VARIANTS = {
     "unroll": ("twin", "short", "long", "eager"),
-    "experts": ("twin", "short", "one", "long", "together"),
-    "evaluation": ("twin", "short", "one", "long", "together"),
+    "experts": _OF_TRAINING,
+    "evaluation": _OF_TRAINING,
 }
 DSA = parse_strategy(DSA_STRATEGY)
 FIXED = Objective(DISTANCES["l2"], fixed)
@@ -157,9 +158,10 @@ def compare(
             f"{row['min_seconds']:8.4f} {variant.warm_up:8.1f}  {peak}"
         )
     if args.launches and device.type == "cuda":
-        for name in variants.keys() - {"twin"}:  # whose kernels are too many to look at
-            results[name] |= _launches(variants[name].work)
-            print(f"{variants[name].title:34} {results[name]['launches']} launches on the GPU")
+        for name, variant in variants.items():
+            if name != "twin":  # whose kernels are too many to look at
+                results[name] |= _launches(variant.work)
+                print(f"{variant.title:34} {results[name]['launches']} launches on the GPU")
     return results
 
 
@@ -247,7 +249,8 @@ class OuterStep:
     ) -> Callable[[], object]:
         asked = micro_batch or self.args.micro_batch
         size = choose_micro_batch(asked, self.work, Machine.here(self.device))
-        steps = Steps.of(self._loss(execution, precision or self.args.precision), execution)
+        loss = self._loss(execution, precision or self.args.precision)
+        steps = Steps.of(loss, execution, one_by_one=ranks.world() > 1)
         return lambda: match_by_adjoint(
             self.problem,
             self.images,
