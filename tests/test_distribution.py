@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from numerics import relative_error
 from torch import nn
 
 from networks import build_network
@@ -64,10 +65,6 @@ def by_formula(method, iteration, images, model="ConvNetW32"):
         wanted, found = (each.mean(0) for each in features[-2:])
         loss = loss + (wanted - found).square().sum()
     return loss.detach(), torch.autograd.grad(loss, leaf)[0]
-
-
-def relative_error(value, reference):
-    return ((value - reference).norm() / reference.norm()).item()
 
 
 def assert_step(step, reference):

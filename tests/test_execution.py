@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from numerics import relative_error
 from torch import nn
 from torch.nn import functional as F
 
@@ -34,10 +35,6 @@ def test_channels_last_is_the_same_function(model):
 def test_norms_over_several_channels_keep_their_order(model):
     network = with_channels_last(build_network(model, **BUILD))
     assert all(type(module) is nn.Conv2d for module in network.modules() if _is_conv(module))
-
-
-def relative_error(value, reference):
-    return ((value - reference).norm() / reference.norm()).item()
 
 
 def _is_conv(module):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from numerics import relative_error
 from torch.nn import functional as F
 
 from networks.convnet import ConvNet
@@ -107,10 +108,6 @@ def make_case(
 
 def stop_at(step):
     return lambda distances: step
-
-
-def relative_error(value, reference):
-    return ((value - reference).norm() / reference.norm()).item()
 
 
 def assert_same(fast, slow):

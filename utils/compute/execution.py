@@ -77,7 +77,6 @@ class Execution:
             branched=compiled,
             channels_last=compiled,
             combined=compiled,
-            unsplit=False,
             pruned=compiled,
         )
 

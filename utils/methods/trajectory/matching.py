@@ -14,6 +14,7 @@ from utils.methods.trajectory.unroll import (
     Steps,
     Stop,
     Sum,
+    itself,
     unroll,
     unroll_by_autograd,
 )
@@ -87,7 +88,7 @@ def match_by_adjoint(
     *,
     watched: Mapping[str, Distance] = NOTHING,
     micro_batch: int | None = None,
-    sum_over_ranks: Sum = lambda tensor: tensor,
+    sum_over_ranks: Sum = itself,
 ) -> Matching:
     """Match K students from images (N, C, H, W) with labels (N,) at the rate syn_lr, a scalar.
 

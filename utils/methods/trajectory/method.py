@@ -28,7 +28,7 @@ from utils.methods.trajectory.matching import (
 from utils.methods.trajectory.problems import draw_problem
 from utils.methods.trajectory.pruning import prune_dissimilar
 from utils.methods.trajectory.starts import StartEpochs
-from utils.methods.trajectory.unroll import NOTHING, Problem, Steps
+from utils.methods.trajectory.unroll import NOTHING, Problem, Steps, itself
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class TrajectoryMatching:
                     self._objective,
                     watched=watched,
                     micro_batch=self.micro_batch,
-                    sum_over_ranks=ranks.sum_over_ranks if self._shares_batches else _identity,
+                    sum_over_ranks=ranks.sum_over_ranks if self._shares_batches else itself,
                 )
             except torch.OutOfMemoryError:
                 pass  # handled outside, where nothing of the failed sweep is held any more
@@ -310,7 +310,3 @@ def _agreed(policy: LengthPolicy) -> LengthPolicy:
 
 def _nothing(device: torch.device) -> None:
     pass
-
-
-def _identity(tensor: Tensor) -> Tensor:
-    return tensor

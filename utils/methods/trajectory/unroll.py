@@ -106,7 +106,8 @@ class Unrolled:
     pull_back: Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def _itself(tensor: Tensor) -> Tensor:
+def itself(tensor: Tensor) -> Tensor:
+    """The sum over one process."""
     return tensor
 
 
@@ -301,7 +302,7 @@ def unroll(
     stop: Stop = Stop(),
     exact: bool = True,
     micro_batch: int | None = None,
-    sum_over_ranks: Sum = _itself,
+    sum_over_ranks: Sum = itself,
 ) -> Unrolled:
     """Train K students on the images and return theta_n, differentiable in images and rates.
 
