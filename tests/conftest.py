@@ -1,10 +1,13 @@
 """Fixtures that several test files share."""
 
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read where torch is imported
 
 import pytest
 from short_runs import distill, train_experts

@@ -13,26 +13,11 @@ import distill_att
 from utils.experts.files import fill_files, keep_expert, read_file
 
 ROOT = Path(__file__).parent.parent
-SHORT = [
-    "--dataset",
-    "digits",
-    "--Iteration",
-    "4",
-    "--eval_it",
-    "2",
-    "--num_eval",
-    "2",
-    "--epoch_eval_train",
-    "3",
-    "--syn_steps",
-    "4",
-    "--expert_epochs",
-    "1",
-    "--max_start_epoch",
-    "1",
-    "--seed",
-    "3",
-]
+# The smallest network of the family: what is tested here does not depend on its size.
+SHORT = (
+    "--dataset digits --model ConvNetD1 --Iteration 4 --eval_it 2 --num_eval 2 "
+    "--epoch_eval_train 3 --syn_steps 4 --expert_epochs 1 --max_start_epoch 1 --seed 3"
+).split()
 
 
 def run(script, *arguments, cwd=ROOT):
@@ -48,8 +33,8 @@ def run(script, *arguments, cwd=ROOT):
 
 
 def train_experts(path, number, *arguments):
-    argv = ["--dataset", "digits", "--train_epochs", "2", "--num_experts", str(number)]
-    assert buffer.main([*argv, "--buffer_path", str(path), *arguments]) == 0
+    argv = "--dataset digits --model ConvNetD1 --train_epochs 2 --num_experts".split()
+    assert buffer.main([*argv, str(number), "--buffer_path", str(path), *arguments]) == 0
     return path
 
 
@@ -63,7 +48,7 @@ def save_expert(folder, number, expert, *, experts_per_file):
 def distill(buffer_path, save_path, *arguments):
     argv = [*SHORT, "--buffer_path", str(buffer_path), "--save_path", str(save_path)]
     assert distill_att.main([*argv, "--run_name", "run", *arguments]) == 0
-    return Path(save_path) / "digits/ConvNetD2/ipc1/run"
+    return Path(save_path) / "digits/ConvNetD1/ipc1/run"
 
 
 def records(run_dir, kind):

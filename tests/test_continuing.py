@@ -60,7 +60,7 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(
             asked = iter([False, False, True])
             patch.setattr(distill_att.stopping, "received_anywhere", lambda: next(asked))
         distill(experts, tmp_path)
-    run_dir = tmp_path / "digits/ConvNetD2/ipc1/run"
+    run_dir = tmp_path / "digits/ConvNetD1/ipc1/run"
     checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)
     assert checkpoint["state"]["iteration"] == kept
     with open(run_dir / "metrics.jsonl", "a") as file:
@@ -70,10 +70,10 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(
 
 
 def test_restart_begins_anew_beside_what_is_there(finished, experts, tmp_path, capsys):
-    shutil.copytree(finished, tmp_path / "digits/ConvNetD2/ipc1/run")
+    shutil.copytree(finished, tmp_path / "digits/ConvNetD1/ipc1/run")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
     distill(experts, tmp_path, "--restart", "--lr_img", "9", "--eval_it", "0")
-    second = tmp_path / "digits/ConvNetD2/ipc1/run_2"
+    second = tmp_path / "digits/ConvNetD1/ipc1/run_2"
     assert str(second) in capsys.readouterr().out
     assert len(records(second, "step")) == 4
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -134,7 +134,7 @@ def test_after_three_rewinds_it_stops(experts, tmp_path, capsys):
     argv += ["--run_name", "run", "--eval_it", "0", "--lr_lr", "1e6"]
     assert distill_att.main(argv) == 1
     assert "after 3 rewinds: syn_lr became" in capsys.readouterr().err
-    run_dir = tmp_path / "digits/ConvNetD2/ipc1/run"
+    run_dir = tmp_path / "digits/ConvNetD1/ipc1/run"
     assert [record["value"] for record in records(run_dir, "rewind")] == [5e5, 2.5e5, 1.25e5]
 
 
@@ -152,7 +152,7 @@ def assert_same_experts(one, other):
 
 def test_an_expert_goes_on_at_its_last_epoch(experts, tmp_path, monkeypatch, capsys):
     cut_off_training(tmp_path, monkeypatch, 3, 2)  # in the second epoch of expert 1
-    folder = tmp_path / "digits/ConvNetD2"
+    folder = tmp_path / "digits/ConvNetD1"
     assert unfinished_file(folder, 1).exists()
     assert len(read_file(finished_file(folder, 0))) == 1
     assert not list(folder.glob("replay_buffer_*"))
@@ -189,7 +189,7 @@ def test_flat_experts_are_others_and_go_on_alike(tmp_path, monkeypatch):
     cut_off_training(tmp_path / "cut", monkeypatch, 1, 1, *flat)
     train_experts(tmp_path / "cut", 1, *flat)
     assert_same_experts(tmp_path / "cut", tmp_path / "whole")
-    assert (tmp_path / "whole/digits_FLAT_VAL0.9/ConvNetD2/replay_buffer_0.pt").exists()
+    assert (tmp_path / "whole/digits_FLAT_VAL0.9/ConvNetD1/replay_buffer_0.pt").exists()
     pairs = zip(snapshots(tmp_path / "whole"), snapshots(tmp_path / "plain"), strict=True)
     assert [torch.equal(a, b) for a, b in pairs] == [True, False, False]  # as they begin; epochs
 
@@ -202,7 +202,7 @@ def test_of_experts_in_step_no_more_than_the_work_of_one_is_lost(tmp_path, monke
         patch.setattr(Cohort, "train", after(3, Cohort.train, KeyboardInterrupt))
         train_experts(tmp_path / "cut", 2, *flags)
     for number in range(2):
-        kept = torch.load(unfinished_file(tmp_path / "cut/digits/ConvNetD2", number))
+        kept = torch.load(unfinished_file(tmp_path / "cut/digits/ConvNetD1", number))
         assert len(kept["trajectory"]) == 3
     train_experts(tmp_path / "cut", 2, *flags)
     assert_same_experts(tmp_path / "cut", tmp_path / "whole")
@@ -213,7 +213,7 @@ def test_a_damaged_unfinished_expert_is_trained_anew(
     experts, tmp_path, monkeypatch, caplog, content
 ):
     cut_off_training(tmp_path, monkeypatch, 1, 2)
-    path = unfinished_file(tmp_path / "digits/ConvNetD2", 0)
+    path = unfinished_file(tmp_path / "digits/ConvNetD1", 0)
     if content is None:
         torch.save({"trajectory": [[torch.zeros(1)]], "training": {}}, path)
     else:

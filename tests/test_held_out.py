@@ -15,7 +15,7 @@ from utils.data.real_images import random_real_images
 from utils.measure.protocol import Accuracies
 
 VAL = ["--val_fraction", "0.5"]
-RUN = "digits/ConvNetD2/ipc1/run"
+RUN = "digits/ConvNetD1/ipc1/run"
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def accuracies(monkeypatch):
 def test_a_run_with_images_held_out(held_out, tmp_path, capsys):
     """All of it: experts, distillation, and evaluation on what is left."""
     run_dir = distill(held_out, tmp_path, *VAL, "--select", "val")
-    assert (held_out / "digits_VAL0.5/ConvNetD2").is_dir()
+    assert (held_out / "digits_VAL0.5/ConvNetD1").is_dir()
     out = capsys.readouterr().out
     assert "distilled_best.pt: best so far, chosen on the images held out" in out
     assert re.search(
@@ -128,7 +128,7 @@ def test_experts_that_have_seen_the_images_held_out_are_not_taken(experts, held_
     argv[argv.index(str(experts))] = str(held_out)
     with pytest.raises(UserError, match=r"digits_VAL0\.2/"):
         distill_att.main([*argv[:-1], "0.2"])
-    assert json.loads((held_out / "digits_VAL0.5/ConvNetD2/experts.json").read_text())[
+    assert json.loads((held_out / "digits_VAL0.5/ConvNetD1/experts.json").read_text())[
         "val_fraction"
     ] == pytest.approx(0.5)
 

@@ -59,7 +59,7 @@ def test_a_length_policy_of_ones_own(experts, tmp_path):
     argv += ["--log_distances", "1"]
     done = subprocess.run([sys.executable, *argv], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    curves = records(tmp_path / "digits/ConvNetD2/ipc1/first_rise", "distances")
+    curves = records(tmp_path / "digits/ConvNetD1/ipc1/first_rise", "distances")
     assert len(curves) == 4
     for record in curves:
         length, distances = record["length"], record["l2"]

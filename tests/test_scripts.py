@@ -36,7 +36,7 @@ from utils.options import BufferOptions
 
 def test_as_a_user_types_them(tmp_path):
     """Experts in two calls, distillation, evaluation of a moved file: each its own process."""
-    where = ["--buffer_path", tmp_path / "b", "--dataset", "digits"]
+    where = ["--buffer_path", tmp_path / "b", "--dataset", "digits", "--model", "ConvNetD1"]
     for number in (1, 2):
         made = run("buffer.py", *where, "--num_experts", number, "--train_epochs", 2)
         assert made.returncode == 0, made.stderr
@@ -54,29 +54,29 @@ def test_as_a_user_types_them(tmp_path):
 
     moved = tmp_path / "elsewhere" / "my_digits.pt"
     moved.parent.mkdir()
-    shutil.copy(tmp_path / "r/digits/ConvNetD2/ipc1/x/distilled_best.pt", moved)
+    shutil.copy(tmp_path / "r/digits/ConvNetD1/ipc1/x/distilled_best.pt", moved)
     measured = run("eval.py", "--distilled", moved, *few, cwd=moved.parent)
     assert measured.returncode == 0, measured.stderr
-    assert re.search(r"distilled raw +ConvNetD2 .*%", measured.stdout)
+    assert re.search(r"distilled raw +ConvNetD1 .*%", measured.stdout)
     assert (moved.parent / "eval.json").exists()
 
 
 def test_buffer_is_called_from_python(experts):
     options = BufferOptions(
         dataset="digits",
-        model="ConvNetD2",
+        model="ConvNetD1",
         num_experts=2,
         train_epochs=2,
         buffer_path=str(experts),
     )
-    assert buffer.run(Resolved.of(options)) == experts / "digits/ConvNetD2"
+    assert buffer.run(Resolved.of(options)) == experts / "digits/ConvNetD1"
     with pytest.raises(UserError, match="--rho is for sharpness-aware steps"):
         buffer.run(Resolved.of(replace(options, rho=0.5)))
 
 
 def test_a_deleted_buffer_file_is_made_again(experts, tmp_path):
     train_experts(tmp_path, 2, "--save_interval", "1")
-    (tmp_path / "digits/ConvNetD2/replay_buffer_0.pt").unlink()
+    (tmp_path / "digits/ConvNetD1/replay_buffer_0.pt").unlink()
     train_experts(tmp_path, 2, "--save_interval", "1")
     pairs = list(zip(snapshots(tmp_path), snapshots(experts), strict=True))
     assert all(torch.equal(one, other) for one, other in pairs)
@@ -97,7 +97,7 @@ def test_a_finished_buffer_is_left_alone(experts):
 
 def test_experts_from_elsewhere_are_complete_or_refused(experts, tmp_path):
     shutil.copytree(experts, tmp_path / "b")
-    (tmp_path / "b/digits/ConvNetD2/experts.json").unlink()
+    (tmp_path / "b/digits/ConvNetD1/experts.json").unlink()
     train_experts(tmp_path / "b", 2)
     with pytest.raises(UserError, match=r"not from this buffer.*another --buffer_path"):
         train_experts(tmp_path / "b", 3)
@@ -109,7 +109,7 @@ def test_the_files_of_a_run(finished):
     names |= {"config.yaml", "metrics.jsonl", "checkpoint.pt", ".lock"}
     assert {path.name for path in finished.iterdir()} == names
     config = yaml.safe_load((finished / "config.yaml").read_text())
-    assert (config["syn_steps"], config["model"], config["lr_img"]) == (4, "ConvNetD2", 3.0)
+    assert (config["syn_steps"], config["model"], config["lr_img"]) == (4, "ConvNetD1", 3.0)
     (environment,) = config["environment"]
     assert {"torch", "git_commit", "device", "command"} <= set(environment)
     assert Image.open(finished / "images_best.png").width > 400
@@ -165,21 +165,21 @@ def test_a_run_is_not_continued_under_other_settings(finished, experts):
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(finished, experts, tmp_path):
-    run_dir = tmp_path / "digits/ConvNetD2/ipc1/run"
+    run_dir = tmp_path / "digits/ConvNetD1/ipc1/run"
     run_dir.mkdir(parents=True)
     (run_dir / "metrics.jsonl").write_text('{"kind": "eval", "iteration": 0, "set": "raw"}\n{"ki')
     assert without_time(distill(experts, tmp_path)) == without_time(finished)
 
 
 def test_a_run_without_its_checkpoint_is_not_overwritten(finished, experts, tmp_path):
-    shutil.copytree(finished, tmp_path / "digits/ConvNetD2/ipc1/run")
-    (tmp_path / "digits/ConvNetD2/ipc1/run/checkpoint.pt").unlink()
+    shutil.copytree(finished, tmp_path / "digits/ConvNetD1/ipc1/run")
+    (tmp_path / "digits/ConvNetD1/ipc1/run/checkpoint.pt").unlink()
     with pytest.raises(UserError, match=r"without a checkpoint.*--run_name"):
         distill(experts, tmp_path)
 
 
 def test_a_damaged_checkpoint_is_named(finished, experts, tmp_path):
-    checkpoint = tmp_path / "digits/ConvNetD2/ipc1/run/checkpoint.pt"
+    checkpoint = tmp_path / "digits/ConvNetD1/ipc1/run/checkpoint.pt"
     shutil.copytree(finished, checkpoint.parent)
     checkpoint.write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"checkpoint\.pt is damaged.*another --run_name"):
@@ -247,7 +247,7 @@ def test_late_start_epochs(tmp_path):
     argv += ["--current_max_start_epoch", "2", "--expansion_end_epoch", "2", "--eval_it", "0"]
     argv += ["--buffer_path", str(tmp_path), "--save_path", str(tmp_path), "--run_name", "run"]
     assert distill_att.main([*argv, "--Iteration", "8", "--syn_steps", "1"]) == 0
-    starts = [r["start_epoch"] for r in records(tmp_path / "digits/ConvNetD2/ipc1/run", "step")]
+    starts = [r["start_epoch"] for r in records(tmp_path / "digits/ConvNetD1/ipc1/run", "step")]
     assert starts[:2] == [1, 1]
     assert set(starts) == {1, 2}
 
@@ -305,7 +305,7 @@ def test_a_saved_configuration_can_be_used_again(finished, experts, tmp_path):
 def test_experts_of_the_other_kind_serve_where_the_yaml_asks_for_zca(experts, tmp_path, capsys):
     """As with `buffer.py --dataset CIFAR10` and the row of distill_att.py."""
     row = tmp_path / "row.yaml"
-    row.write_text("zca: true\nmodel: ConvNetD2\nlr_img: 3\n")
+    row.write_text("zca: true\nmodel: ConvNetD1\nlr_img: 3\n")
     made = distill(experts, tmp_path, "--config", str(row), "--eval_it", "0")
     out = capsys.readouterr().out
     (line,) = [line for line in out.splitlines() if "only other experts" in line]
@@ -322,7 +322,7 @@ def test_a_diverging_run_stops_with_the_last_good_set(experts, tmp_path, capsys)
     assert distill_att.main(argv) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert re.search(r"stopped at iteration \d+: syn_lr became .*lower --lr_lr", line)
-    run_dir = tmp_path / "digits/ConvNetD2/ipc1/run"
+    run_dir = tmp_path / "digits/ConvNetD1/ipc1/run"
     (record,) = records(run_dir, "diverged")
     assert record["rate"] == "lr_lr" and record["reason"] in line
     assert record["iteration"] == len(records(run_dir, "step"))
@@ -467,8 +467,8 @@ def test_bad_input_is_one_line_before_any_work(script, argv, parts, experts, tmp
 
 
 def test_buffers_of_another_size_are_named(experts, tmp_path):
-    folder = tmp_path / "digits/16/ConvNetD2"
-    shutil.copytree(experts / "digits/ConvNetD2", folder)
+    folder = tmp_path / "digits/16/ConvNetD1"
+    shutil.copytree(experts / "digits/ConvNetD1", folder)
     argv = ["--dataset", "digits", "--res", "16", "--buffer_path", str(tmp_path)]
     with pytest.raises(UserError, match=r"replay_buffer_0\.pt.*another architecture, image size"):
         distill_att.main(argv)
@@ -476,7 +476,7 @@ def test_buffers_of_another_size_are_named(experts, tmp_path):
 
 def test_a_damaged_buffer_is_named_and_skipped_only_if_asked(experts, tmp_path, capsys):
     shutil.copytree(experts, tmp_path / "b")
-    (tmp_path / "b/digits/ConvNetD2/replay_buffer_1.pt").write_bytes(b"PK\x03\x04 not really")
+    (tmp_path / "b/digits/ConvNetD1/replay_buffer_1.pt").write_bytes(b"PK\x03\x04 not really")
     with pytest.raises(UserError, match=r"replay_buffer_1\.pt is damaged.*--skip_bad_buffers"):
         distill(tmp_path / "b", tmp_path / "r")
     distill(tmp_path / "b", tmp_path / "r", "--skip_bad_buffers", "--eval_it", "0")
@@ -489,7 +489,7 @@ def call_of(script, experts, finished, where):
         shutil.copy(finished / "distilled_best.pt", where)
         return ["--distilled", str(where / "distilled_best.pt"), "--num_eval", "1"]
     if script is buffer:
-        return ["--dataset", "digits", "--buffer_path", str(where), "--num_experts", "1"]
+        return ["--dataset", "digits", "--buffer_path", str(where), "--train_epochs", "1"]
     return [*SHORT, "--buffer_path", str(experts), "--save_path", str(where), "--run_name", "x"]
 
 
@@ -507,7 +507,7 @@ def test_a_dry_run_says_what_it_would_take_and_does_nothing(
     assert re.search(r"needs about .*B of memory .* free\), .*B of disk in .* free\)", said)
     if script is not evaluation:
         assert re.search(r"dataset +digits +flag\n", said)
-        assert re.search(r"model +ConvNetD2 +configs/digits/", said)
+        assert re.search(r"(num_experts|lr_img) +\d+(\.0)? +configs/digits/", said)
         assert re.search(r"estimated: about .* left", said)
     assert list(tmp_path.rglob("*")) == before
 

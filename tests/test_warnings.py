@@ -45,7 +45,7 @@ def test_what_torch_talks_at_is_silent_in_a_script_and_not_elsewhere():
 def test_a_short_run(experts, tmp_path):
     argv = [*SHORT, "--buffer_path", experts, "--save_path", tmp_path, "--run_name", "run"]
     assert warnings_of("distill_att.py", *argv) == []
-    best = tmp_path / "digits/ConvNetD2/ipc1/run/distilled_best.pt"
+    best = tmp_path / "digits/ConvNetD1/ipc1/run/distilled_best.pt"
     short = ["--num_eval", "1", "--epoch_eval_train", "2", "--random"]
     assert warnings_of("eval.py", "--distilled", best, *short) == []
 
