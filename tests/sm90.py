@@ -67,12 +67,10 @@ NO_LAUNCH = ("empty_strided", "as_strided", "permute", "view", "alias", "detach"
 
 
 class Unprepared(Execution):
-    """What suits a device, but functions as the compiler gets them: of all rows by vmap, or of one,
-    since rows apart run the same code.
-    """
+    """What suits a device, but functions of one row as the compiler gets them."""
 
     def in_rows(self, function: Function, rows: int) -> Function:
-        return torch.func.vmap(function) if self.vectorised and rows > 1 else function
+        return function
 
 
 class Launches(TorchDispatchMode):
@@ -173,27 +171,22 @@ def _on_the_cpu(run: Callable) -> Callable:
 
 
 def function_and_inputs(
-    name: str, execution: Execution, *, model: str, batch: int, rows: int
+    name: str, execution: Execution, batch: int
 ) -> tuple[Function, list[Tensor]]:
     """The function that the compiler gets, and inputs of the right shapes, on the CPU."""
     recipe = Recipe(
-        model, CHANNELS, CLASSES, SIDE, momentum=0.0, weight_decay=0.0, execution=execution
+        "ConvNetD3", CHANNELS, CLASSES, SIDE, momentum=0.0, weight_decay=0.0, execution=execution
     )
     network = recipe.build(seed=0)
     theta = torch.empty(sum(param.numel() for param in network.parameters()))
-    statistics = torch.empty(sum(buffer.numel() for buffer in network.buffers()))
     x, y = torch.empty(batch, CHANNELS, SIDE, SIDE), torch.zeros(batch, dtype=torch.int64)
+    if name == "training":
+        return _training_step(recipe, 1), [theta, theta, torch.empty(0), x, y, torch.empty(())]
     flat = FlatNetwork(execution.adapt(network))
-    steps = Steps.of(lambda theta, x, y: F.cross_entropy(flat(theta, x), y), execution, rows=rows)
+    steps = Steps.of(lambda theta, x, y: F.cross_entropy(flat(theta, x), y), execution)
     if name == "gradient":
-        function, inputs = steps.gradient, [theta, x, y]
-    elif name == "adjoint":
-        function, inputs = steps.adjoint, [theta, x, y, theta]
-    else:
-        function = _training_step(recipe, rows)
-        inputs = [theta, theta, statistics, x, y, torch.empty(())]
-    together = execution.vectorised and rows > 1
-    return function, [torch.stack([tensor] * rows) if together else tensor for tensor in inputs]
+        return steps.gradient, [theta, x, y]
+    return steps.adjoint, [theta, x, y, theta]
 
 
 def traced(function: Function, inputs: list[Tensor]) -> GraphModule:
@@ -268,16 +261,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("function", choices=("gradient", "adjoint", "training"))
     parser.add_argument("--batch", type=int, default=10)
-    parser.add_argument("--rows", type=int, default=1)
-    parser.add_argument("--model", default="ConvNetD3")
     args = parser.parse_args()
 
     answer_as_h100()
     use_precision(None, CUDA)
     execution = Unprepared.on(CUDA, compiled=True)
-    function, inputs = function_and_inputs(
-        args.function, execution, model=args.model, batch=args.batch, rows=args.rows
-    )
+    function, inputs = function_and_inputs(args.function, execution, args.batch)
     graph = traced(function, inputs)
     with (
         fresh_cache(),
