@@ -379,11 +379,13 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         return peaks(variant.prepare())
     results = compare(variants, repeats=args.repeats)
     if args.launches and device.type == "cuda":
-        for name in (name for name in results if name != "twin"):  # whose kernels are too many
-            results[name] |= launches(variants[name].work)
-            print(f"{variants[name].title:34} {results[name]['launches']} launches on the GPU")
-    if args.benchmark == "unroll" and device.type == "cpu" and ranks.world() == 1:
-        for name, row in results.items() if not args.no_peaks else ():
+        for name, row in results.items():
+            if name != "twin":  # whose kernels are too many to look at
+                row |= launches(variants[name].work)
+                print(f"{row['title']:34} {row['launches']} launches on the GPU")
+    measures_peaks = args.benchmark == "unroll" and ranks.world() == 1 and not args.no_peaks
+    if device.type == "cpu" and measures_peaks:
+        for name, row in results.items():
             row["peak_bytes"] = peak_apart(name, args.out.with_suffix(".apart.json"))
             print(f"{row['title']:34} peak memory of a process {row['peak_bytes'] / 1e9:.3f} GB")
     return results

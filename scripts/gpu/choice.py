@@ -55,14 +55,15 @@ class Choice:
 def choose(results: Path) -> Choice:
     """Choose from the JSON files in `results`; what is missing there is guessed."""
     right = [name for name in MODES if is_right(results, name)]
-    mode = MODES[right[0] if right else "graphs+compiled"]
+    name = right[0] if right else "auto"
+    mode = MODES.get(name, MODES["graphs+compiled"])
     step = _measured(results, UNROLLED, mode.unrolled).get("median_seconds")
     epoch = _measured(results, ["experts"], mode.trained).get("median_seconds")
     if epoch is not None:
         settings = _read(results, "experts")["settings"]
         epoch *= BATCHES_AN_EPOCH / (int(settings["networks"]) * int(settings["steps"]))
     notes = (
-        f"mode {(right or ['auto'])[0]}; right by the gate: {', '.join(right) or 'none'}",
+        f"mode {name}; right by the gate: {', '.join(right) or 'none'}",
         f"{step or STEP_SECONDS:.3g} s a step, {'measured' if step else 'guessed'}",
         f"{epoch or EPOCH_SECONDS:.3g} s an epoch, {'measured' if epoch else 'guessed'}",
     )
