@@ -12,7 +12,7 @@ good.
 
 import argparse
 import json
-from collections.abc import Callable
+from contextlib import ContextDecorator
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,28 +51,20 @@ H100 = SimpleNamespace(
     major=9,
     minor=0,
     multi_processor_count=132,
-    total_memory=81559 * 2**20,
     warp_size=32,
     max_threads_per_block=1024,
     max_threads_per_multi_processor=2048,
     regs_per_multiprocessor=65536,
-    shared_memory_per_block=48 * 2**10,
-    shared_memory_per_block_optin=227 * 2**10,
-    shared_memory_per_multiprocessor=228 * 2**10,
-    L2_cache_size=50 * 2**20,
-    gcnArchName="",
 )
 MATRIX_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
-NO_LAUNCH = ("empty_strided", "as_strided", "permute", "view", "alias", "detach", "device")
+NO_LAUNCH = ("empty_strided", "as_strided", "device")
 
 
 class Unprepared(Execution):
-    """What suits a device, but functions as the compiler gets them: of all rows by vmap, or of one,
-    since rows apart run the same code.
-    """
+    """What suits a device, but functions of one row as the compiler gets them."""
 
     def in_rows(self, function: Function, rows: int) -> Function:
-        return torch.func.vmap(function) if self.vectorised and rows > 1 else function
+        return function
 
 
 class Launches(TorchDispatchMode):
@@ -122,11 +114,9 @@ def answer_as_h100() -> None:
         "get_device_name": lambda device=None: H100.name,
         "get_rng_state": lambda *device: torch.zeros(16, dtype=torch.uint8),
         "set_rng_state": lambda *state: None,
-        "synchronize": lambda device=None: None,
         "set_device": lambda device: None,
         "_exchange_device": lambda device: 0,
         "_maybe_exchange_device": lambda device: 0,
-        "_lazy_init": lambda: None,
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
@@ -134,27 +124,25 @@ def answer_as_h100() -> None:
         if of_interface in vars(CudaInterface):  # which keeps copies
             setattr(CudaInterface, of_interface, staticmethod(answer))
     CudaInterface.Worker.get_device_properties = staticmethod(lambda device=None: H100)
-    CudaInterface.Worker.current_device = staticmethod(lambda: 0)
     fake_tensor.init_gpu_context = lambda device: None
     # Patterns that the compiler looks for are traced with gradients: on the CPU, too.
     patterns = joint_graph.lazy_init
     joint_graph.lazy_init = lambda device: patterns(torch.device("cpu"))
     folder = joint_graph.UniformValueConstantFolder
-    folder.run = _on_the_cpu(folder.run)
+    folder.run = _ConstantsOnCPU()(folder.run)
     triton_helpers.set_driver_to_gpu = lambda: None
     target = GPUTarget("cuda", 10 * H100.major + H100.minor, H100.warp_size)
     memory = {"mem_clock_rate": 2_619_000, "mem_bus_width": 5120}  # kHz, bits
     triton.runtime.driver.set_active(
         SimpleNamespace(
             get_current_target=lambda: target,
-            get_current_device=lambda: 0,
             get_device_interface=lambda: torch.cuda,
             utils=SimpleNamespace(get_device_properties=lambda device: memory),
         )
     )
 
 
-class _ConstantsOnCPU(TorchDispatchMode):
+class _ConstantsOnCPU(TorchDispatchMode, ContextDecorator):
     """Make constants that the compiler folds on the CPU, whatever device they are for."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
@@ -164,36 +152,23 @@ class _ConstantsOnCPU(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def _on_the_cpu(run: Callable) -> Callable:
-    def on_the_cpu(*args: Any) -> Any:
-        with _ConstantsOnCPU():
-            return run(*args)
-
-    return on_the_cpu
-
-
 def function_and_inputs(
-    name: str, execution: Execution, *, model: str, batch: int, rows: int
+    name: str, execution: Execution, batch: int
 ) -> tuple[Function, list[Tensor]]:
     """The function that the compiler gets, and inputs of the right shapes, on the CPU."""
     recipe = Recipe(
-        model, CHANNELS, CLASSES, SIDE, momentum=0.0, weight_decay=0.0, execution=execution
+        "ConvNetD3", CHANNELS, CLASSES, SIDE, momentum=0.0, weight_decay=0.0, execution=execution
     )
     network = recipe.build(seed=0)
     theta = torch.empty(sum(param.numel() for param in network.parameters()))
-    statistics = torch.empty(sum(buffer.numel() for buffer in network.buffers()))
     x, y = torch.empty(batch, CHANNELS, SIDE, SIDE), torch.zeros(batch, dtype=torch.int64)
+    if name == "training":
+        return _training_step(recipe, 1), [theta, theta, torch.empty(0), x, y, torch.empty(())]
     flat = FlatNetwork(execution.adapt(network))
-    steps = Steps.of(lambda theta, x, y: F.cross_entropy(flat(theta, x), y), execution, rows=rows)
+    steps = Steps.of(lambda theta, x, y: F.cross_entropy(flat(theta, x), y), execution)
     if name == "gradient":
-        function, inputs = steps.gradient, [theta, x, y]
-    elif name == "adjoint":
-        function, inputs = steps.adjoint, [theta, x, y, theta]
-    else:
-        function = _training_step(recipe, rows)
-        inputs = [theta, theta, statistics, x, y, torch.empty(())]
-    together = execution.vectorised and rows > 1
-    return function, [torch.stack([tensor] * rows) if together else tensor for tensor in inputs]
+        return steps.gradient, [theta, x, y]
+    return steps.adjoint, [theta, x, y, theta]
 
 
 def traced(function: Function, inputs: list[Tensor]) -> GraphModule:
@@ -268,16 +243,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("function", choices=("gradient", "adjoint", "training"))
     parser.add_argument("--batch", type=int, default=10)
-    parser.add_argument("--rows", type=int, default=1)
-    parser.add_argument("--model", default="ConvNetD3")
     args = parser.parse_args()
 
     answer_as_h100()
     use_precision(None, CUDA)
     execution = Unprepared.on(CUDA, compiled=True)
-    function, inputs = function_and_inputs(
-        args.function, execution, model=args.model, batch=args.batch, rows=args.rows
-    )
+    function, inputs = function_and_inputs(args.function, execution, args.batch)
     graph = traced(function, inputs)
     with (
         fresh_cache(),

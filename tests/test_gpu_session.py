@@ -1,14 +1,17 @@
 """Sessions on a GPU: steps end in time, what was measured is used, command lines are valid."""
 
+import contextlib
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 import tarfile
 import time
-from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -17,13 +20,21 @@ import distill_att
 import eval as evaluation
 from scripts import bench
 from scripts.gpu import __main__ as gpu
-from scripts.gpu import choice, gate, steps
-from scripts.gpu.choice import choose, experts_within, steps_within
+from scripts.gpu import choice, steps
+from scripts.gpu.choice import choose, experts_within, is_right, steps_within
 from scripts.gpu.steps import CANNOT_START, Outcome, Session, Step
+from scripts.plan.queue import handled_by
 from utils.core.errors import UserError
 from utils.experts.files import buffer_files, keep_expert, read_file
 
 ROOT = Path(__file__).parent.parent
+PARSERS = {
+    "buffer.py": buffer.parse,
+    "distill_att.py": distill_att.parse,
+    "eval.py": evaluation.parse,
+    "scripts/bench.py": bench.parse,
+}
+ERRORS = [f"{name}_error" for name in bench.COMPARED]
 
 
 def shell(name, script, seconds=20.0, grace=0.2):
@@ -44,21 +55,18 @@ def open_session(tmp_path, monkeypatch):
 
 def packed(session_tgz):
     with tarfile.open(session_tgz) as archive:
-        return {member.name: archive.extractfile(member).read().decode() for member in archive}
-
-
-def is_alive(process):
-    """Whether it runs; one that has ended but that nobody has asked about is none."""
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
+        return {member.name: archive.extractfile(member).read() for member in archive}
 
 
 def has_ended(process):
-    end = time.monotonic() + 5
-    while is_alive(process) and time.monotonic() < end:
-        time.sleep(0.02)
-    return not is_alive(process)
+    """Whether it ends soon; one that has ended but that nobody has asked about counts as ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        end = time.monotonic() + 5
+        while psutil.Process(process).status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.02)
+    return True
 
 
 def test_a_step_beyond_its_limit_is_killed_with_its_children_and_the_next_goes_on(
@@ -73,42 +81,37 @@ def test_a_step_beyond_its_limit_is_killed_with_its_children_and_the_next_goes_o
     assert (after.status, after.was_cut_off) == (0, False)
     logs = packed(tmp_path / "out" / "session.tgz")
     assert has_ended(int(logs["deaf.log"]))
-    assert logs["next.log"] == "said by the next\n"
+    assert logs["next.log"] == b"said by the next\n"
     summary = (tmp_path / "out" / "summary.txt").read_text()
     assert "cut off, exit -9" in summary and "exit 0" in summary
 
 
-def test_a_step_may_end_in_order(open_session):
-    session = open_session()
+def test_side_by_side_each_step_has_its_own_limit_and_may_end_in_order(open_session):
+    session = open_session(LANGUAGE="all")
+    began = time.monotonic()
     saves = "trap 'echo saved; exit 7' TERM; while true; do sleep 0.05; done"
-    (outcome,) = session.run(shell("saves", saves, seconds=0.5, grace=5))
-    assert (outcome.status, outcome.was_cut_off) == (7, True)
-    assert "saved" in (session.results / "saves.log").read_text()
+    outcomes = session.run(
+        shell("long", "sleep 1; echo $LANGUAGE $MORE"),
+        shell("cut", "sleep 300", seconds=0.3),
+        shell("saves", saves, seconds=0.5, grace=5),
+        shell("failing", "exit 3"),
+        Step("absent", ["/no/such/command"], 10),
+        environment={"MORE": "these"},
+    )
+    assert time.monotonic() - began < 10
+    statuses = {outcome.name: outcome.status for outcome in outcomes}
+    ends = {"long": 0, "cut": -15, "saves": 7, "failing": 3, "absent": CANNOT_START}
+    assert statuses == ends
+    assert {outcome.name for outcome in outcomes if outcome.was_cut_off} == {"cut", "saves"}
+    logs = {name: (session.results / f"{name}.log").read_text() for name in ends}
+    assert logs["long"] == "all these\n" and logs["saves"].endswith("saved\n")
+    assert "/no/such/command" in logs["absent"]
 
 
 def test_what_a_step_leaves_at_work_ends_with_it(open_session):
     session = open_session()
     session.run(shell("parent", "sleep 300 & echo $!"))
     assert has_ended(int((session.results / "parent.log").read_text()))
-
-
-def test_side_by_side_each_step_has_its_own_limit(open_session):
-    session = open_session(LANGUAGE="all")
-    began = time.monotonic()
-    outcomes = session.run(
-        shell("long", "sleep 1; echo $LANGUAGE $MORE"),
-        shell("cut", "sleep 300", seconds=0.3),
-        shell("failing", "exit 3"),
-        Step("absent", ["/no/such/command"], 10),
-        environment={"MORE": "these"},
-    )
-    assert time.monotonic() - began < 10
-    by_name = {outcome.name: outcome for outcome in outcomes}
-    statuses = {name: outcome.status for name, outcome in by_name.items()}
-    assert statuses == {"long": 0, "cut": -15, "failing": 3, "absent": CANNOT_START}
-    assert [name for name, outcome in by_name.items() if outcome.was_cut_off] == ["cut"]
-    assert (session.results / "long.log").read_text() == "all these\n"
-    assert "/no/such/command" in (session.results / "absent.log").read_text()
 
 
 def test_no_step_goes_on_beyond_the_end_of_the_session(open_session):
@@ -122,38 +125,25 @@ def test_no_step_goes_on_beyond_the_end_of_the_session(open_session):
     assert not (session.results / "late.log").exists()
 
 
-def test_an_interrupted_session_asks_its_steps_to_end_and_packs(
-    open_session, tmp_path, monkeypatch
-):
-    session, really_sleep = open_session(), time.sleep
-    saves = "trap 'echo saved; exit 7' TERM; echo ready; while true; do sleep 0.05; done"
-
-    def interrupt_once_ready(seconds):
-        really_sleep(seconds)
-        if "ready" in (session.results / "saves.log").read_text():
-            monkeypatch.setattr(steps.time, "sleep", really_sleep)
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(steps.time, "sleep", interrupt_once_ready)
-    with pytest.raises(KeyboardInterrupt):
-        session.run(shell("saves", saves, grace=5))
-    assert packed(tmp_path / "out" / "session.tgz")["saves.log"].endswith("saved\n")
+def test_an_interrupted_session_asks_its_steps_to_end_and_packs(open_session, tmp_path):
+    session = open_session()
+    saves = "trap 'echo saved; exit 7' TERM; kill -TERM %d; while true; do sleep 0.05; done"
+    with pytest.raises(KeyboardInterrupt), handled_by(signal.default_int_handler):
+        session.run(shell("saves", saves % os.getpid(), grace=5))
+    assert packed(tmp_path / "out" / "session.tgz")["saves.log"].endswith(b"saved\n")
     assert "exit 7" in (tmp_path / "out" / "summary.txt").read_text()
 
 
 def test_large_files_stay_behind_and_are_named(open_session, tmp_path, monkeypatch):
     monkeypatch.setattr(steps, "MAX_BYTES", 100)
     session = open_session()
-    session.run(shell("step", "exit 0"))
     (session.results / "folder").mkdir()
     (session.results / "folder" / "small").write_text("x" * 100)
     (session.results / "large").write_text("x" * 101)
-    session.pack()
+    session.run(shell("step", "exit 0"))
     assert {*packed(tmp_path / "out" / "session.tgz")} == {"step.log", "folder/small"}
-    assert (
-        f"too large to pack: {session.results / 'large'}"
-        in (tmp_path / "out" / "summary.txt").read_text()
-    )
+    summary = (tmp_path / "out" / "summary.txt").read_text()
+    assert f"too large to pack: {session.results / 'large'}" in summary
 
 
 def leave(folder, **records):
@@ -165,9 +155,15 @@ def timed(**seconds):
     return {"results": {name: {"median_seconds": value} for name, value in seconds.items()}}
 
 
+def passed(*modes, baseline="twin", **errors):
+    """What the gates of `modes` leave."""
+    row = {"baseline": baseline, **dict.fromkeys(ERRORS, 1e-9), **errors}
+    return {f"gate_{mode}": {"results": {choice.MODES[mode].unrolled: row}} for mode in modes}
+
+
 def test_without_any_result_the_choice_is_guessed_and_says_so(tmp_path):
     chosen = choose(tmp_path / "absent")
-    assert chosen.flags == ()
+    assert chosen.flags == []
     assert chosen.step_seconds == choice.STEP_SECONDS
     assert chosen.epoch_seconds == choice.EPOCH_SECONDS
     assert [note.rpartition(", ")[2] for note in chosen.notes[1:]] == ["guessed", "guessed"]
@@ -176,31 +172,77 @@ def test_without_any_result_the_choice_is_guessed_and_says_so(tmp_path):
 def test_the_first_mode_that_is_right_counts_with_its_own_times(tmp_path):
     leave(
         tmp_path,
-        **{"gate_graphs+compiled": {"right": False}, "gate_graphs": {"right": True}},
-        gate_plain={"right": True},
+        **passed("graphs+compiled", loss_error=1e-7),
+        **passed("graphs", "plain"),
         unroll_ipc1=timed(twin=0.5, short=0.2, long=0.05),
         experts=timed(twin=4.0, short=2.0, one=1.0)
         | {"settings": {"networks": "2", "steps": "49"}},
     )
     chosen = choose(tmp_path)
-    assert chosen.flags == ("--compile", "off", "--cuda_graphs", "auto")
+    assert chosen.flags == ["--compile", "off", "--cuda_graphs", "auto"]
     assert chosen.step_seconds == 0.2
     assert chosen.epoch_seconds == pytest.approx(4.0)  # 196 batches, of which 98 took 2 s
-    leave(tmp_path, **{"gate_graphs+compiled": {"right": True}})
+    leave(tmp_path, **passed("graphs+compiled"))
     chosen = choose(tmp_path)
-    assert chosen.flags == ("--compile", "on", "--cuda_graphs", "auto")
+    assert chosen.flags == ["--compile", "on", "--cuda_graphs", "auto"]
     assert (chosen.step_seconds, chosen.epoch_seconds) == (0.05, pytest.approx(2.0))
 
 
 def test_damaged_results_count_as_missing(tmp_path):
-    leave(tmp_path, gate_compiled={"right": True}, unroll_variants=timed(long=1, uncaptured=0.3))
+    leave(tmp_path, **passed("compiled"), unroll_variants=timed(long=1, uncaptured=0.3))
     (tmp_path / "unroll_ipc1.json").write_text('{"results": {"uncap')
     (tmp_path / "experts.json").write_text("[]")
     chosen = choose(tmp_path)
-    assert chosen.flags == ("--compile", "on", "--cuda_graphs", "off")
+    assert chosen.flags == ["--compile", "on", "--cuda_graphs", "off"]
     assert chosen.step_seconds == 0.3  # from the second benchmark that has it
     assert chosen.epoch_seconds == choice.EPOCH_SECONDS
     assert chosen.notes[1].endswith("measured") and chosen.notes[2].endswith("guessed")
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("value", [1e-7, math.nan])
+def test_a_mode_that_differs_in_float64_is_wrong(tmp_path, error, value):
+    leave(tmp_path, **passed("plain"))
+    assert is_right(tmp_path, "plain")
+    leave(tmp_path, **passed("plain", **{error: value}))
+    assert not is_right(tmp_path, "plain")
+
+
+@pytest.mark.parametrize("factor", [1, 1 + 1e-6, math.nan])
+def test_the_gate_finds_a_wrong_step(monkeypatch, tmp_path, factor):
+    """Wrong in the last outer step alone, as a replay may be."""
+    match, calls = bench.match_by_adjoint, []
+
+    def spoiled(*arguments, **keywords):
+        matching = match(*arguments, **keywords)
+        calls.append(matching)
+        if len(calls) == bench.WARM_UPS:
+            matching.grad_images.mul_(factor)
+        return matching
+
+    monkeypatch.setattr(bench, "match_by_adjoint", spoiled)
+    _, flags = gpu.TINY.beside["gate_plain"]
+    bench.main([*flags.split(), "--out", str(tmp_path / "gate_plain.json")])
+    assert is_right(tmp_path, "plain") is (factor == 1)
+    assert not torch.equal(calls[0].grad_images, calls[1].grad_images)
+
+
+def test_a_mode_without_a_twin_to_compare_it_with_is_not_right(tmp_path):
+    leave(tmp_path, **passed("plain", baseline="eager"))
+    assert not is_right(tmp_path, "plain")
+
+
+@pytest.mark.parametrize(
+    ("errors", "right"),
+    [
+        ({"loss_error": 1e-3, "grad_images_error": 0.5}, True),  # which rounding does
+        ({"loss_error": 0.5}, False),
+        ({"loss_error": math.nan}, False),
+    ],
+)
+def test_where_a_mode_is_timed_its_loss_is_that_of_the_twin(tmp_path, errors, right):
+    leave(tmp_path, **passed("graphs"), unroll_ipc1={"results": {"short": errors}})
+    assert is_right(tmp_path, "graphs") is right
 
 
 @pytest.mark.parametrize(
@@ -233,177 +275,108 @@ def test_experts_that_are_complete_are_put_into_files(tmp_path):
     assert gpu.fill(tmp_path / "absent", 4) == 0
 
 
-@pytest.mark.parametrize(
-    ("loss", "gradient", "right"),
-    [(1e-9, 1e-9, True), (1e-9, 1e-7, False), (1e-7, 1e-9, False), (1e-9, math.nan, False)],
-)
-def test_the_gate_judges_loss_and_gradients_in_float64(loss, gradient, right):
-    errors = {"loss": loss, "grad_images": gradient, "grad_syn_lr": 1e-9}
-    assert gate.is_right({"float64": errors}) is right
-
-
-def test_the_gate_judges_the_loss_alone_in_float32():
-    exact = dict.fromkeys(("loss", "grad_images", "grad_syn_lr"), 0.0)
-    assert gate.is_right({"float64": exact, "float32": exact | {"grad_images": 0.5}})
-    assert not gate.is_right({"float64": exact, "float32": exact | {"loss": 0.5}})
-
-
-@pytest.mark.parametrize("factor", [1, 1 + 1e-6, math.nan])
-def test_the_gate_finds_a_wrong_step(monkeypatch, tmp_path, factor):
-    """Wrong in the last outer step alone, as a replay may be."""
-    match, calls = gate.match_by_adjoint, []
-
-    def spoiled(*arguments):
-        matching = match(*arguments)
-        calls.append(matching)
-        if len(calls) == gate.OUTER_STEPS:
-            matching.grad_images.mul_(factor)
-        return matching
-
-    monkeypatch.setattr(gate, "match_by_adjoint", spoiled)
-    out = tmp_path / "gate.json"
-    flags = ["--model", "ConvNetD1", "--res", "8", "--syn_steps", "1"]
-    status = gate.main(["plain", str(out), *flags])
-    record = json.loads(out.read_text())
-    assert len(calls) == 2 * gate.OUTER_STEPS
-    assert record["right"] is (factor == 1) and status == (0 if factor == 1 else 1)
-    assert {*record["errors"]} == {"float64", "float32"}
-
-
-def test_a_gate_that_raises_is_not_right(monkeypatch, tmp_path):
-    def fail(mode, **keywords):
-        yield {"right": True}
-        raise RuntimeError("capture failed")
-
-    monkeypatch.setattr(gate, "check", fail)
-    with pytest.raises(RuntimeError):
-        gate.main(["plain", str(tmp_path / "gate.json")])
-    record = json.loads((tmp_path / "gate.json").read_text())
-    assert (record["right"], record["error"]) == (False, "capture failed")
-
-
 class Rehearsal(Session):
     """Records the steps instead of running them; those `failing` end with status 1."""
 
     failing = ()
 
     def run(self, *steps, environment=None):
-        self.steps = [*getattr(self, "steps", []), *steps]
-        statuses = {step.name: int(step.name in self.failing) for step in steps}
-        return [Outcome(name, 1, 100, status) for name, status in statuses.items()]
+        self.commands |= {step.name: list(map(str, step.command)) for step in steps}
+        return [Outcome(step.name, 1, 100, int(step.name in self.failing)) for step in steps]
 
-    def arguments(self, script):
-        """The command lines of `script`, by the name of the step."""
-        commands = {step.name: list(map(str, step.command)) for step in self.steps}
-        return {
-            name: command[command.index(script) + 1 :]
-            for name, command in commands.items()
-            if script in command
-        }
+    def parsed(self, step):
+        """What its script makes of the command line of `step`."""
+        _, script, *argv = self.commands[step]
+        return PARSERS[script](argv)
+
+    def options(self, step):
+        return self.parsed(step).options
 
 
-def rehearse(tmp_path, what, seconds):
-    end = time.monotonic() + seconds
-    return Rehearsal(tmp_path / "out", tmp_path / "work" / what, end=end, environment={})
+@pytest.fixture
+def rehearse(tmp_path):
+    def begin(what):
+        end = time.monotonic() + 555
+        session = Rehearsal(tmp_path / "out", tmp_path / "work" / what, end=end, environment={})
+        session.commands = {}
+        return session
+
+    return begin
+
+
+def holds(options, **expected):
+    return {name: getattr(options, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize("plan", [gpu.H100, gpu.TINY], ids=["H100", "TINY"])
-def test_the_benchmarks_of_a_measurement_are_known(tmp_path, plan):
-    session = rehearse(tmp_path, "measure", 300)
+def test_what_the_choice_reads_is_measured(rehearse, tmp_path, plan):
+    session = rehearse("measure")
     gpu.measure(session, plan, tmp_path / "work")
-    calls = session.arguments("scripts/bench.py")
-    assert len(calls) == len(plan.warm_ups) + len(plan.benches)
-    outs = {bench.parse(call).out for call in calls.values()}
-    assert len(outs) == len(calls)
-    assert session.results / "unroll_ipc1.json" in outs
-    files = [word for word in plan.tests.split() if word.startswith("tests/")]
+    benches = {name: session.parsed(name) for name in (*plan.beside, *plan.timed)}
+    for name, args in benches.items():
+        assert args.out == session.results / f"{name}.json"
+    modes = [name.removeprefix("gate_") for name in benches if name.startswith("gate_")]
+    for mode in modes:
+        variants = ["twin", choice.MODES[mode].unrolled]
+        assert holds(benches[f"gate_{mode}"], precision="fp64", variants=variants)
+    unrolled = [benches[name].variants for name in choice.UNROLLED if name in benches]
+    assert all(variants[0] == "twin" for variants in unrolled)
+    if plan is gpu.H100:
+        assert modes == [*choice.MODES]
+        for mode in choice.MODES.values():
+            assert any(mode.unrolled in variants for variants in unrolled)
+            assert mode.trained in benches["experts"].variants
+    files = [word for word in plan.tests[1].split() if word.startswith("tests/")]
     assert files and all((ROOT / file).exists() for file in files)
-    assert {step.name for step in session.steps} >= {f"gate_{mode}" for mode in plan.modes}
 
 
-def test_what_is_timed_is_what_the_choice_reads(tmp_path):
-    session = rehearse(tmp_path, "measure", 300)
-    gpu.measure(session, gpu.H100, tmp_path / "work")
-    calls = session.arguments("scripts/bench.py")
-    unrolled = {
-        name
-        for each in ("unroll_ipc1", "unroll_variants")
-        for name in bench.parse(calls[each]).variants
-    }
-    trained = {*bench.parse(calls["experts"]).variants}
-    assert {mode.unrolled for mode in choice.MODES.values()} <= unrolled
-    assert {mode.trained for mode in choice.MODES.values()} <= trained
-
-
-def test_the_row_is_the_papers_but_for_time(tmp_path, monkeypatch):
+def test_the_row_is_the_papers_but_for_time(rehearse, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "fill", lambda folder, count: count)
-    (tmp_path / "work" / "measure").mkdir(parents=True)
+    session = rehearse("row")
+    (tmp_path / "work" / "measure").mkdir()
     leave(
         tmp_path / "work" / "measure",
-        gate_compiled={"right": True},
+        **passed("compiled"),
         unroll_variants=timed(uncaptured=0.1),
     )
-    session = rehearse(tmp_path, "row", 555)
     gpu.row(session, gpu.CIFAR10, tmp_path / "work", tmp_path / "data")
-    names = [step.name for step in session.steps]
-    assert names == ["experts", "distil", "evaluate", "evaluate_ema", "evaluate_others"]
-
-    experts = buffer.parse(session.arguments("buffer.py")["experts"]).options
-    assert (experts.dataset, experts.zca, experts.model) == ("CIFAR10", True, "ConvNetD3")
-    assert (experts.train_epochs, experts.experts_at_once) == (5, 1)
-    assert (experts.compile, experts.cuda_graphs) == ("on", "off")
+    names = ["experts", "distil", "evaluate", "evaluate_ema", "evaluate_others"]
+    assert [*session.commands] == names
+    experts, distil = session.options("experts"), session.options("distil")
+    paper = {"dataset": "CIFAR10", "zca": True, "model": "ConvNetD3"}
+    mode = {"compile": "on", "cuda_graphs": "off"}
+    assert holds(experts, **paper, **mode, train_epochs=5, experts_at_once=1)
     assert 10 <= experts.num_experts < 100  # half a second an epoch
-
-    resolved = distill_att.parse(session.arguments("distill_att.py")["distil"])
-    distil = resolved.options
-    row = {
-        "syn_steps": 80,
-        "expert_epochs": 4,
-        "max_start_epoch": 2,
-        "lr_img": 100.0,
-        "lr_lr": 1e-7,
-        "lr_teacher": 0.01,
-        "length": "att",
-    }
-    assert {name: getattr(distil, name) for name in row} == row
+    assert holds(distil, **paper, **mode, syn_steps=80, expert_epochs=4, max_start_epoch=2)
+    assert holds(distil, lr_img=100.0, lr_lr=1e-7, lr_teacher=0.01, length="att")
     assert distil.max_start_epoch - 1 + distil.expert_epochs <= experts.train_epochs
-    assert (distil.eval_it, distil.ema_decay) == (0, 0.999)
-    assert distil.save_it == distil.Iteration
+    assert holds(distil, eval_it=0, ema_decay=0.999, save_it=distil.Iteration)
     assert 3000 < distil.Iteration < 6000  # all the time is there, as nothing was run
-    assert (experts.buffer_path, experts.data_path) == (distil.buffer_path, distil.data_path)
-
+    assert holds(distil, buffer_path=experts.buffer_path, data_path=experts.data_path)
+    run = f"{distil.save_path}/CIFAR10/ConvNetD3/ipc1/session"
     for name, models in (("evaluate", None), ("evaluate_others", ["ResNet18", "VGG11", "AlexNet"])):
-        options = evaluation.parse(session.arguments("eval.py")[name])
-        assert options.distilled.endswith("/CIFAR10/ConvNetD3/ipc1/session/distilled_last.pt")
-        assert options.distilled.startswith(distil.save_path)
-        assert (options.model, options.compile) == (models, "off")
+        options = session.parsed(name)
+        assert holds(options, distilled=f"{run}/distilled_last.pt", model=models, compile="off")
 
 
-def test_what_fails_from_the_start_is_tried_plainly(tmp_path, monkeypatch):
+def test_what_fails_from_the_start_is_tried_plainly(rehearse, tmp_path, monkeypatch):
     complete = iter([0, 4])
     monkeypatch.setattr(gpu, "fill", lambda folder, count: next(complete))
-    session = rehearse(tmp_path, "row", 555)
+    session = rehearse("row")
     session.failing = ("distil",)
     gpu.row(session, gpu.CIFAR10, tmp_path / "work", tmp_path / "data")
-    names = [step.name for step in session.steps]
-    assert names[:4] == ["experts", "experts_plain", "distil", "distil_plain"]
-    assert names[4:] == ["evaluate", "evaluate_ema", "evaluate_others"]
-    for script, name in (("buffer.py", "experts"), ("distill_att.py", "distil")):
-        calls = session.arguments(script)
-        options = script_options(script, calls[f"{name}_plain"])
-        assert (options.compile, options.cuda_graphs) == ("off", "off")
-        assert script_options(script, calls[name]).compile == "auto"
+    evaluations = ["evaluate", "evaluate_ema", "evaluate_others"]
+    tried = ["experts", "experts_plain", "distil", "distil_plain"]
+    assert [*session.commands] == [*tried, *evaluations]
+    assert [session.options(name).compile for name in tried] == ["auto", "off", "auto", "off"]
+    assert [session.options(name).cuda_graphs for name in tried] == ["auto", "off", "auto", "off"]
 
 
-def script_options(script, argv):
-    return {"buffer.py": buffer, "distill_att.py": distill_att}[script].parse(argv).options
-
-
-def test_without_a_complete_expert_the_row_ends_in_one_line(tmp_path):
-    session = rehearse(tmp_path, "row", 555)
+def test_without_a_complete_expert_the_row_ends_in_one_line(rehearse, tmp_path):
+    session = rehearse("row")
     with pytest.raises(UserError, match="no expert is complete"):
         gpu.row(session, gpu.CIFAR10, tmp_path / "work", tmp_path / "data")
-    assert [step.name for step in session.steps] == ["experts", "experts_plain"]
+    assert [*session.commands] == ["experts", "experts_plain"]
 
 
 def test_a_row_without_its_data_is_refused(tmp_path):
@@ -420,16 +393,16 @@ def test_both_calls_on_a_cpu(tmp_path):
         command = [sys.executable, "-m", "scripts.gpu", what, str(out / what), "--tiny"]
         command += ["--work", str(work), "--seconds", str(seconds)]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds + 9)
-        return run, packed_names(out / what / "session.tgz")
+        return run, {*packed(out / what / "session.tgz")}
 
     run, files = call("measure", 280)
     assert run.returncode == 0, run.stdout + run.stderr
     assert {"gate_plain.json", "tests.xml", "unroll_ipc1.json", "choice.json"} <= files
     chosen = choose(work / "measure")
-    assert chosen.flags == ("--compile", "off", "--cuda_graphs", "off")
+    assert chosen.flags == ["--compile", "off", "--cuda_graphs", "auto"]
     assert all(note.endswith("measured") for note in chosen.notes[1:]), chosen.notes
 
-    leave(work / "measure", unroll_ipc1=timed(twin=1e-4))
+    leave(work / "measure", unroll_ipc1=timed(short=1e-4))
     run, files = call("row", 240)
     assert run.returncode == 1, run.stdout + run.stderr
     summary = (out / "row" / "summary.txt").read_text()
@@ -439,8 +412,3 @@ def test_both_calls_on_a_cpu(tmp_path):
     assert {f"{folder}/{name}" for name in ("eval.json", "metrics.jsonl", "config.yaml")} <= files
     measured = json.loads((work / "row" / folder / "eval.json").read_text())
     assert len(measured) == 4  # raw, random, EMA, and the set on another network
-
-
-def packed_names(session_tgz):
-    with tarfile.open(session_tgz) as archive:
-        return {*archive.getnames()}

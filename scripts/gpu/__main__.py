@@ -16,19 +16,13 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 
-from scripts.gpu.choice import (
-    EXPERTS_A_FILE,
-    MODES,
-    choose,
-    experts_within,
-    steps_within,
-)
+from scripts.gpu.choice import EXPERTS_A_FILE, MODES, choose, experts_within, steps_within
 from scripts.gpu.steps import Outcome, Session, Step
 from scripts.plan.queue import run_command
 from utils.core.errors import UserError
@@ -43,61 +37,70 @@ PACKING_SECONDS = 5
 MOST_THREADS = 16
 
 
+Steps = Mapping[str, tuple[int, str]]  # by name the seconds that each may take, and its flags
+
+
 @dataclass(frozen=True)
 class Measurement:
-    """What `measure` runs: flags of pytest, gate.py and bench.py."""
+    """What `measure` runs."""
 
-    tests: str
-    seconds: int  # of the tests and warm-ups
-    modes: Sequence[str]
-    gate: str
-    warm_ups: Mapping[str, str]  # whose times do not count
-    benches: Mapping[str, tuple[int, str]]  # with the seconds that each may take
+    tests: tuple[int, str]  # of pytest
+    beside: Steps  # benchmarks whose times do not count: gates, and warm-ups of compiler and GPU
+    timed: Steps  # benchmarks one by one
+
+
+def gates(flags: str, modes: Iterable[str] = MODES) -> Steps:
+    """Compare each of the `modes` with the plain full graph before anything relies on it."""
+    unroll = f"unroll {flags} --precision fp64 --repeats 1 --variants twin"
+    return {f"gate_{mode}": (110, f"{unroll} {MODES[mode].unrolled}") for mode in modes}
 
 
 UNROLL = "unroll --ipc 1 --syn_steps 80"
 CIFAR100 = "unroll --classes 100 --ipc 10"
-PIECES = f"{CIFAR100} --syn_steps 20 --micro_batch 100 --variants long"
+EVALUATED = "twin short one together vmap"
 H100 = Measurement(
-    tests="-v -n 4 -m cuda tests/test_unroll.py tests/test_training.py tests/test_batches.py "
-    "tests/test_normalisation.py",
-    seconds=75,
-    modes=tuple(MODES),
-    gate="",
-    warm_ups={
-        "warm_long": f"{UNROLL} --repeats 1 --variants long",
-        "warm_experts": "experts --networks 1 --steps 2 --repeats 1 --variants one",
-        "warm_last_batch": "experts --networks 1 --steps 1 --batch_train 80 --repeats 1 "
-        "--variants one",
-        "warm_evaluation": "evaluation --epochs 2 --repeats 1 --variants one",
+    tests=(
+        75,
+        "-v -n 4 -m cuda tests/test_unroll.py tests/test_training.py tests/test_batches.py "
+        "tests/test_normalisation.py",
+    ),
+    beside={
+        **gates("--syn_steps 5"),
+        "warm_long": (75, f"{UNROLL} --repeats 1 --variants long"),
+        "warm_experts": (75, "experts --networks 1 --steps 2 --repeats 1 --variants one"),
+        "warm_last_batch": (
+            75,
+            "experts --networks 1 --steps 1 --batch_train 80 --repeats 1 --variants one",
+        ),
+        "warm_evaluation": (75, "evaluation --epochs 2 --repeats 1 --variants one"),
     },
-    benches={
+    timed={
         "unroll_ipc1": (90, f"{UNROLL} --repeats 3 --launches --variants twin short long"),
         "experts": (60, "experts --networks 2 --steps 30 --repeats 3 --launches"),
-        "evaluation": (
-            90,
-            "evaluation --ipc 1 --epochs 100 --repeats 3 --variants twin short one together vmap",
-        ),
+        "evaluation": (90, f"evaluation --epochs 100 --repeats 3 --variants {EVALUATED}"),
         "cifar100_20": (75, f"{CIFAR100} --syn_steps 20 --repeats 3 --variants long"),
-        "cifar100_20_pieces": (60, f"{PIECES} --repeats 3"),
+        "cifar100_20_pieces": (
+            60,
+            f"{CIFAR100} --syn_steps 20 --micro_batch 100 --repeats 3 --variants long",
+        ),
         "cifar100_8": (45, f"{CIFAR100} --syn_steps 8 --repeats 3 --variants twin long"),
         "peak_10": (40, "unroll --syn_steps 10 --variants long --peak_only"),
         "peak_200": (40, "unroll --syn_steps 200 --variants long --peak_only"),
         "unroll_variants": (
             240,
-            f"{UNROLL} --repeats 3 --launches --variants long unsplit nchw no_combo bf16 "
-            "benchmark uncaptured",
+            f"{UNROLL} --repeats 3 --launches --variants twin long unsplit nchw no_combo bf16 "
+            "benchmark uncaptured eager",
         ),
     },
 )
 SMALL = "--model ConvNetD1 --classes 2 --res 8 --repeats 1"
 TINY = Measurement(
-    tests="-n 0 -m cuda tests/test_batches.py",
-    seconds=120,
-    modes=("graphs", "plain"),
-    gate="--model ConvNetD1 --res 8 --syn_steps 2",
-    warm_ups={"warm_short": f"unroll {SMALL} --syn_steps 1 --variants short --no_peaks"},
-    benches={
+    tests=(120, "-n 0 -m cuda tests/test_batches.py"),
+    beside={
+        **gates("--model ConvNetD1 --res 8 --syn_steps 2 --no_peaks", ["graphs", "plain"]),
+        "warm_short": (120, f"unroll {SMALL} --syn_steps 1 --variants short --no_peaks"),
+    },
+    timed={
         "unroll_ipc1": (90, f"unroll {SMALL} --syn_steps 2 --variants twin short --no_peaks"),
         "experts": (90, f"experts {SMALL} --networks 2 --steps 1 --variants twin short"),
         "peak_2": (60, f"unroll {SMALL} --syn_steps 2 --variants short --peak_only"),
@@ -107,14 +110,13 @@ TINY = Measurement(
 
 @dataclass(frozen=True)
 class Row:
-    """What `row` runs: flags of the scripts, and no more experts and outer steps than these."""
+    """What `row` runs: flags of the scripts, and no more experts than these."""
 
     data: str
     folder: str  # of its experts and runs, by the field's names
     epochs: int
     most_experts: int
     distil: str
-    most_steps: int
     evaluate: str
     others: str  # networks that the set is then tried on
 
@@ -125,7 +127,6 @@ CIFAR10 = Row(
     epochs=5,
     most_experts=100,
     distil="--checkpoint_it 500 --ema_decay 0.999",
-    most_steps=6000,
     evaluate="",
     others="--model ResNet18 VGG11 AlexNet --num_eval 1",
 )
@@ -135,10 +136,10 @@ DIGITS = Row(
     epochs=2,
     most_experts=2,
     distil="--checkpoint_it 5 --syn_steps 3 --expert_epochs 1 --max_start_epoch 1",
-    most_steps=6000,
     evaluate="--num_eval 2 --epoch_eval_train 3",
     others="--model MLP --num_eval 1 --epoch_eval_train 3",
 )
+MOST_STEPS = 6000
 # Of the time of `row`: for the evaluations at its end, to end a distillation that was cut off, and
 # of the rest the experts' share.
 EVALUATION_SECONDS, CLOSING_SECONDS, EXPERTS_SHARE = 75, 15, 0.36
@@ -147,33 +148,33 @@ EVALUATION_SECONDS, CLOSING_SECONDS, EXPERTS_SHARE = 75, 15, 0.36
 def measure(session: Session, plan: Measurement, work: Path) -> None:
     """Test, check each mode and fill the compiler's cache side by side; then time one by one."""
 
-    def bench(name: str, flags: str, seconds: float, *, folder: Path = session.results) -> Step:
-        out = folder / f"{name}.json"
-        return Step(name, [PYTHON, "scripts/bench.py", *flags.split(), "--out", out], seconds)
+    def benches(steps: Steps) -> list[Step]:
+        return [
+            Step(
+                name,
+                [PYTHON, "scripts/bench.py", *flags.split(), "--out", results / f"{name}.json"],
+                seconds,
+            )
+            for name, (seconds, flags) in steps.items()
+        ]
 
+    results = session.results
     if shutil.which("nvidia-smi"):
         session.run(Step("nvidia-smi", ["nvidia-smi"], 10))
-    xml = f"--junitxml={session.results / 'tests.xml'}"
-    pytest = [PYTHON, "-m", "pytest", *plan.tests.split(), "--tb=short", "-p", "no:cacheprovider"]
+    seconds, flags = plan.tests
+    pytest = [PYTHON, "-m", "pytest", *flags.split(), "--tb=short", "-p", "no:cacheprovider"]
     session.run(
-        *(gate(mode, plan.gate, session.results) for mode in plan.modes),
-        Step("tests", [*pytest, xml], plan.seconds),
-        *(bench(*item, plan.seconds, folder=work / "warm_ups") for item in plan.warm_ups.items()),
+        Step("tests", [*pytest, f"--junitxml={results / 'tests.xml'}"], seconds),
+        *benches(plan.beside),
         environment={"OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "4"},
     )
     for chosen in (work / "inductor").rglob("*.best_config"):
         chosen.unlink()  # variants of kernels that were chosen while others used the GPU
-    for name, (seconds, flags) in plan.benches.items():
-        session.run(bench(name, flags, seconds))
-    choice = choose(session.results)
-    write_text(json.dumps(asdict(choice), indent=1) + "\n", session.results / "choice.json")
+    for bench in benches(plan.timed):
+        session.run(bench)
+    choice = choose(results)
+    write_text(json.dumps(asdict(choice), indent=1) + "\n", results / "choice.json")
     print(*choice.notes, sep="\n", flush=True)
-
-
-def gate(mode: str, flags: str, results: Path) -> Step:
-    out = results / f"gate_{mode}.json"
-    command = [PYTHON, "-m", "scripts.gpu.gate", mode, out, *flags.split()]
-    return Step(f"gate_{mode}", command, 110)
 
 
 def row(session: Session, plan: Row, work: Path, data: Path) -> None:
@@ -182,7 +183,7 @@ def row(session: Session, plan: Row, work: Path, data: Path) -> None:
     """
     choice = choose(work / "measure")
     print(*choice.notes, sep="\n", flush=True)
-    modes = {"": choice.flags, "_plain": MODES["plain"].flags}
+    modes = {"": choice.flags, "_plain": MODES["plain"].flags.split()}
     paths = ["--data_path", data, "--buffer_path", work / "buffers"]
     save_path = session.results / "results"
     run = RunDir(save_path / plan.folder / "ipc1" / "session")
@@ -217,8 +218,8 @@ def row(session: Session, plan: Row, work: Path, data: Path) -> None:
         raise UserError("no expert is complete: see experts.log and experts_plain.log")
     for mode, flags in modes.items():
         seconds, taken = seconds_to_train(), steps_taken(run)
-        more = steps_within(seconds, choice.step_seconds, most=plan.most_steps)
-        steps = min(plan.most_steps, taken + more)
+        more = steps_within(seconds, choice.step_seconds, most=MOST_STEPS)
+        steps = min(MOST_STEPS, taken + more)
         print(f"distillation: {steps - taken} steps fit into {seconds:.0f} s", flush=True)
         outcome = distil(f"distil{mode}", flags, steps, seconds)
         if outcome.status == 0 or steps_taken(run):

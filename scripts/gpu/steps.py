@@ -7,13 +7,16 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
+
+from scripts.plan.queue import CANNOT_START
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.05
-CANNOT_START = 127  # as a shell says it
 LEAST_SECONDS = 2.0  # a step with less is not begun
 LINES_SHOWN = 15  # of each log
 MAX_BYTES = 12 * 2**20  # of a file that is packed
@@ -73,24 +76,23 @@ class Session:
         When this call itself is interrupted, the steps are asked to end, then it goes on so.
         """
         variables = {**self._environment, **(environment or {})}
-        running: list[_Running] = []
-        try:
-            for step in steps:
-                limit = max(0.0, min(step.seconds, self.left() - step.grace))
-                print(f"== {step.name}: at most {limit:.0f} s", flush=True)
-                running.append(_Running(step, limit, self.results, variables))
-            _wait_for(running)
-        except BaseException:
-            for each in running:
-                each.ask_to_end()
-            _wait_for(running)
-            raise
-        finally:
-            outcomes = [each.outcome for each in running if each.outcome is not None]
-            self.outcomes += outcomes
-            for each in running:
-                print(f"-- {each.outcome}", *each.last_lines(), sep="\n", flush=True)
-            self.pack()
+        interrupted = Event()
+        running: list[Future[Outcome]] = []
+        with ThreadPoolExecutor(len(steps)) as pool:
+            try:
+                for step in steps:
+                    limit = max(0.0, min(step.seconds, self.left() - step.grace))
+                    print(f"== {step.name}: at most {limit:.0f} s", flush=True)
+                    log = self.results / f"{step.name}.log"
+                    running.append(pool.submit(_run, step, limit, log, variables, interrupted))
+                wait(running)
+            finally:
+                interrupted.set()
+                outcomes = [each.result() for each in running]
+                for outcome in outcomes:
+                    print(f"-- {outcome}", *self._last_lines(outcome), sep="\n", flush=True)
+                self.outcomes += outcomes
+                self.pack()
         return outcomes
 
     def pack(self) -> None:
@@ -109,74 +111,44 @@ class Session:
         head = f"{'step':24} {'seconds':>8} {'limit':>8}  status"
         return "\n".join([head, *map(str, self.outcomes)])
 
-
-class _Running:
-    """A step at work, the first process of a group of its own; one that cannot be begun has its
-    `outcome` at once.
-    """
-
-    def __init__(
-        self, step: Step, limit: float, results: Path, environment: Mapping[str, str]
-    ) -> None:
-        self.outcome: Outcome | None = None
-        self._step = step
-        self._limit = limit
-        self._log = results / f"{step.name}.log"
-        self._asked_at: float | None = None
-        self._began = time.monotonic()
-        if limit < LEAST_SECONDS:
-            self._end(None)
-            return
-        try:
-            with open(self._log, "wb") as output:
-                self._process = subprocess.Popen(
-                    list(map(str, step.command)),
-                    cwd=ROOT,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-        except OSError as error:
-            self._log.write_text(f"{error}\n")
-            self._end(CANNOT_START)
-
-    def is_at_work(self) -> bool:
-        """Whether it has not ended; out of time it is asked to, then made to."""
-        if self.outcome is not None:
-            return False
-        now = time.monotonic()
-        if (status := self._process.poll()) is not None:
-            self._send(signal.SIGKILL)  # to what it may have left at work
-            self._end(status)
-            return False
-        if now - self._began > self._limit:
-            self.ask_to_end()
-        if self._asked_at is not None and now - self._asked_at > self._step.grace:
-            self._send(signal.SIGKILL)
-        return True
-
-    def ask_to_end(self) -> None:
-        if self.outcome is None and self._asked_at is None:
-            self._asked_at = time.monotonic()
-            self._send(signal.SIGTERM)
-
-    def last_lines(self) -> list[str]:
-        if self.outcome is None or self.outcome.status is None:
+    def _last_lines(self, outcome: Outcome) -> list[str]:
+        if outcome.status is None:
             return []
-        lines = re.split(r"[\r\n]+", self._log.read_text("utf-8", errors="replace"))
-        return [f"   {line}" for line in lines if line.strip()][-LINES_SHOWN:]
-
-    def _end(self, status: int | None) -> None:
-        seconds, was_cut_off = time.monotonic() - self._began, self._asked_at is not None
-        self.outcome = Outcome(self._step.name, seconds, self._limit, status, was_cut_off)
-
-    def _send(self, number: int) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
+        log = self.results.joinpath(f"{outcome.name}.log").read_text("utf-8", errors="replace")
+        lines = [line for line in re.split(r"[\r\n]+", log) if line.strip()]
+        return [f"   {line}" for line in lines[-LINES_SHOWN:]]
 
 
-def _wait_for(running: Sequence[_Running]) -> None:
-    while sum(each.is_at_work() for each in running):
+def _run(
+    step: Step, limit: float, log: Path, environment: Mapping[str, str], interrupted: Event
+) -> Outcome:
+    """Run a step as the first process of a group of its own. After `limit` seconds, or once
+    `interrupted`, it is asked to end, then made to.
+    """
+    if limit < LEAST_SECONDS:
+        return Outcome(step.name, 0.0, limit, None)
+    began = time.monotonic()
+    try:
+        with open(log, "wb") as output:
+            process = subprocess.Popen(
+                list(map(str, step.command)),
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+    except OSError as error:
+        log.write_text(f"{error}\n")
+        return Outcome(step.name, 0.0, limit, CANNOT_START)
+    while process.poll() is None and time.monotonic() < began + limit and not interrupted.is_set():
         time.sleep(POLL_SECONDS)
+    was_cut_off = process.poll() is None
+    with suppress(ProcessLookupError):
+        if was_cut_off:
+            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(step.grace)
+        os.killpg(process.pid, signal.SIGKILL)  # also what it may have left at work
+    return Outcome(step.name, time.monotonic() - began, limit, process.wait(), was_cut_off)
