@@ -186,6 +186,7 @@ def _table_records(lines: pd.DataFrame, groups: pd.DataFrame, found: pd.DataFram
     what the row would cost; then of the others that have been evaluated on its network.
     """
     distilled = found.loc[found["set"] != "", ["group", *COLUMNS]]
+    # Each line beside each of its groups, and these beside what was measured on the line's network.
     seen = lines.merge(groups.drop(columns="settings"), on=[*IMAGES, "method"]).merge(
         distilled.sort_values("set", ascending=False, kind="stable"),
         on=["group", "network"],
@@ -236,12 +237,12 @@ def _run_records(found: pd.DataFrame) -> pd.DataFrame:
     shown = found[found["set"] != ""].sort_values(
         line, ascending=[True, False, False, False], kind="stable"
     )
-    return _scored(_listed_with_all_runs(shown), line, "network")
+    return _scored(_in_list(shown), line, "network")
 
 
 def _real_records(found: pd.DataFrame) -> pd.DataFrame:
     """Real images that eval.py trained networks on, each seed once, whatever runs it was beside."""
-    real = _listed_with_all_runs(found[found["set"] == ""])
+    real = _in_list(found[found["set"] == ""])
     real = real.assign(method=real["trained_on"], runs=None)
     real.loc[real["trained_on"] == "full", "ipc"] = 0
     line = ["dataset", "ipc", "trained_on", "protocol", "epochs"]
@@ -250,7 +251,7 @@ def _real_records(found: pd.DataFrame) -> pd.DataFrame:
     return _scored(real, line, "network")
 
 
-def _listed_with_all_runs(found: pd.DataFrame) -> pd.DataFrame:
+def _in_list(found: pd.DataFrame) -> pd.DataFrame:
     return found.assign(table=ALL_RUNS, status="run", dataset=found["shown_dataset"], subset="")
 
 
