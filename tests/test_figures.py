@@ -1,17 +1,24 @@
 """The figures: arrays from hand-made records with known answers, and that they can be drawn."""
 
-import json
-import re
 from operator import attrgetter
 
 import numpy as np
+import pandas as pd
 import pytest
-from made_runs import att, curve, diverged, evaluation, fixed, steps, write_run
-from PIL import Image
+from made_runs import (
+    att,
+    curve,
+    diverged,
+    evaluation,
+    fixed,
+    steps,
+    steps_without_lengths,
+    write_run,
+)
 
 from scripts.figures import __main__ as figures
 from scripts.figures import data, drawing
-from scripts.results.runs import read_run, read_runs
+from scripts.results.runs import read_runs
 from utils.core.errors import UserError
 from utils.methods.registry import foreign_flags
 
@@ -96,10 +103,8 @@ def test_lengths_of_att_by_bound_and_seed(tmp_path):
     att(tmp_path / "c", [9, 9, 9], syn_steps=50)
     fixed(tmp_path / "d", [1, 1, 1], syn_steps=70)
     found = data.chosen_lengths(runs_in(tmp_path))
-    assert {bound: lengths.to_numpy().tolist() for bound, lengths in found.items()} == {
-        30: [[1, 2, 3], [3, 2, 5]],
-        50: [[9, 9, 9]],
-    }
+    assert found.index.get_level_values("syn_steps").tolist() == [30, 30, 50]
+    assert found.to_numpy().tolist() == [[1, 2, 3], [3, 2, 5], [9, 9, 9]]
 
 
 def test_the_running_median_is_over_seeds_and_iterations():
@@ -149,6 +154,10 @@ def test_an_unfinished_repeat_is_named_and_does_not_count(tmp_path):
     assert found[["successes", "repeats"]].to_numpy().tolist() == [[4, 5], [3, 4]]
 
 
+def base_of(settings):
+    return data.base_rates(pd.DataFrame(settings, columns=data.RATES))
+
+
 @pytest.mark.parametrize(
     ("settings", "base"),
     [
@@ -159,12 +168,12 @@ def test_an_unfinished_repeat_is_named_and_does_not_count(tmp_path):
     ],
 )
 def test_the_base_is_what_all_settings_share(settings, base):
-    assert tuple(data.base_rates(settings).values()) == base
+    assert tuple(base_of(settings).values()) == base
 
 
 def test_rates_that_are_varied_together_have_no_base():
     with pytest.raises(data.Missing, match="one at a time"):
-        data.base_rates([(1, 1), (2, 2), (3, 3)])
+        base_of([(1, 1), (2, 2), (3, 3)])
 
 
 def test_a_rate_that_no_policy_varies_is_missing(tmp_path):
@@ -189,9 +198,9 @@ def test_accuracies_over_seeds_and_time(tmp_path):
     other = [evaluation(0, 0.1), *steps([2] * 4, [2] * 4), evaluation(4, 0.1)]
     write_run(tmp_path / "in_another_way", other, seed=3, epoch_eval_train=7)
     found = data.accuracies(runs_in(tmp_path))
-    raw, ema = found["att", "raw", 2], found["att", "ema", 2]
-    assert len(found) == 2
-    assert raw.index.tolist() == [0, 4]
+    assert set(found["seeds"]) == {2}
+    raw, ema = (same for _, same in found.groupby("set", sort=False))
+    assert raw["iteration"].tolist() == [0, 4]
     assert raw["seconds"].tolist() == [0, 6]  # 4 s and 8 s
     assert raw["mean"].tolist() == pytest.approx([25, 70])
     assert raw["std"].tolist() == pytest.approx([0, 10])
@@ -199,12 +208,11 @@ def test_accuracies_over_seeds_and_time(tmp_path):
 
 
 def test_a_method_without_lengths_has_accuracies_under_its_own_name(tmp_path):
-    records = [{"kind": "step", "iteration": n, "loss": 1.0, "seconds": 1.0} for n in range(4)]
-    records = [evaluation(0, 0.25), *records, evaluation(4, 0.75)]
+    records = [evaluation(0, 0.25), *steps_without_lengths(4), evaluation(4, 0.75)]
     write_run(tmp_path / "a", records, experts=None, method="dm", drop=foreign_flags("dm"))
     found = data.accuracies(runs_in(tmp_path))
-    assert list(found) == [("DM", "raw", 1), ("DM", "ema", 1)]
-    assert found["DM", "raw", 1]["mean"].tolist() == pytest.approx([25, 75])
+    assert set(found["policy"]) == {"DM"}
+    assert found["mean"].tolist() == pytest.approx([25, 75])
     assert drawing.draw_accuracies(found).legends
     for collect in (data.chosen_lengths, data.distance_curves):
         with pytest.raises(data.Missing):
@@ -219,117 +227,26 @@ def test_runs_that_differ_in_more_are_not_compared(tmp_path):
     att(tmp_path / "c", [1, 2], syn_steps=70, lr_img=9.0)
     att(tmp_path / "d", [1, 2, 3], syn_steps=90)
     att(tmp_path / "e", [1, 2], syn_steps=80, experts={"number": 3, "epochs": 4})
-    assert list(data.chosen_lengths(runs_in(tmp_path))) == [30, 50]
+    found = data.chosen_lengths(runs_in(tmp_path))
+    assert found.index.get_level_values("syn_steps").tolist() == [30, 50]
 
 
-def test_what_a_run_of_an_earlier_day_does_not_know_was_the_default(tmp_path):
-    old, new = (
-        read_run(att(tmp_path / name, [1, 2], syn_steps=30, drop=drop)).settings()
-        for name, drop in (("old", ["distance"]), ("new", []))
-    )
-    assert old == new
-
-
-def test_directories_of_no_use_are_named_in_one_line_each(tmp_path):
-    att(tmp_path / "good", [1, 2], syn_steps=4)
-    att(tmp_path / "good_again", [1, 2], syn_steps=4)
-    att(tmp_path / "short", [1], syn_steps=4, Iteration=2)
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign/config.yaml").write_text("lr: 1\n")
-    (tmp_path / "bare").mkdir()
-    (tmp_path / "bare/config.yaml").write_text("seed: 1\n")
-    (tmp_path / "no_yaml").mkdir()
-    (tmp_path / "no_yaml/metrics.jsonl").write_text("")
-    for name, change in (("old", None), ("text", "long")):
-        path = att(tmp_path / name, [1], syn_steps=4)
-        (record,) = steps([1], [1])
-        record = {k: v for k, v in record.items() if k != "n_opt"} | (
-            {"n_opt": change} if change else {}
-        )
-        (path / "metrics.jsonl").write_text(json.dumps(record))
-    write_run(tmp_path / "unknown", steps([1], [1]), length="longest")
-    write_run(tmp_path / "words", steps([1], [1]), syn_steps="many")
-    broken = att(tmp_path / "broken", [1], syn_steps=4)
-    (broken / "config.yaml").write_text("a: [")
-    write_run(tmp_path / "ragged", steps([[1, 2], [1]], [[1, 2], [1]]), syn_steps=5)
-    write_run(tmp_path / "twice", steps([1], [1]) * 2, Iteration=1)
-    runs, problems = read_runs([tmp_path, tmp_path / "nowhere"], attrgetter("steps"))
-    assert [run.path.name for run in runs] == ["good"]
-    for pattern in (
-        r"broken/config\.yaml is not valid YAML",
-        r"foreign/config\.yaml: unknown key 'lr'",
-        r"bare/config\.yaml: is of another version, it lacks dataset, model, ipc, lr_img,",
-        r"good_again: has the settings and seed of \S+good$",
-        r"no_yaml/config\.yaml: No such file",
-        r"ragged: is damaged, its steps hold no numbers",
-        r"old: is of another version, its steps lack 'n_opt'",
-        r"short: is unfinished, 1 of 2 steps",
-        r"text: is damaged, its steps hold no numbers",
-        r"twice: is damaged, its steps do not follow one another",
-        r"words/config\.yaml: syn_steps: 'many' is not a whole number",
-        r"unknown/config\.yaml: length: unknown value 'longest'; choices: att, fixed",
-        r"nowhere: there is no run directory",
-    ):
-        assert sum(bool(re.search(pattern, line)) for line in problems) == 1, pattern
-    assert len(problems) == 13
-
-
-@pytest.fixture
-def everything(tmp_path):
-    """A folder with the runs of all figures, in two data sets."""
-    for syn_steps in (4, 8):
-        fixed(tmp_path / f"fixed_{syn_steps}", [2] * 6, syn_steps=syn_steps)
-        att(tmp_path / f"att_{syn_steps}", [1, 2, 3, 2, 3, 2], syn_steps=syn_steps)
-    for policy, length in (("att", 2), ("fixed", 4)):
-        for seed in (13, 14):
-            records = [
-                evaluation(0, 0.3),
-                evaluation(0, 0.2, set="ema"),
-                curve(0, [3, 2, 3, 4], length),
-            ]
-            records += steps([length] * 5, [2] * 5, losses=[0.5] * 5)
-            records.insert(-1, curve(4, [3, 1, 2, 9], length))
-            records += [evaluation(5, 0.8), evaluation(5, 0.7, set="ema")]
-            path = write_run(
-                tmp_path / f"{policy}_seed{seed}", records, length=policy, syn_steps=4, seed=seed
-            )
-            for tag in ("0", "best"):
-                Image.new("RGB", (40, 8), "grey").save(path / f"images_{tag}.png")
-        repeats(tmp_path, policy=policy, lr_img=3.0, lr_lr=1e-7, failing=0)
-        repeats(tmp_path, policy=policy, lr_img=9.0, lr_lr=1e-7, failing=2)
-        repeats(tmp_path, policy=policy, lr_img=3.0, lr_lr=9e-7, failing=3)
-    att(tmp_path / "other", [1, 2, 3], syn_steps=30, dataset="CIFAR10")
-    return tmp_path
-
-
-def test_all_figures_are_drawn_as_png_and_pdf(everything, capsys, monkeypatch):
-    monkeypatch.setitem(drawing.STYLE, "savefig.dpi", 40)
-    out = everything / "figures"
-    assert figures.main([str(everything), "--out", str(out), "--interval", "3"]) == 0
-    names = {f"{name}_digits" for name in figures.figures(gamma=2, interval=3)} | {
-        "fig4_left_CIFAR10"
-    }
+def test_a_figure_whose_runs_are_not_there_is_skipped(tmp_path, capsys):
+    att(tmp_path / "r", [1, 2, 3], syn_steps=30, dataset="CIFAR10")
+    out = tmp_path / "figures"
+    assert figures.main([str(tmp_path), "--out", str(out), "--interval", "3"]) == 0
     assert {path.name for path in out.iterdir()} == {
-        f"{n}.{s}" for n in names for s in ("png", "pdf")
+        "fig4_left_CIFAR10.png",
+        "fig4_left_CIFAR10.pdf",
     }
-    assert all(path.stat().st_size > 400 for path in out.iterdir())
-    said = capsys.readouterr().out.splitlines()
-    skipped = [line for line in said if "skipped" in line]
+    skipped = [line for line in capsys.readouterr().out.splitlines() if "skipped" in line]
     assert len(skipped) == 5
     assert "fig2_CIFAR10 skipped: it needs runs with --length fixed of 3 steps or more" in skipped
 
 
-def test_axes_are_labelled_and_series_differ_by_more_than_colour(everything):
-    runs = [run for run in runs_in(everything) if run.options.dataset == "digits"]
-    for name, (collect, draw) in figures.figures(gamma=2, interval=3).items():
-        if name == "images":
-            continue
-        figure = draw(collect(runs))
-        assert all(axes.get_xlabel() or axes.get_shared_x_axes() for axes in figure.axes)
-        assert figure.axes[0].get_ylabel() and figure.axes[-1].get_xlabel(), name
-        assert figure.legends, name
-    lines = [(each.line, each.marker, each.hatch) for each in drawing.LOOKS]
-    for part in zip(*lines, strict=True):
+def test_series_differ_by_more_than_colour():
+    parts = [[look[name] for look in drawing.LOOKS] for name in ("linestyle", "marker")]
+    for part in [*parts, drawing.HATCHES]:
         assert len(set(part)) == len(drawing.LOOKS)
 
 

@@ -9,9 +9,11 @@ from operator import attrgetter
 import pytest
 import torch
 from made_runs import curve, evaluation, steps, write_run
+from PIL import Image
 from short_runs import SHORT, distill, without_time
 
-from scripts.figures import data, repeats
+from scripts.figures import __main__ as figures
+from scripts.figures import data, drawing, repeats
 from scripts.figures import plan as figure_plan
 from scripts.figures.plan import STUDIES, distillations, repeat_cells
 from scripts.plan.cells import Settings
@@ -31,11 +33,11 @@ def options_of(cell):
     return resolve(DistillOptions, flags, description="", find_yaml=lambda given: yaml).options
 
 
-@pytest.mark.parametrize("dataset", STUDIES)
-def test_what_is_planned_is_what_the_figures_need(dataset, tmp_path):
-    """Runs with the planned settings and made-up records: every figure finds all of its own."""
-    study = STUDIES[dataset]
-    for cell in distillations(dataset, study, SETTINGS):
+@pytest.fixture(scope="module", params=STUDIES)
+def planned(request, tmp_path_factory):
+    """A data set, and a folder of runs with the planned settings and made-up records."""
+    folder = tmp_path_factory.mktemp("planned")
+    for cell in distillations(request.param, SETTINGS):
         options = options_of(cell)
         end = options.syn_steps if options.length == "fixed" else 2
         distances = [3, 2] + [4] * (options.syn_steps - 2)
@@ -43,27 +45,56 @@ def test_what_is_planned_is_what_the_figures_need(dataset, tmp_path):
         records.insert(-1, records[0] | {"iteration": 99})
         if options.eval_it:
             records += [evaluation(at, 0.5, set=set) for at in (0, 100) for set in ("raw", "ema")]
-        write_run(tmp_path / options.run_name, records, **asdict(options) | {"model": "ConvNetD2"})
-    for cell in repeat_cells(dataset, study, SETTINGS, repeats=3):
+        config = asdict(options) | {"model": "ConvNetD2"}
+        path = write_run(folder / options.run_name, records, **config)
+        for tag in ("0", "best"):
+            Image.new("RGB", (40, 8), "grey").save(path / f"images_{tag}.png")
+    for cell in repeat_cells(request.param, SETTINGS, repeats=3):
         assert " scripts.figures.repeats 3 " in cell.commands[0]
         options = options_of(cell)
         for seed in range(3):
             named = replace(options, seed=seed, run_name=f"{options.run_name}_seed{seed}")
-            write_run(tmp_path / named.run_name, steps([4] * 100, [2] * 100), **asdict(named))
+            write_run(folder / named.run_name, steps([4] * 100, [2] * 100), **asdict(named))
+    return request.param, folder
 
-    runs, problems = read_runs([tmp_path], attrgetter("steps"))
+
+def test_every_figure_finds_all_runs_that_are_planned_for_it(planned):
+    dataset, folder = planned
+    study = STUDIES[dataset]
+    runs, problems = read_runs([folder], attrgetter("steps"))
     assert problems == []
     mismatches = data.mismatches(runs, gamma=2, interval=50).query("policy == 'fixed'")
     assert tuple(mismatches["syn_steps"].unique()) == study.fixed
-    assert tuple(data.chosen_lengths(runs)) == study.att
+    lengths = data.chosen_lengths(runs).index.get_level_values("syn_steps")
+    assert tuple(lengths.unique()) == study.att
     curves = data.distance_curves(runs)
     assert curves.groupby("iteration").size().tolist() == [2, 2]
-    assert list(data.accuracies(runs)) == [
-        (policy, set, study.seeds) for policy in ("att", "fixed") for set in ("raw", "ema")
-    ]
+    accuracies = data.accuracies(runs).groupby(["policy", "set"])["seeds"].max()
+    assert accuracies.to_dict() == {
+        (policy, set): study.seeds for policy in ("att", "fixed") for set in ("raw", "ema")
+    }
     for _, found in data.successes(runs).groupby(["rate", "policy"]):
         assert found["multiplier"].tolist() == pytest.approx(study.multipliers)
         assert found["repeats"].tolist() == [3] * len(study.multipliers)
+
+
+def test_all_figures_are_drawn_as_png_and_pdf(planned, tmp_path, monkeypatch):
+    monkeypatch.setitem(drawing.STYLE, "savefig.dpi", 40)
+    dataset, folder = planned
+    drawn = []
+    save = drawing.save
+    monkeypatch.setattr(drawing, "save", lambda *args: drawn.append(args[0]) or save(*args))
+    assert figures.main([str(folder), "--out", str(tmp_path)]) == 0
+    names = [f"{name}_{dataset}" for name in figures.figures(gamma=2, interval=50)]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{name}.{suffix}" for name in names for suffix in ("png", "pdf")
+    }
+    assert all(path.stat().st_size > 400 for path in tmp_path.iterdir())
+    *plots, _ = drawn
+    for figure in plots:
+        assert all(axes.get_xlabel() or axes.get_shared_x_axes() for axes in figure.axes)
+        assert figure.axes[0].get_ylabel() and figure.axes[-1].get_xlabel()
+        assert figure.legends
 
 
 def test_a_dry_run_prints_all_commands_and_does_nothing(tmp_path, capsys):

@@ -6,8 +6,8 @@ nearest to the expert's target, so N_opt <= N_S; n the one that the policy picks
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,12 @@ import numpy as np
 import pandas as pd
 
 from networks import canonical_name
-from scripts.results import runs as results
 from scripts.results.evaluations import logged_evaluations
-from scripts.results.runs import Run
-from utils.methods.trajectory.lengths import LENGTH_POLICIES
+from scripts.results.runs import Run, comparable
 
-POLICIES = tuple(LENGTH_POLICIES)
 RATES = ["lr_img", "lr_lr"]
 ONE_AT_A_TIME = "repeats that vary lr_img or lr_lr, one at a time"
 EVALUATION = ("num_eval", "epoch_eval_train")  # have to agree where accuracies are compared
-
-comparable = partial(results.comparable, also=EVALUATION)
 
 
 class Missing(Exception):
@@ -50,19 +45,19 @@ def distance_curves(runs: Iterable[Run]) -> pd.DataFrame:
     """
     curves = {run: found for run in runs if (found := _curves(run))}
     chosen = _largest(
-        comparable(curves, "length", "seed"),
-        lambda group: (len(set(map(policy_of, group))), group[0].options.syn_steps),
-        "runs with --log_distances",
+        curves,
+        ("length", "seed"),
+        size=lambda group: (group["policy"].nunique(), group["syn_steps"].max()),
+        wanted="runs with --log_distances",
     )
-    of_policy = {policy_of(run): run for run in sorted(chosen, key=lambda run: -run.options.seed)}
-    common = set.intersection(*(set(curves[run]) for run in of_policy.values()))
+    first_seeds = chosen.sort_values(["policy", "seed"]).drop_duplicates("policy")
+    common = set.intersection(*(set(curves[run]) for run in first_seeds["run"]))
     if len(common) < 2:
         raise Missing("two iterations with distances that all policies have")
     return pd.DataFrame(
-        {"iteration": iteration, "policy": policy, **curves[of_policy[policy]][iteration]}
+        {"iteration": iteration, "policy": each.policy, **curves[each.run][iteration]}
         for iteration in (min(common), max(common))
-        for policy in POLICIES
-        if policy in of_policy
+        for each in first_seeds.itertuples()
     )
 
 
@@ -92,48 +87,34 @@ def mismatches(runs: Iterable[Run], *, gamma: float, interval: int) -> pd.DataFr
 
     `cases` with more than gamma in a whole interval, and the `mean`, both over seeds.
     """
-
-    def fixed_lengths(group: Sequence[Run]) -> set[int]:
-        return {run.options.syn_steps for run in group if policy_of(run) == "fixed"}
-
-    able = [run for run in runs if run.matches_trajectories and _count(run) >= interval]
     chosen = _largest(
-        [g for g in comparable(able, "length", "seed", "syn_steps") if fixed_lengths(g)],
-        lambda group: len(fixed_lengths(group)),
-        f"runs with --length fixed of {interval} steps or more",
+        [run for run in runs if run.matches_trajectories and _count(run) >= interval],
+        ("length", "seed", "syn_steps"),
+        size=lambda group: group.loc[group["policy"] == "fixed", "syn_steps"].nunique(),
+        wanted=f"runs with --length fixed of {interval} steps or more",
     )
     steps = _steps(chosen)
     steps["interval"] = steps["iteration"] // interval
     steps["off"] = (steps["length"] - steps["n_opt"]).abs()
     steps["case"] = steps["off"] > gamma
-    series = ["policy", "syn_steps"]
-    ends = steps.groupby(series)["iteration"].transform("max") + 1
-    steps = steps[steps["interval"] < ends // interval]
-    counted = steps.groupby([*series, "interval", "run"]).agg(
-        cases=("case", "sum"), steps=("iteration", "nunique")
-    )
-    whole = counted[counted["steps"] == interval]
-    by = [*series, "interval"]
-    cases = whole.groupby(by)["cases"].mean()
-    return pd.DataFrame({"cases": cases, "mean": steps.groupby(by)["off"].mean()}).reset_index()
+    by = ["policy", "syn_steps", "interval"]
+    of_run = steps.groupby([*by, "run"]).agg(cases=("case", "sum"), steps=("iteration", "nunique"))
+    cases = of_run.loc[of_run["steps"] == interval, "cases"].groupby(level=by).mean()
+    mean = steps.groupby(by)["off"].mean().reindex(cases.index)
+    return pd.DataFrame({"cases": cases, "mean": mean}).reset_index()
 
 
-def chosen_lengths(runs: Iterable[Run]) -> dict[int, pd.DataFrame]:
-    """Fig. 4, left: by N_S the lengths that att chose, (seeds, iterations); NaN behind a run's end.
-
-    Of several trajectories the mean.
+def chosen_lengths(runs: Iterable[Run]) -> pd.DataFrame:
+    """Fig. 4, left: the lengths that att chose, a row for each N_S and run, a column for each
+    iteration; NaN behind a run's end. Of several trajectories the mean.
     """
-    able = [run for run in runs if policy_of(run) == "att" and _count(run)]
     chosen = _largest(
-        comparable(able, "seed", "syn_steps"),
-        lambda group: len({run.options.syn_steps for run in group}),
-        "runs with --length att",
+        [run for run in runs if policy_of(run) == "att" and _count(run)],
+        ("seed", "syn_steps"),
+        size=lambda group: group["syn_steps"].nunique(),
+        wanted="runs with --length att",
     )
-    iterations = range(max(map(_count, chosen)))
-    return {
-        syn_steps: same.pivot_table("length", "run", "iteration").reindex(columns=iterations)
-        for syn_steps, same in _steps(chosen).groupby("syn_steps")
-    }
+    return _steps(chosen).pivot_table("length", ["syn_steps", "run"], "iteration")
 
 
 def successes(runs: Iterable[Run]) -> pd.DataFrame:
@@ -142,24 +123,13 @@ def successes(runs: Iterable[Run]) -> pd.DataFrame:
     One rate at a time is a multiple of that of the common setting. A repeat failed if its run
     stopped for divergence: a loss or images that are not finite, or a syn_lr at or below zero.
     """
-
-    def settings(group: Iterable[Run]) -> set[tuple[float, ...]]:
-        return {tuple(getattr(run.options, name) for name in RATES) for run in group}
-
-    chosen = _largest(
-        [g for g in comparable(runs, "length", "seed", *RATES) if len(settings(g)) > 1],
-        lambda group: len(settings(group)),
-        "repeats with lr_img or lr_lr multiplied",
+    repeats = _largest(
+        runs,
+        ("length", "seed", *RATES),
+        size=lambda group: len(group[RATES].drop_duplicates()) - 1,
+        wanted="repeats with lr_img or lr_lr multiplied",
     )
-    base = base_rates(settings(chosen))
-    repeats = pd.DataFrame(
-        {
-            "policy": policy_of(run),
-            **{name: getattr(run.options, name) for name in RATES},
-            "success": run.diverged is None,
-        }
-        for run in chosen
-    )
+    base = base_rates(repeats[RATES])
     parts = []
     for rate, other in zip(RATES, reversed(RATES), strict=True):
         is_varied = repeats.groupby("policy")[rate].transform("nunique") > 1
@@ -173,57 +143,49 @@ def successes(runs: Iterable[Run]) -> pd.DataFrame:
     return found
 
 
-def base_rates(settings: Iterable[tuple[float, ...]]) -> dict[str, float]:
+def base_rates(settings: pd.DataFrame) -> dict[str, float]:
     """The setting from which all others differ in one rate only; of several the smallest."""
-    settings = list(settings)
-    candidates = itertools.product(*zip(*settings, strict=True))
-    for base in sorted(candidates):
-        if all(sum(a != b for a, b in zip(base, each, strict=True)) <= 1 for each in settings):
+    for base in sorted(itertools.product(*(settings[rate].unique() for rate in RATES))):
+        if ((settings[RATES] != list(base)).sum(axis="columns") <= 1).all():
             return dict(zip(RATES, base, strict=True))
     raise Missing(ONE_AT_A_TIME)
 
 
-def accuracies(runs: Iterable[Run]) -> dict[tuple[str, str, int], pd.DataFrame]:
-    """By policy, set and number of seeds: mean and std in percent, by iteration, of the network
-    that was distilled with, and the seconds of all outer steps until then.
+def accuracies(runs: Iterable[Run]) -> pd.DataFrame:
+    """By policy, set and iteration: mean and std in percent over seeds, of the network that was
+    distilled with, and the seconds of all outer steps until then. At the iterations that all
+    seeds have.
 
     Of several N_S that with most runs. A run that diverged is left out.
     """
-    able = [run for run in runs if run.diverged is None and evaluations(run, "raw")]
     chosen = _largest(
-        comparable(able, "length", "seed"),
-        lambda group: (len(set(map(policy_of, group))), len(group)),
-        "runs that were evaluated",
+        [run for run in runs if run.diverged is None and evaluations(run, "raw")],
+        ("length", "seed"),
+        size=lambda group: (group["policy"].nunique(), len(group)),
+        wanted="runs that were evaluated",
     )
-    return {
-        (policy, name, len(same)): _accuracy(same, name)
-        for policy, same in _by_policy(chosen).items()
+    measured = pd.DataFrame(
+        {"policy": each.policy, "set": name, "iteration": at, "seconds": seconds, "accuracy": acc}
+        for each in chosen.sort_values("policy", kind="stable").itertuples()
         for name in ("raw", "ema")
-    }
-
-
-def _by_policy(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    ordered = sorted(runs, key=policy_of)
-    return {policy: list(same) for policy, same in itertools.groupby(ordered, policy_of)}
-
-
-def _accuracy(runs: Sequence[Run], name: str) -> pd.DataFrame:
-    """At the iterations that all runs have."""
-    measured = pd.DataFrame({n: evaluations(run, name) for n, run in enumerate(runs)}, dtype=float)
-    measured = 100 * measured.dropna().sort_index()
-    seconds = pd.DataFrame({n: _seconds_until(run) for n, run in enumerate(runs)})
-    return pd.DataFrame(
-        {
-            "seconds": seconds.mean(axis=1).reindex(measured.index),
-            "mean": measured.mean(axis=1),
-            "std": measured.std(axis=1, ddof=0),
-        }
+        for at, seconds, acc in _over_time(each.run, name)
     )
+    found = measured.groupby(["policy", "set", "iteration"], sort=False).agg(
+        seconds=("seconds", "mean"),
+        mean=("accuracy", "mean"),
+        std=("accuracy", lambda accs: accs.std(ddof=0)),
+        seeds=("accuracy", "size"),
+    )
+    found = found.reset_index()
+    return found[found["seeds"] == found["policy"].map(chosen["policy"].value_counts())]
 
 
-def _seconds_until(run: Run) -> np.ndarray:
-    first = run.steps[run.steps["trajectory"] == 0]
-    return np.concatenate([[0.0], first["seconds"].cumsum()])
+def _over_time(run: Run, name: str) -> Iterable[tuple[int, float, float]]:
+    """Iteration, seconds of outer steps until then, and accuracy in percent."""
+    seconds = run.steps.drop_duplicates("iteration")["seconds"].cumsum()
+    until = dict(enumerate([0.0, *seconds]))
+    for iteration, accuracy in sorted(evaluations(run, name).items()):
+        yield iteration, until.get(iteration, math.nan), 100 * accuracy
 
 
 def evaluations(run: Run, name: str) -> dict[int, float]:
@@ -253,12 +215,33 @@ def pictures(runs: Iterable[Run]) -> tuple[Path, Path]:
 
 
 def _largest(
-    groups: Sequence[list[Run]], size: Callable[[list[Run]], Any], wanted: str
-) -> list[Run]:
-    """The group that is first by `size`, then by outer steps; what is `wanted` if there is none."""
-    if not groups:
+    runs: Iterable[Run],
+    varied: Sequence[str],
+    *,
+    size: Callable[[pd.DataFrame], Any],
+    wanted: str,
+) -> pd.DataFrame:
+    """A row for each run of the group that differs in `varied` alone and is first by `size`, then
+    by outer steps. Raise Missing with what is `wanted` where no group has a size.
+    """
+    groups = map(_table, comparable(runs, *varied, also=EVALUATION))
+    able = [group for group in groups if size(group)]
+    if not able:
         raise Missing(wanted)
-    return max(groups, key=lambda group: (size(group), sum(map(_count, group))))
+    return max(able, key=lambda group: (size(group), group["count"].sum()))
+
+
+def _table(runs: Iterable[Run]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "run": run,
+            "policy": policy_of(run),
+            **{name: getattr(run.options, name) for name in ("syn_steps", "seed", *RATES)},
+            "count": _count(run),
+            "success": run.diverged is None,
+        }
+        for run in runs
+    )
 
 
 def _count(run: Run) -> int:
@@ -266,12 +249,10 @@ def _count(run: Run) -> int:
     return len(run.logged("step"))
 
 
-def _steps(runs: Iterable[Run]) -> pd.DataFrame:
+def _steps(chosen: pd.DataFrame) -> pd.DataFrame:
     """The outer steps of all runs, which `run` numbers."""
-    return pd.concat(
-        [
-            run.steps.assign(run=n, policy=policy_of(run), syn_steps=run.options.syn_steps)
-            for n, run in enumerate(runs)
-        ],
-        ignore_index=True,
-    )
+    frames = [
+        each.run.steps.assign(run=each.Index, policy=each.policy, syn_steps=each.syn_steps)
+        for each in chosen.itertuples()
+    ]
+    return pd.concat(frames, ignore_index=True)

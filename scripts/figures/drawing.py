@@ -1,7 +1,7 @@
 """How the figures look. One style for all: a column wide, and nothing told by colour alone."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.ticker import MaxNLocator
 
-from scripts.figures.data import POLICIES
+from utils.methods.trajectory.lengths import LENGTH_POLICIES
 
 MARKERS = 12  # the most on a line, about
 COLUMN = 3.4  # inches, of a page with two columns
@@ -36,38 +36,31 @@ ITERATION = "outer iteration"
 NAMES = {"att": "ATT", "fixed": "fixed"}
 
 
-@dataclass(frozen=True)
-class Look:
-    """Of one series; any two differ by line, marker and hatch. The colours suit the colour-blind
-    (Okabe and Ito).
-    """
-
-    color: str
-    line: str | tuple[int, tuple[int, ...]]
-    marker: str
-    hatch: str
-
-
-LOOKS = (
-    Look("#0072b2", "-", "o", ""),
-    Look("#d55e00", "--", "s", "////"),
-    Look("#009e73", "-.", "^", "...."),
-    Look("#cc79a7", ":", "D", "xxxx"),
-    Look("#e69f00", (0, (5, 1, 1, 1, 1, 1)), "v", "\\\\\\\\"),
-    Look("#56b4e9", (0, (8, 2)), "P", "++++"),
-    Look("#000000", (0, (1, 3)), "X", "oooo"),
-    Look("#7f7f7f", (0, (3, 1)), "<", "----"),
-    Look("#6a3d9a", (0, (8, 2, 1, 2)), ">", "||||"),
-    Look("#b15928", (0, (2, 2)), "*", "**"),
+# How series are drawn: any two differ by line and marker. The colours suit the colour-blind (Okabe
+# and Ito).
+LOOKS: tuple[dict[str, Any], ...] = (
+    {"color": "#0072b2", "linestyle": "-", "marker": "o"},
+    {"color": "#d55e00", "linestyle": "--", "marker": "s"},
+    {"color": "#009e73", "linestyle": "-.", "marker": "^"},
+    {"color": "#cc79a7", "linestyle": ":", "marker": "D"},
+    {"color": "#e69f00", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "v"},
+    {"color": "#56b4e9", "linestyle": (0, (8, 2)), "marker": "P"},
+    {"color": "#000000", "linestyle": (0, (1, 3)), "marker": "X"},
+    {"color": "#7f7f7f", "linestyle": (0, (3, 1)), "marker": "<"},
+    {"color": "#6a3d9a", "linestyle": (0, (8, 2, 1, 2)), "marker": ">"},
+    {"color": "#b15928", "linestyle": (0, (2, 2)), "marker": "*"},
 )
+HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++", "oooo", "----", "||||", "**")  # of bars
+POLICIES = tuple(LENGTH_POLICIES)
 
 
-def look(number: int) -> Look:
-    return LOOKS[number % len(LOOKS)]
+def place_of(policy: str) -> int:
+    """The number of its look; methods without lengths share one."""
+    return POLICIES.index(policy) if policy in POLICIES else len(POLICIES)
 
 
-def look_of(policy: str) -> Look:
-    return look(POLICIES.index(policy) if policy in POLICIES else len(POLICIES))
+def look_of(policy: str, **changes: Any) -> dict[str, Any]:
+    return LOOKS[place_of(policy)] | changes
 
 
 def name_of(policy: str) -> str:
@@ -93,28 +86,23 @@ def draw_distances(found: pd.DataFrame) -> Figure:
         axes.set_title(f"iteration {iteration:,}")
         axes.set_xlabel("student step t")
         for curve in curves.itertuples():
-            own, end = look_of(curve.policy), len(curve.distances) - 1
-            axes.plot(
-                curve.distances,
-                color=own.color,
-                linestyle=own.line,
-                label=f"images by {name_of(curve.policy)}",
-            )
+            own = look_of(curve.policy, marker="", label=f"images by {name_of(curve.policy)}")
+            axes.plot(curve.distances, **own)
+            end = len(curve.distances) - 1
             for step, pick, size in ((curve.n_opt, "att", 6), (end, "fixed", 5)):
-                axes.plot(
-                    step,
-                    curve.distances[step],
-                    look_of(pick).marker,
-                    color=own.color,
-                    markersize=size,
-                    markerfacecolor="white",
-                )
+                mark = {"color": own["color"], "markersize": size, **_open_marker(pick)}
+                axes.plot(step, curve.distances[step], **mark)
     left = figure.axes[0]
     left.set_ylabel(r"$\|\theta_t-\theta^*\|^2 \,/\, \|\theta_0-\theta^*\|^2$")
     for pick, text in (("att", "ATT picks $N_{opt}$"), ("fixed", "fixed picks $N_S$")):
-        left.plot([], [], look_of(pick).marker, color="black", markerfacecolor="white", label=text)
+        left.plot([], [], color="black", label=text, **_open_marker(pick))
     _legend_below(figure, left)
     return figure
+
+
+def _open_marker(policy: str) -> dict[str, Any]:
+    marker = look_of(policy)["marker"]
+    return {"marker": marker, "linestyle": "", "markerfacecolor": "white"}
 
 
 def draw_mismatches(found: pd.DataFrame, *, gamma: float, interval: int) -> Figure:
@@ -127,13 +115,11 @@ def draw_mismatches(found: pd.DataFrame, *, gamma: float, interval: int) -> Figu
         else f"{name_of(policy)}, $N_S$ = {syn_steps}": series
         for (policy, syn_steps), series in found.groupby(["policy", "syn_steps"])
     }
-    for number, (label, series) in enumerate(by_label.items()):
-        own = look(number)
-        line: dict[str, Any] = {"color": own.color, "linestyle": own.line, "marker": own.marker}
-        line["markevery"] = max(1, len(series) // MARKERS)
+    for look, (label, series) in zip(itertools.cycle(LOOKS), by_label.items(), strict=False):
         at = interval * (series["interval"] + 0.5)
+        every = max(1, len(series) // MARKERS)
         for axes, values in ((cases, series["cases"]), (mean, series["mean"])):
-            axes.plot(at, values, label=label, **line)
+            axes.plot(at, values, label=label, markevery=every, **look)
     cases.set_ylabel(f"cases with $|n-N_{{opt}}| > {gamma:g}$\nper {interval} iterations")
     mean.set_ylabel("mean $|n-N_{opt}|$, steps")
     mean.set_xlabel(f"{ITERATION} (middle of {interval})")
@@ -144,26 +130,24 @@ def draw_mismatches(found: pd.DataFrame, *, gamma: float, interval: int) -> Figu
     return figure
 
 
-def draw_lengths(found: Mapping[int, pd.DataFrame]) -> Figure:
+def draw_lengths(found: pd.DataFrame) -> Figure:
     """Fig. 4, left. Dots are single choices, the line is their running median over seeds."""
-    figure = Figure(figsize=(COLUMN, 0.9 + 1.05 * len(found)))
-    for axes, (syn_steps, by_seed) in zip(
-        _panels(figure, len(found), 1), found.items(), strict=True
-    ):
-        lengths = by_seed.to_numpy()
-        iterations = np.arange(lengths.shape[1])
-        for seed in lengths:
-            axes.plot(iterations, seed, ".", color="0.7", markersize=2, rasterized=True)
-        reach = len(iterations) // 80
-        text = f"ATT: n, median of {2 * reach + 1} iterations"
-        for policy, values, label in (
-            ("att", running_median(lengths, reach), text),
-            ("fixed", np.full(len(iterations), syn_steps), "fixed: $N_S$"),
-        ):
-            own = look_of(policy)
-            axes.plot(iterations, values, color=own.color, linestyle=own.line, label=label)
+    by_bound = list(found.groupby("syn_steps"))
+    figure = Figure(figsize=(COLUMN, 0.9 + 1.05 * len(by_bound)))
+    iterations = found.columns
+    reach = len(iterations) // 80
+    text = f"ATT: n, median of {2 * reach + 1} iterations"
+    for axes, (syn_steps, by_run) in zip(_panels(figure, len(by_bound), 1), by_bound, strict=True):
+        lengths = by_run.to_numpy()
+        for of_run in lengths:
+            axes.plot(iterations, of_run, ".", color="0.7", markersize=2, rasterized=True)
+        axes.plot(
+            iterations, running_median(lengths, reach), **look_of("att", marker="", label=text)
+        )
+        bound = np.full(len(iterations), syn_steps)
+        axes.plot(iterations, bound, **look_of("fixed", marker="", label="fixed: $N_S$"))
         axes.set_ylabel(f"length, steps\n($N_S$ = {syn_steps})")
-    figure.axes[-1].set_ylim(0, 1.1 * max(found))
+    figure.axes[-1].set_ylim(0, 1.1 * by_bound[-1][0])
     figure.axes[-1].set_xlabel(ITERATION)
     _legend_below(figure, figure.axes[0])
     return figure
@@ -198,14 +182,14 @@ def draw_successes(found: pd.DataFrame) -> Figure:
 
 
 def _bars(axes: Axes, at: Sequence[float], found: pd.DataFrame, *, policy: str, most: int) -> None:
-    own = look_of(policy)
+    color, hatch = look_of(policy)["color"], HATCHES[place_of(policy)]
     bars = axes.bar(
         at,
         found["successes"],
         width=0.36,
-        facecolor="white" if own.hatch else own.color,
-        edgecolor=own.color,
-        hatch=own.hatch,
+        facecolor="white" if hatch else color,
+        edgecolor=color,
+        hatch=hatch,
         label=name_of(policy),
     )
     counts = zip(found["successes"], found["repeats"], strict=True)
@@ -213,28 +197,24 @@ def _bars(axes: Axes, at: Sequence[float], found: pd.DataFrame, *, policy: str, 
     axes.bar_label(bars, texts, fontsize=6, padding=1)
 
 
-def draw_accuracies(found: Mapping[tuple[str, str, int], pd.DataFrame]) -> Figure:
+def draw_accuracies(found: pd.DataFrame) -> Figure:
     """Over iterations and over wall time. Open markers are the moving average of the images."""
     figure = Figure(figsize=(COLUMN, 4.4))
     by_iteration, by_time = _panels(figure, 2, 1, sharex=False)
-    for (policy, name, seeds), each in found.items():
-        own, is_raw = look_of(policy), name == "raw"
-        for axes, at in ((by_iteration, each.index), (by_time, each["seconds"] / 60)):
-            axes.plot(
-                at,
-                each["mean"],
-                color=own.color,
-                linestyle=own.line,
-                marker=own.marker,
-                markevery=max(1, len(at) // MARKERS),
-                linewidth=1.2 if is_raw else 0.7,
-                markerfacecolor=own.color if is_raw else "white",
-                label=f"{name_of(policy)}, {'raw' if is_raw else 'EMA'}",
-            )
-            if seeds > 1:
-                band = each["mean"] - each["std"], each["mean"] + each["std"]
-                axes.fill_between(at, *band, color=own.color, alpha=0.15, linewidth=0)
-    counts = "/".join(str(n) for n in sorted({seeds for _, _, seeds in found}))
+    for (policy, name), each in found.groupby(["policy", "set"], sort=False):
+        own = look_of(policy, label=f"{name_of(policy)}, raw")
+        if name == "ema":
+            own |= {
+                "label": f"{name_of(policy)}, EMA",
+                "linewidth": 0.7,
+                "markerfacecolor": "white",
+            }
+        band = each["mean"] - each["std"], each["mean"] + each["std"]
+        for axes, at in ((by_iteration, each["iteration"]), (by_time, each["seconds"] / 60)):
+            axes.plot(at, each["mean"], markevery=max(1, len(at) // MARKERS), **own)
+            if each["seeds"].max() > 1:
+                axes.fill_between(at, *band, color=own["color"], alpha=0.15, linewidth=0)
+    counts = "/".join(str(n) for n in sorted(set(found["seeds"])))
     for axes, label in ((by_iteration, ITERATION), (by_time, "time in outer steps, minutes")):
         axes.set_ylabel("test accuracy, %")
         axes.set_xlabel(label)

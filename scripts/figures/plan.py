@@ -21,7 +21,7 @@ from pathlib import Path
 from scripts.figures.data import RATES
 from scripts.plan.cells import Cell, Settings, experts_cell, experts_name
 from scripts.plan.devices import PYTHON, find_devices
-from scripts.plan.estimate import Estimate, row_estimate
+from scripts.plan.estimate import row_estimate
 from scripts.plan.queue import run_command, run_plan
 from scripts.plan.tables import show
 from utils.config.resolve import packaged_yaml, resolve
@@ -30,8 +30,6 @@ from utils.core.script import Parser
 from utils.experts.kind import ExpertKind
 from utils.options import DistillOptions, EvalOptions
 from utils.run.directory import RunDir
-
-POLICIES = ("att", "fixed")
 
 
 @dataclass(frozen=True)
@@ -82,9 +80,8 @@ def main(argv: Sequence[str]) -> int:
         run_name="",
         distill_flags=tuple(args.distill_flags),
     )
-    study = STUDIES[args.dataset]
-    rows = [*distillations(args.dataset, study, settings)]
-    rows += [*repeat_cells(args.dataset, study, settings, repeats=args.repeats)]
+    rows = [*distillations(args.dataset, settings)]
+    rows += [*repeat_cells(args.dataset, settings, repeats=args.repeats)]
     experts = [experts_of(args.dataset, settings)]
     devices = find_devices(smoke=args.dataset == "digits")
     runs = Path(args.save_path, args.dataset)
@@ -120,86 +117,76 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def distillations(dataset: str, study: Study, settings: Settings) -> Iterator[Cell]:
+def distillations(dataset: str, settings: Settings) -> Iterator[Cell]:
     """Those with distances: every N_S once, the row's own with all seeds and evaluations."""
-    own = resolved(dataset, "", settings).syn_steps
+    study, own = STUDIES[dataset], resolved(words(dataset, "", settings)).syn_steps
     for policy, lengths in (("fixed", study.fixed), ("att", study.att)):
         for syn_steps in lengths:
-            for seed in range(study.seeds if syn_steps == own else 1):
+            is_own = syn_steps == own
+            for seed in range(study.seeds if is_own else 1):
                 flags = f"--length {policy} --syn_steps {syn_steps} --seed {seed} {study.runs}"
-                flags += f" --eval_it {study.eval_it if syn_steps == own else 0}"
+                flags += f" --eval_it {study.eval_it if is_own else 0}"
                 run_name = f"{policy}_NS{syn_steps}_seed{seed}"
                 yield cell(dataset, f"{flags} --run_name {run_name}", settings)
 
 
-def repeat_cells(dataset: str, study: Study, settings: Settings, *, repeats: int) -> Iterator[Cell]:
+def repeat_cells(dataset: str, settings: Settings, *, repeats: int) -> Iterator[Cell]:
     """A cell for each policy and rates; those without a multiplier count for both rates."""
-    base = resolved(dataset, study.repeats, settings)
-    for policy in POLICIES:
-        for name, multiplier in _multiples(study.multipliers):
+    study = STUDIES[dataset]
+    base = resolved(words(dataset, study.repeats, settings))
+    multiples = [(rate, by) for rate in RATES for by in study.multipliers if by != 1]
+    for policy in ("att", "fixed"):
+        for rate, by in [("base", 1), *multiples]:
             flags = f"{study.repeats} --length {policy} --eval_it 0"
-            if name is not None:
-                flags += f" --{name} {getattr(base, name) * multiplier:g}"
-            run_name = f"repeats_{policy}_{name or 'base'}_x{multiplier:g}"
+            if rate != "base":
+                flags += f" --{rate} {getattr(base, rate) * by:g}"
+            run_name = f"repeats_{policy}_{rate}_x{by:g}"
             yield cell(dataset, f"{flags} --run_name {run_name}", settings, repeats=repeats)
 
 
-def _multiples(multipliers: Sequence[float]) -> Iterator[tuple[str | None, float]]:
-    yield None, 1
-    for name in RATES:
-        for multiplier in multipliers:
-            if multiplier != 1:
-                yield name, multiplier
-
-
 def cell(dataset: str, flags: str, settings: Settings, *, repeats: int = 0) -> Cell:
-    """One distillation, or all repeats of one."""
-    options = resolved(dataset, flags, settings)
+    """One distillation, or all repeats of one, which follow one another.
+
+    Without eval.py, of which the least is counted; repeats leave little behind.
+    """
+    call = ["-m", "scripts.figures.repeats", str(repeats)] if repeats else ["distill_att.py"]
+    given = words(dataset, flags, settings)
+    options = resolved(given)
     kind = ExpertKind.of(options)
-    run = RunDir.of(options, options.run_name or "")
-    words = common(dataset, flags, settings)
-    command = ["-m", "scripts.figures.repeats", str(repeats)] if repeats else ["distill_att.py"]
+    once = row_estimate(options, EvalOptions(num_eval=1, epoch_eval_train=1), res=kind.res)
+    path = RunDir.of(options, options.run_name or "").path
     return Cell(
         f"{dataset}/{options.run_name}",
         f"{repeats} x {options.Iteration:,} steps" if repeats else f"{options.Iteration:,} steps",
-        (shlex.join([*command, *words]),),
-        estimate(options, kind.res, repeats),
+        (shlex.join([*call, *given]),),
+        dataclasses.replace(once, hours=once.hours * max(1, repeats)),
         options=(options,),
-        outputs=tuple(run.path.with_name(f"{run.path.name}_seed{k}") for k in range(repeats))
-        or (run.path,),
+        outputs=tuple(path.with_name(f"{path.name}_seed{k}") for k in range(repeats)) or (path,),
         inputs=(Path(settings.data_path), kind.folder(settings.buffer_path)),
         needs=experts_name(kind),
     )
 
 
-def common(dataset: str, flags: str, settings: Settings) -> list[str]:
+def experts_of(dataset: str, settings: Settings) -> Cell:
+    options = resolved(words(dataset, "", settings))
+    epochs = options.starts.end + options.expert_epochs
+    return experts_cell(ExpertKind.of(options), epochs, settings)
+
+
+def words(dataset: str, flags: str, settings: Settings) -> list[str]:
     """`flags` among those that all distillations have; the user's own come last, and win."""
     where = ["--save_path", settings.save_path, "--buffer_path", settings.buffer_path]
     where += ["--data_path", settings.data_path]
     return ["--dataset", dataset, "--ipc", "1", *flags.split(), *where, *settings.distill_flags]
 
 
-def resolved(dataset: str, flags: str, settings: Settings) -> DistillOptions:
+def resolved(flags: Sequence[str]) -> DistillOptions:
     return resolve(
         DistillOptions,
-        common(dataset, flags, settings),
+        flags,
         description="",
-        find_yaml=lambda given: packaged_yaml(dataset, "ipc1"),
+        find_yaml=lambda given: packaged_yaml(given["dataset"], "ipc1"),
     ).options
-
-
-def experts_of(dataset: str, settings: Settings) -> Cell:
-    options = resolved(dataset, "", settings)
-    epochs = options.starts.end + options.expert_epochs
-    return experts_cell(ExpertKind.of(options), epochs, settings)
-
-
-def estimate(options: DistillOptions, res: int, repeats: int) -> Estimate:
-    """Without eval.py, of which the least is counted; repeats follow one another and leave little
-    behind.
-    """
-    once = row_estimate(options, EvalOptions(num_eval=1, epoch_eval_train=1), res=res)
-    return dataclasses.replace(once, hours=once.hours * max(1, repeats))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from scripts.report.records import (
     measured_in,
     planned_rows,
     read_published,
-    where,
 )
 from scripts.results.runs import read_runs
 from utils.core.files import check_writable, write_text
@@ -39,13 +38,15 @@ def main(argv: Sequence[str]) -> int:
     runs, problems = read_runs(args.paths, attrgetter("evaluations"))
     groups = group_runs(runs)
     found = measured_in(groups)
-    evaluated = [groups[number] for number in sorted(set(found["group"]))]
-    problems += [f"{where(g)}: not evaluated, see eval.py" for g in groups if g not in evaluated]
+    is_evaluated = groups["group"].isin(found["group"])
+    unknown = groups.loc[~is_evaluated, "where"]
+    problems += [f"{where}: not evaluated, see eval.py" for where in unknown]
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
     published = read_published()
     records = make_records(groups, found, published, planned_rows())
     command = shlex.join(["python", "-m", "scripts.report", *argv])
+    evaluated = groups.loc[is_evaluated, "members"].tolist()
     text = as_markdown(records, published, evaluated, problems, command=command, out=args.out)
     write_text(text, args.out / "results.md")
     write_text(as_csv(records), args.out / "results.csv")

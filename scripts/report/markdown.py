@@ -71,7 +71,7 @@ def table_section(table: int, records: pd.DataFrame, published: pd.DataFrame) ->
             "As published:\n",
             paper_table(published[published["table"] == table]),
             "Here:\n",
-            markdown(TABLE_HEAD, (table_row(line) for _, line in own.groupby("line"))),
+            markdown(TABLE_HEAD, (table_row(line) for _, line in own.groupby("line", sort=False))),
             *dict.fromkeys(notes),
             *([NOT_RUN] if (own["status"] == "not run").any() else []),
         ]
@@ -89,17 +89,13 @@ def paper_table(published: pd.DataFrame) -> str:
         text=[_paper(each) for each in published.itertuples()],
     )
     places = figures[figures["method"] == OWN]
-
-    def text(same: pd.DataFrame, place: Any) -> str:
-        of_images = (same["dataset"] == place.dataset) & (same["subset"] == place.subset)
-        there = same[(same["title"] == place.title) | (of_images & (same["ipc"] == 0))]
-        return "" if there.empty else there["text"].iloc[0]
-
-    rows = [
-        [method, *(text(same, place) for place in places.itertuples())]
-        for method, same in figures.groupby("method", sort=False)
-    ]
-    return markdown(["", *places["title"]], rows)
+    is_whole = figures["ipc"] == 0
+    whole = figures[is_whole].drop(columns="title").merge(places[["dataset", "subset", "title"]])
+    cells = pd.concat([figures[~is_whole], whole]).pivot(
+        index="method", columns="title", values="text"
+    )
+    cells = cells.reindex(index=figures["method"].unique(), columns=places["title"]).fillna("")
+    return markdown(["", *cells.columns], cells.itertuples(name=None))
 
 
 def _title(place: Any) -> str:
@@ -162,7 +158,7 @@ def runs_section(records: pd.DataFrame) -> str:
     settings = list(dict.fromkeys(name for each in records["settings"] for name in each))
     head = ["data set", "IPC", "method", *settings, "seeds", "set", "chosen by", "epochs"]
     rows = []
-    for _, line in records.groupby("line"):
+    for _, line in records.groupby("line", sort=False):
         first = next(line.fillna("").itertuples())
         scores = {each.network: f"{_score(each)} ({_count(each)})" for each in line.itertuples()}
         rows.append(

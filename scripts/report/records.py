@@ -6,18 +6,17 @@ training sets.
 """
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import count
-from operator import itemgetter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from networks import CROSS_ARCHITECTURE, canonical_name
-from scripts.plan.cells import RUN_NAME, Settings, make_cells, row_options, table_rows
-from scripts.results.evaluations import measured
+from scripts.plan.cells import RUN_NAME, Settings, make_cells
+from scripts.results.evaluations import COLUMNS, measured
 from scripts.results.runs import EXPERT_SETTINGS, Run, comparable, option_settings
+from utils.methods.registry import title
 from utils.options import BufferOptions, DistillOptions, EvaluationOptions
 
 PUBLISHED = Path(__file__).parents[1] / "published.csv"
@@ -42,27 +41,11 @@ IN_COLUMNS = {
     *("dataset", "subset", "res", "ipc", "model", "syn_steps", "expert_epochs", "Iteration"),
     *("method", "length", "flat", "gradient", "select", "experts' number", "experts' epochs"),
 }
+FREE = ("seed", "select")  # every run may choose its seed; `select` has a column of its own
+# Of a group of runs, beside the images and the method.
+GROUP = ["group", "members", "shown_dataset", "seeds", "runs", "where", "settings", "protocol"]
 
-Group = list[Run]  # runs that differ in their seeds alone, in the order of these
-
-
-def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Group the runs by settings, in the order of data sets, IPC, methods and lengths."""
-
-    def order(group: Group) -> tuple[Any, ...]:
-        run, options = group[0], group[0].options
-        method = (run.method != OWN, run.method)
-        return dataset_name(run), options.ipc, run.model, method, options.syn_steps, run.path
-
-    by_seed = sorted(runs, key=lambda run: (run.options.seed, run.path))
-    return sorted(comparable(by_seed, "seed"), key=order)
-
-
-def measured_in(groups: Sequence[Group]) -> pd.DataFrame:
-    """What was measured in the runs of all groups; `group` numbers these."""
-    numbers = [number for number, group in enumerate(groups) for _ in group]
-    frame = measured(run for group in groups for run in group)
-    return frame.assign(group=[numbers[run] for run in frame["run"]])
+Group = Sequence[Run]  # runs that differ in their seeds alone, in the order of these
 
 
 def read_published(path: Path = PUBLISHED) -> pd.DataFrame:
@@ -73,8 +56,8 @@ def read_published(path: Path = PUBLISHED) -> pd.DataFrame:
 
 
 def planned_rows() -> pd.DataFrame:
-    """Every row of configs/, ATT's and the rivals', with the GPU hours that it and its experts are
-    estimated to cost.
+    """Every row of configs/, ATT's and the rivals', at each of its places in the paper's tables,
+    with the GPU hours that it and its experts are estimated to cost.
     """
     settings = Settings(
         data_path=DistillOptions.data_path,
@@ -84,43 +67,90 @@ def planned_rows() -> pd.DataFrame:
     )
     experts, cells = make_cells(settings, rivals=True)
     hours = {cell.name: cell.estimate.hours for cell in experts}
-    rows = []
-    for row, cell in zip(table_rows(rivals=True), cells, strict=True):
-        options = row_options(row)
-        rows.append(
-            {
-                "table": 3 if row.dataset == "ImageNet" else 2,
-                "dataset": row.dataset,
-                "subset": row.subset or "",
-                "ipc": row.ipc,
-                "network": canonical_name(options.model),
-                "method": row.method.upper() if row.method else OWN,
-                "gpu_hours": cell.estimate.hours,
-                "expert_gpu_hours": hours.get(cell.needs or "", 0.0),
-                "options": options,
-            }
-        )
-    return pd.DataFrame(rows)
+
+    places = [
+        (1, network, cell)
+        for network in CROSS_ARCHITECTURE
+        for cell in cells
+        if cell.options[0].dataset == "CIFAR10" and cell.options[0].ipc in TABLE_1_IPC
+    ]
+    for cell in cells:
+        options = cell.options[0]
+        places.append((3 if options.dataset == "ImageNet" else 2, options.model, cell))
+    return pd.DataFrame(
+        {
+            "table": table,
+            **_images(cell.options[0]),
+            "network": canonical_name(network),
+            "method": title(vars(cell.options[0])),
+            "gpu_hours": cell.estimate.hours,
+            "expert_gpu_hours": hours.get(cell.needs or "", 0.0),
+            "options": cell.options[0],
+        }
+        for table, network, cell in places
+    )
+
+
+def _images(options: DistillOptions) -> dict[str, Any]:
+    return {"dataset": options.dataset, "subset": options.subset or "", "ipc": options.ipc}
+
+
+def group_runs(runs: Iterable[Run]) -> pd.DataFrame:
+    """A row for each group of runs that differ in their seeds alone, in the order of data sets,
+    IPC, methods and lengths.
+    """
+
+    def order(group: Group) -> tuple[Any, ...]:
+        run, options = group[0], group[0].options
+        method = (run.method != OWN, run.method)
+        return dataset_name(run), options.ipc, run.model, method, options.syn_steps, run.path
+
+    by_seed = sorted(runs, key=lambda run: (run.options.seed, run.path))
+    groups = sorted(comparable(by_seed, "seed"), key=order)
+    rows = [
+        {
+            **_images(members[0].options),
+            "method": members[0].method,
+            "group": number,
+            "members": members,
+            "shown_dataset": dataset_name(members[0]),
+            "seeds": _joined(run.options.seed for run in members),
+            "runs": _joined(run.path for run in members),
+            "where": _where(members),
+            "settings": _shown_settings(members, groups),
+            "protocol": _protocol(members[0].options),
+        }
+        for number, members in enumerate(groups)
+    ]
+    frame = pd.DataFrame(rows, columns=[*IMAGES, "method", *GROUP], dtype=object)
+    return frame.astype({"ipc": int})
+
+
+def measured_in(groups: pd.DataFrame) -> pd.DataFrame:
+    """What was measured in the runs of all groups, beside what is known of these."""
+    rows = [
+        {"group": each.group, **row}
+        for each in groups.itertuples()
+        for run in each.members
+        for row in measured(run)
+    ]
+    found = pd.DataFrame(rows, columns=["group", *COLUMNS], dtype=object)
+    return found.merge(groups, on="group")
 
 
 def make_records(
-    groups: Sequence[Group],
-    found: pd.DataFrame,
-    published: pd.DataFrame,
-    planned: pd.DataFrame,
+    groups: pd.DataFrame, found: pd.DataFrame, published: pd.DataFrame, planned: pd.DataFrame
 ) -> pd.DataFrame:
     """A row for each set in a line of the paper's tables, for each figure that stands beside none,
-    and for each network in a line of the list of all runs. `line` numbers lines.
+    and for each network in a line of the list of all runs. `line` tells lines apart.
     """
-    lines = _table_lines(groups, published, planned)
-    number = count()
-    rows = list(_table_records(lines, groups, found, number))
-    cell = itemgetter(*PLACE, "method")
-    beside = {cell(row) for row in rows}
-    others = (row for row in published.to_dict("records") if cell(row) not in beside)
-    rows += [row | {"status": "published"} for row in others]
-    rows += [*_run_records(groups, found, number), *_real_records(groups, found, number)]
-    return pd.DataFrame(rows, columns=[*CSV, "line", "where"], dtype=object)
+    beside = _table_records(_table_lines(groups, published, planned), groups, found)
+    keys = [*PLACE, "method"]
+    is_beside = published.set_index(keys).index.isin(beside.set_index(keys).index)
+    others = published[~is_beside].assign(status="published")
+    parts = [beside, others, _run_records(found), _real_records(found)]
+    columns = [*CSV, "line", "where"]
+    return pd.concat([part.reindex(columns=columns).astype(object) for part in parts])
 
 
 def as_csv(records: pd.DataFrame) -> str:
@@ -138,138 +168,131 @@ def _listed(settings: Mapping[str, Any]) -> str:
 
 
 def _table_lines(
-    groups: Sequence[Group], published: pd.DataFrame, planned: pd.DataFrame
+    groups: pd.DataFrame, published: pd.DataFrame, planned: pd.DataFrame
 ) -> pd.DataFrame:
     """A line for each place and each method that has a row here or a published figure and runs."""
-    first = [
-        {"table": 1, "dataset": "CIFAR10", "subset": "", "ipc": ipc, "network": network}
-        for network in map(canonical_name, CROSS_ARCHITECTURE)
-        for ipc in TABLE_1_IPC
-    ]
-    others = planned[PLACE].drop_duplicates().sort_values("table", kind="stable")
-    places = pd.concat([pd.DataFrame(first), others], ignore_index=True)
-    places["place"] = places.index
-    ran = pd.DataFrame(
-        [(*_images(group[0].options), group[0].method) for group in groups],
-        columns=[*IMAGES, "method"],
-    ).astype({"ipc": int})
-    rows = places.merge(planned.drop(columns=["table", "network"]), on=IMAGES)
-    with_figures = places.merge(ran, on=IMAGES).merge(published[[*PLACE, "method"]])
-    lines = pd.concat([rows, with_figures]).drop_duplicates([*PLACE, "method"])
-    lines = lines.assign(is_rival=lines["method"] != OWN)
+    ran = published[[*PLACE, "method"]].merge(groups[[*IMAGES, "method"]])
+    lines = pd.concat([planned, ran]).drop_duplicates([*PLACE, "method"])
+    lines = lines.assign(
+        place=lines.groupby(PLACE, sort=False).ngroup(), is_rival=lines["method"] != OWN
+    )
     lines = lines.sort_values(["place", "is_rival", "method"])
-    return lines.merge(published, on=[*PLACE, "method"], how="left")
+    lines = lines.merge(published, on=[*PLACE, "method"], how="left").astype(object)
+    return lines.assign(number=range(len(lines)), has_row=lines["options"].notna())
 
 
-def _images(options: DistillOptions) -> tuple[str, str, int]:
-    return options.dataset, options.subset or "", options.ipc
-
-
-def _table_records(
-    lines: pd.DataFrame, groups: Sequence[Group], found: pd.DataFrame, number: Iterator[int]
-) -> Iterator[dict[str, Any]]:
-    for line in lines.to_dict("records"):
-        for at, differences in _groups_of(line, groups, found):
-            record = line | {"line": next(number), "status": "not run"}
-            if at is None:
-                yield record
-                continue
-            record |= {
-                "status": "differs" if differences else "run",
-                "differences": ", ".join(differences),
-                "where": where(groups[at]),
-                **_runs_record(groups[at]),
-            }
-            measured = _measured_on(found, at, line["network"])
-            if measured.empty:
-                yield record | {"status": "not evaluated"}
-            for name, same in measured.groupby("set", sort=False):
-                score = score_over(same)
-                yield {
-                    **record,
-                    **score,
-                    "set": name,
-                    "difference": score["mean"] - line["paper_mean"],
-                    "chosen_by": once(same["chosen_by"]),
-                    "epochs": once(same["epochs"]),
-                }
-
-
-def _groups_of(
-    line: Mapping[str, Any], groups: Sequence[Group], found: pd.DataFrame
-) -> list[tuple[int | None, list[str]]]:
-    """The groups of a line, with how they differ from it: those that are the row itself first, or
-    None where none is. Others appear where they have been evaluated on the line's network.
+def _table_records(lines: pd.DataFrame, groups: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+    """The records of each line: of the groups that are its row to the letter or, where none is,
+    what the row would cost; then of the others that have been evaluated on its network.
     """
-    images = tuple(line[name] for name in IMAGES)
-    exact: list[tuple[int | None, list[str]]] = []
-    others: list[tuple[int | None, list[str]]] = []
-    for at, group in enumerate(groups):
-        if (_images(group[0].options), group[0].method) == (images, line["method"]):
-            measured = _measured_on(found, at, line["network"])
-            if not (differs := differences(group, measured, line)):
-                exact.append((at, differs))
-            elif not measured.empty:
-                others.append((at, differs))
-    is_row = isinstance(line["options"], DistillOptions)
-    return [*(exact or ([(None, [])] if is_row else [])), *others]
+    distilled = found.loc[found["set"] != "", ["group", *COLUMNS]]
+    # Each line beside each of its groups, and these beside what was measured on the line's network.
+    seen = lines.merge(groups.drop(columns="settings"), on=[*IMAGES, "method"]).merge(
+        distilled.sort_values("set", ascending=False, kind="stable"),
+        on=["group", "network"],
+        how="left",
+    )
+    seen["set"] = seen["set"].fillna("")
+    seen["differences"], seen["status"] = "", "not evaluated"
+    line = ["number", "group"]
+    for _, same in seen.groupby(line):
+        seen.loc[same.index, "differences"] = ", ".join(_differences(same))
+    is_row, is_measured = seen["differences"] == "", seen["set"] != ""
+    seen.loc[is_measured, "status"] = "differs"
+    seen.loc[is_measured & is_row, "status"] = "run"
+    is_missing = lines["has_row"] & ~lines["number"].isin(seen.loc[is_row, "number"])
+    missing = lines[is_missing].assign(status="not run", differences="", line=lines["number"])
+    records = pd.concat([missing, _scored(seen[is_row | is_measured], line, "set")])
+    records["difference"] = records["mean"] - records["paper_mean"]
+    records["is_row"] = records["differences"] == ""
+    return records.sort_values(["number", "is_row", "group"], ascending=[True, False, True])
 
 
-def _measured_on(found: pd.DataFrame, group: int, network: str) -> pd.DataFrame:
-    """What was measured on the raw and the EMA sets of a group, the raw first."""
-    is_there = (found["group"] == group) & (found["network"] == network) & (found["set"] != "")
-    return found[is_there].sort_values("set", ascending=False, kind="stable")
+def _scored(found: pd.DataFrame, line: Sequence[str], entry: str) -> pd.DataFrame:
+    """A record for each `entry` of each line: the score over its rows, beside what they share."""
+    rows = [
+        {**same.iloc[0].to_dict(), **_score(same), "line": key}
+        for key, of_line in found.groupby(line, sort=False)
+        for _, same in of_line.groupby(entry, sort=False)
+    ]
+    return pd.DataFrame(rows, columns=[*found.columns, "of", "line"], dtype=object)
 
 
-def score_over(measured: pd.DataFrame) -> dict[str, Any]:
-    """Mean and population standard deviation over networks or, of several seeds, their means."""
-    if len(measured) == 1:
-        one = measured.iloc[0]
-        return {"mean": one["mean"], "std": one["std"], "n": one["n"], "of": "networks"}
-    means = measured["mean"].tolist()
+def _score(measured: pd.DataFrame) -> dict[str, Any]:
+    """Mean and population standard deviation over networks or, of several seeds, their means; of
+    each seed what the most networks say.
+    """
+    seeds = measured.sort_values("n", ascending=False, kind="stable").drop_duplicates("seed")
+    ways = {name: once(measured[name]) for name in ("chosen_by", "epochs")}
+    if len(seeds) == 1:
+        return {**seeds.iloc[0][["mean", "std", "n"]].to_dict(), "of": "networks", **ways}
+    means = seeds["mean"].tolist()
     mean, std = statistics.fmean(means), statistics.pstdev(means)
-    return {"mean": mean, "std": std, "n": len(means), "of": "seeds"}
+    return {"mean": mean, "std": std, "n": len(means), "of": "seeds", **ways}
 
 
-def differences(group: Group, measured: pd.DataFrame, line: Mapping[str, Any]) -> list[str]:
-    """How the runs differ from the row: in experts, settings, outcome and evaluation."""
-    row = line["options"]
-    if not isinstance(row, DistillOptions):
+def _run_records(found: pd.DataFrame) -> pd.DataFrame:
+    """A line for what is measured in the same way: the set, how it was chosen, and the epochs."""
+    line = ["group", "set", "chosen_by", "epochs"]
+    shown = found[found["set"] != ""].sort_values(
+        line, ascending=[True, False, False, False], kind="stable"
+    )
+    return _scored(_in_list(shown), line, "network")
+
+
+def _real_records(found: pd.DataFrame) -> pd.DataFrame:
+    """Real images that eval.py trained networks on, each seed once, whatever runs it was beside."""
+    real = _in_list(found[found["set"] == ""])
+    real = real.assign(method=real["trained_on"], runs=None)
+    real.loc[real["trained_on"] == "full", "ipc"] = 0
+    line = ["dataset", "ipc", "trained_on", "protocol", "epochs"]
+    real["seeds"] = real.groupby(line)["seed"].transform(lambda seeds: _joined(sorted(set(seeds))))
+    real["settings"] = [{"also": protocol} for protocol in real["protocol"]]
+    return _scored(real, line, "network")
+
+
+def _in_list(found: pd.DataFrame) -> pd.DataFrame:
+    return found.assign(table=ALL_RUNS, status="run", dataset=found["shown_dataset"], subset="")
+
+
+def _differences(measured: pd.DataFrame) -> list[str]:
+    """How the runs of a group differ from a row: in experts, settings, outcome and evaluation.
+
+    `measured` is what they have on the raw and EMA sets.
+    """
+    line = measured.iloc[0]
+    row, group = line["options"], line["members"]
+    if not line["has_row"]:
         return ["there is no row of published settings here"]
     rewinds = [len(run.logged("rewind")) for run in group]
+    usual = {n: v for n, v in option_settings(row).items() if n not in FREE}
     return [
-        *(_expert_differences(group[0].experts, row) if line["expert_gpu_hours"] else []),
-        *_setting_differences(group[0].settings("seed"), option_settings(row)),
+        *(_expert_differences(group[0], row) if line["expert_gpu_hours"] else []),
+        *_unlike(group[0].settings(), usual),
         *(f"diverged at iteration {r.diverged['iteration']}" for r in group if r.diverged),
         *(f"went back to half a rate {n} times" for n in rewinds if n),
-        *_evaluation_differences(measured),
+        *_evaluation_differences(measured[measured["set"] != ""]),
     ]
 
 
-def _expert_differences(experts: Mapping[str, Any] | None, row: DistillOptions) -> list[str]:
-    if experts is None:
+def _expert_differences(run: Run, row: DistillOptions) -> list[str]:
+    if run.experts is None:
         return ["experts that are not on record"]
     found = []
-    number, epochs = experts.get("number"), experts.get("epochs")
+    number, epochs = run.experts.get("number"), run.experts.get("epochs")
     needed = max(BufferOptions.train_epochs, row.starts.end + row.expert_epochs)
     if number != BufferOptions.num_experts:
         found.append(f"{number} experts instead of {BufferOptions.num_experts}")
     if not isinstance(epochs, int) or epochs < needed:
         found.append(f"experts of {epochs} epochs instead of {needed}")
-    for name in EXPERT_SETTINGS:
-        usual = getattr(BufferOptions, name)
-        if experts.get(name, usual) != usual:
-            found.append(f"experts' {name} {experts[name]} instead of {usual}")
-    return found
+    usual = {f"experts' {name}": getattr(BufferOptions, name) for name in EXPERT_SETTINGS}
+    return found + _unlike(run.settings(), usual)
 
 
-def _setting_differences(ours: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
-    """But for seeds, which every run may choose, and `select`, which has a column of its own."""
-    return [
-        f"{name} {ours[name]} instead of {value}"
-        for name, value in row.items()
-        if name not in ("seed", "select") and ours[name] != value
-    ]
+def _unlike(ours: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
+    """The settings that differ from the usual ones; one that is not known is as usual."""
+    pairs = ((name, ours.get(name, value), value) for name, value in usual.items())
+    return [f"{name} {own} instead of {value}" for name, own, value in pairs if own != value]
 
 
 def _evaluation_differences(measured: pd.DataFrame) -> list[str]:
@@ -279,63 +302,6 @@ def _evaluation_differences(measured: pd.DataFrame) -> list[str]:
         f"evaluated by {each.n} networks of {each.epochs} epochs instead of {usual} of {epochs}"
         for each in other[["n", "epochs"]].drop_duplicates().itertuples()
     ]
-
-
-def _run_records(
-    groups: Sequence[Group], found: pd.DataFrame, number: Iterator[int]
-) -> Iterator[dict[str, Any]]:
-    """A line for what is measured in the same way: the set, how it was chosen, and the epochs."""
-    distilled = found[found["set"] != ""]
-    for at, group in enumerate(groups):
-        settings = _shown_settings(group, groups)
-        own = distilled[distilled["group"] == at]
-        for way, same in reversed(list(own.groupby(["set", "chosen_by", "epochs"]))):
-            record = dict(zip(("set", "chosen_by", "epochs"), way, strict=True))
-            record |= {
-                "table": ALL_RUNS,
-                "dataset": dataset_name(group[0]),
-                "ipc": group[0].options.ipc,
-                "method": group[0].method,
-                "status": "run",
-                "settings": settings,
-                "line": next(number),
-                **_runs_record(group),
-            }
-            for network, each in same.groupby("network", sort=False):
-                yield {**record, "network": network, **score_over(each)}
-
-
-def _real_records(
-    groups: Sequence[Group], found: pd.DataFrame, number: Iterator[int]
-) -> Iterator[dict[str, Any]]:
-    """Real images that eval.py trained networks on, each seed once, whatever runs it was beside:
-    the evaluation by the most networks.
-    """
-    runs = [run for group in groups for run in group]
-    real = found[found["set"] == ""]
-    own = [runs[run] for run in real["run"]]
-    real = real.assign(
-        dataset=[dataset_name(run) for run in own],
-        ipc=[run.options.ipc for run in own],
-        also=[_protocol(run.options) for run in own],
-    )
-    real.loc[real["trained_on"] == "full", "ipc"] = 0
-    keys = ["dataset", "ipc", "trained_on", "also", "epochs"]
-    for (dataset, ipc, trained_on, also, epochs), same in real.groupby(keys, sort=False):
-        record = {
-            "table": ALL_RUNS,
-            "dataset": dataset,
-            "ipc": ipc,
-            "method": trained_on,
-            "status": "run",
-            "epochs": epochs,
-            "seeds": _joined(sorted(set(same["seed"]))),
-            "settings": {"also": also},
-            "line": next(number),
-        }
-        for network, each in same.groupby("network", sort=False):
-            most = each.sort_values("n", ascending=False, kind="stable").drop_duplicates("seed")
-            yield {**record, "network": network, **score_over(most)}
 
 
 def _protocol(options: DistillOptions) -> str:
@@ -348,7 +314,7 @@ def _shown_settings(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
     """The columns of the list of all runs that are known of a distillation only."""
     run, options = group[0], group[0].options
     diverged = sum(each.diverged is not None for each in group)
-    also = _also(group, groups) + [f"{diverged} of {len(group)} diverged"] * bool(diverged)
+    also = _also(run, groups) + [f"{diverged} of {len(group)} diverged"] * bool(diverged)
     matches = run.matches_trajectories
     return {
         "network": run.model,
@@ -367,16 +333,14 @@ def _experts(run: Run) -> str:
     return f"{run.experts.get('number')}{flat} of {run.experts.get('epochs')} epochs"
 
 
-def _also(group: Group, groups: Sequence[Group]) -> list[str]:
+def _also(run: Run, groups: Sequence[Group]) -> list[str]:
     """The settings, beyond those in columns, by which the runs at this data set and IPC differ."""
-
-    def images(group: Group) -> tuple[str, int]:
-        return dataset_name(group[0]), group[0].options.ipc
-
-    here = [each[0].settings("seed") for each in groups if images(each) == images(group)]
+    images = dataset_name(run), run.options.ipc
+    others = [other for other, *_ in groups if (dataset_name(other), other.options.ipc) == images]
+    here = [other.settings("seed") for other in others]
     return [
         f"{name} {value}"
-        for name, value in group[0].settings("seed").items()
+        for name, value in run.settings("seed").items()
         if name not in IN_COLUMNS and any(other.get(name, value) != value for other in here)
     ]
 
@@ -389,14 +353,9 @@ def dataset_name(run: Run) -> str:
     return " ".join(part for part in parts if part)
 
 
-def where(group: Group) -> str:
+def _where(group: Group) -> str:
     others = len(group) - 1
     return f"{group[0].path}" + (f" and {others} of other seeds" if others else "")
-
-
-def _runs_record(group: Group) -> dict[str, str]:
-    seeds = _joined(run.options.seed for run in group)
-    return {"seeds": seeds, "runs": _joined(run.path for run in group)}
 
 
 def _joined(values: Iterable[Any]) -> str:

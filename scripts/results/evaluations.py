@@ -1,55 +1,46 @@
-"""What was measured on the images of runs: which evaluations count, as a frame.
+"""What was measured on the images of runs, and which evaluation counts.
 
 eval.json comes before what distill_att.py has measured itself. Accuracies are fractions in the
-files and percentages in the frame.
+files and percentages here.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from networks import canonical_name
 from scripts.results.runs import Record, Run
 from utils.measure.protocol import Accuracies
 
 SETS = {"distilled raw": "raw", "distilled ema": "ema"}  # by what eval.json calls them
-COLUMNS = "run trained_on set network mean std n epochs seed chosen_by".split()
+COLUMNS = ("trained_on", "set", "network", "mean", "std", "n", "epochs", "seed", "chosen_by")
 
 
-def measured(runs: Iterable[Run]) -> pd.DataFrame:
-    """A row for each set and network of each run, which `run` numbers.
+def measured(run: Run) -> list[dict[str, Any]]:
+    """A row of COLUMNS for each set and network of a run.
 
     It holds the evaluation that counts: of the chosen iteration before the last before others; then
     the longest training, the most networks, the latest. `set` is empty for real images. `mean` and
-    `std` are over `n` networks; `chosen_by` says how the iteration of a distilled set was chosen:
-    test, val, last, or the iteration that was asked for.
+    `std` are over `n` networks. `seed` is that of the run or, of real images, of the evaluation.
+    `chosen_by` says how the iteration of a distilled set was chosen: test, val, last, or the
+    iteration that was asked for.
     """
-    rows = [
-        {"run": number, **row}
-        for number, run in enumerate(runs)
-        for row in {(r["trained_on"], r["network"]): r for r in _rows(run)}.values()
-    ]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    rows = (*_logged(run), *_evaluated(run))  # later ones count before earlier ones
+    return list({(row["trained_on"], row["network"]): row for row in rows}.values())
 
 
-def _rows(run: Run) -> Iterator[dict[str, Any]]:
-    """Later ones count before earlier ones."""
-    yield from _logged(run)
-    yield from _evaluated(run)
-
-
-def _row(trained_on: str, network: str, accs: Sequence[float], **others: Any) -> dict[str, Any]:
-    accuracies = Accuracies(tuple(accs))
+def _row(trained_on: str, record: Record, epochs: int, seed: int, chosen_by: str) -> dict[str, Any]:
+    accuracies = Accuracies(tuple(record["accs"]))
     return {
         "trained_on": trained_on,
         "set": SETS.get(trained_on, ""),
-        "network": canonical_name(network),
+        "network": canonical_name(record["model"]),
         "mean": 100 * accuracies.mean,
         "std": 100 * accuracies.std,
-        "n": len(accs),
-        **others,
+        "n": len(accuracies.accs),
+        "epochs": epochs,
+        "seed": seed,
+        "chosen_by": chosen_by,
     }
 
 
@@ -67,14 +58,9 @@ def _evaluated(run: Run) -> Iterator[dict[str, Any]]:
 
     for entry in sorted(alike, key=rank):
         tag = _tag(entry)
-        yield _row(
-            entry["trained_on"],
-            entry["model"],
-            entry["accs"],
-            epochs=entry["epochs"],
-            seed=entry.get("seed", 0),
-            chosen_by={"best": options.select, "last": "last", "": ""}.get(tag, f"iteration {tag}"),
-        )
+        chosen_by = {"best": options.select, "last": "last", "": ""}.get(tag, f"iteration {tag}")
+        seed = options.seed if tag else entry.get("seed", 0)
+        yield _row(entry["trained_on"], entry, entry["epochs"], seed, chosen_by)
 
 
 def _tag(entry: Record) -> str:
@@ -102,14 +88,8 @@ def _logged(run: Run) -> Iterator[dict[str, Any]]:
         chosen = _chosen(by_own, options.select)
         for record in of_set:
             if record["iteration"] == chosen:
-                yield _row(
-                    trained_on,
-                    record["model"],
-                    record["accs"],
-                    epochs=options.epoch_eval_train,
-                    seed=options.seed,
-                    chosen_by=options.select,
-                )
+                epochs = options.epoch_eval_train
+                yield _row(trained_on, record, epochs, options.seed, options.select)
 
 
 def logged_evaluations(run: Run) -> list[Record]:

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 
@@ -84,35 +83,37 @@ class Run:
 
     @cached_property
     def steps(self) -> pd.DataFrame:
-        """The outer steps: iteration, trajectory, loss, seconds and, of a method that matches
-        trajectories, length and n_opt; a row for each of the trajectories that a step averages.
+        """The outer steps: iteration, loss, seconds and, of a method that matches trajectories,
+        length and n_opt; a row for each of the trajectories that a step averages.
 
         UserError where the steps are of another version or damaged.
         """
         steps = self.logged("step")
         if [step["iteration"] for step in steps] != list(range(len(steps))):
             raise UserError(f"{self.path}: is damaged, its steps do not follow one another")
-        names = ["loss", "seconds", *(["length", "n_opt"] if self.matches_trajectories else [])]
+        lengths = ["length", "n_opt"] if self.matches_trajectories else []
+        names = ["loss", "seconds", *lengths]
+        if lacking := [name for name in names if any(name not in step for step in steps)]:
+            raise UserError(f"{self.path}: is of another version, its steps lack {lacking[0]!r}")
+        frame = pd.DataFrame(steps, columns=["iteration", *names])
         try:
-            values = {name: _numbers([step[name] for step in steps]) for name in names}
-            iterations = np.arange(len(steps))[:, None]
-            trajectories = np.arange(values[names[-1]].shape[1])
-            columns = {"iteration": iterations, "trajectory": trajectories, **values}
-            same_shape = np.broadcast_arrays(*columns.values())
-        except KeyError as name:
-            raise UserError(f"{self.path}: is of another version, its steps lack {name}") from None
+            if lengths:
+                frame = frame.explode(lengths, ignore_index=True)
+            if frame["iteration"].value_counts().nunique() > 1:
+                raise ValueError("steps average different numbers of trajectories")
+            return frame.astype(dict.fromkeys(names, float))
         except (TypeError, ValueError):
             raise UserError(f"{self.path}: is damaged, its steps hold no numbers") from None
-        return pd.DataFrame({n: a.ravel() for n, a in zip(columns, same_shape, strict=True)})
 
     def logged(self, kind: str) -> list[Record]:
         return [record for record in self.records if record["kind"] == kind]
 
     def settings(self, *varied: str) -> dict[str, Any]:
         """All that alters the result but `varied`, in one spelling."""
-        known, names = self.experts or {}, ("number", "epochs", *EXPERT_SETTINGS)
-        experts = {f"experts' {name}": known[name] for name in names if name in known}
-        every = option_settings(self.options) | experts
+        every = option_settings(self.options)
+        for name in ("number", "epochs", *EXPERT_SETTINGS):
+            if self.experts and name in self.experts:
+                every[f"experts' {name}"] = self.experts[name]
         return {name: value for name, value in every.items() if name not in varied}
 
 
@@ -161,12 +162,6 @@ def read_runs(
     for first, *twins in groups:
         problems += [f"{twin.path}: has the settings and seed of {first.path}" for twin in twins]
     return [first for first, *_ in groups], problems
-
-
-def _numbers(values: Sequence[Any]) -> np.ndarray:
-    """The values of all steps, (steps, values a step)."""
-    rows = [np.atleast_1d(np.asarray(value, dtype=float)) for value in values]
-    return np.stack(rows) if rows else np.empty((0, 1))
 
 
 def find_run_dirs(path: Path) -> list[Path]:
