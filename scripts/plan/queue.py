@@ -63,7 +63,7 @@ def run_command(main: Callable[[Sequence[str]], int], *, script: str) -> int:
 
 
 @contextmanager
-def handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
+def handled_by(handler: Callable[[int, Any], object]) -> Iterator[None]:
     """Let `handler` have the signals during the block, but those that the caller lets be ignored:
     nohup does that.
     """

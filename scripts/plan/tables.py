@@ -28,7 +28,8 @@ def cost_table(cells: Sequence[Cell]) -> str:
     lines = [(cell.name, cell.text, cell.estimate) for cell in cells]
     hours, memory, disk = zip(*((e.hours, e.memory, e.disk) for _, _, e in lines), strict=True)
     lines.append((f"{len(cells)} in all", "", Estimate(sum(hours), max(memory), sum(disk))))
-    wide, wider = (max(len(line[column]) for line in lines) for column in (0, 1))
+    wide = max(len(name) for name, _, _ in lines)
+    wider = max(len(text) for _, text, _ in lines)
     shown = [f"{'cell':{wide}}  {'':{wider}}  {'GPU hours':>9} {'GPU GB':>7} {'disk GB':>8}"]
     shown += [
         f"{name:{wide}}  {text:{wider}}  {e.hours:9,.1f} {e.memory:7,.1f} {e.disk:8,.1f}"
