@@ -59,7 +59,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--run_name fixed -- --length fixed",
         allow_abbrev=False,
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--only",
         metavar="NAME",
         action="append",
@@ -68,49 +69,42 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "rival's: FTD, CIFAR10/ipc10/MTT), rows with the experts that they need; may be given "
         "several times",
     )
-    parser.add_argument(
-        "--rivals", action="store_true", help="the rows of MTT, FTD, DATM and TESLA as well"
+    add("--rivals", action="store_true", help="the rows of MTT, FTD, DATM and TESLA as well")
+    add("--dry_run", "--dry-run", action="store_true", help="print the plan and its estimated cost")
+    add("--smoke", action="store_true", help="the plan in miniature, on digits, on the CPU")
+    add(
+        "--data_path",
+        default=DistillOptions.data_path,
+        help="folder of the data sets (default: data)",
     )
-    parser.add_argument(
-        "--dry_run", "--dry-run", action="store_true", help="print the plan and its estimated cost"
-    )
-    parser.add_argument(
-        "--smoke", action="store_true", help="the plan in miniature, on digits, on the CPU"
-    )
-    parser.add_argument("--data_path", help="folder of the data sets (default: data)")
-    parser.add_argument("--buffer_path", help="folder of expert trajectories (default: buffers)")
-    parser.add_argument("--save_path", help="folder of results and logs (default: results)")
-    parser.add_argument(
-        "--run_name", default=RUN_NAME, help="name of the run directories (default: %(default)s)"
-    )
-    parser.add_argument(
+    add("--buffer_path", help="folder of expert trajectories (default: buffers)")
+    add("--save_path", help="folder of results and logs (default: results)")
+    add("--run_name", default=RUN_NAME, help="name of the run directories (default: %(default)s)")
+    add(
         "--report",
         nargs="?",
         const="docs",
         metavar="FOLDER",
         help="then write results.md and results.csv there (default: docs), from all runs",
     )
-    parser.add_argument(
+    add(
         "--list",
         nargs="?",
         const="rows",
         choices=("rows", "experts"),
         help="print the names of the rows or of the experts, for a job array",
     )
-    parser.add_argument("--run", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("distill_flags", nargs="*", help=argparse.SUPPRESS)
+    add("--run", action="store_true", help=argparse.SUPPRESS)
+    add("distill_flags", nargs="*", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.distill_flags and "--" not in argv:
         parser.error(f"unrecognized arguments: {' '.join(args.distill_flags)}")
     for flag in args.distill_flags:
         if flag.split("=")[0] in FIXED_FLAGS:
             raise UserError(f"{flag} does not go behind --: --only selects rows, which fix it")
-    args.data_path = args.data_path or DistillOptions.data_path
-    args.save_path = args.save_path or (smoke_folder() if args.smoke else DistillOptions.save_path)
-    default_buffers = DistillOptions.buffer_path
-    args.buffer_path = args.buffer_path or (
-        os.path.join(args.save_path, default_buffers) if args.smoke else default_buffers
-    )
+    folder = (args.save_path or smoke_folder()) if args.smoke else ""
+    args.save_path = args.save_path or folder or DistillOptions.save_path
+    args.buffer_path = args.buffer_path or os.path.join(folder, DistillOptions.buffer_path)
     return args
 
 

@@ -8,13 +8,13 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from networks import CROSS_ARCHITECTURE, canonical_name
 from scripts.plan.estimate import Estimate, experts_estimate, row_estimate
-from utils.config.resolve import CONFIGS, DEFAULT, Resolved, packaged_yaml, resolve
+from utils.config.resolve import CONFIGS, DEFAULT, FLAG, Resolved, packaged_yaml, resolve
 from utils.core.errors import UserError
 from utils.data.imagenet_subsets import IMAGENET_SUBSETS
 from utils.data.spec import side_of
@@ -75,13 +75,17 @@ class Row:
         stem = f"ipc{self.ipc}" + (f"_{self.method}" if self.method else "")
         return Path(os.path.relpath(CONFIGS / self.dataset / f"{stem}.yaml"))
 
+    def resolve(self, flags: Sequence[str]) -> Resolved[DistillOptions]:
+        """What distill_att.py takes these flags for, with the row's YAML file."""
+        return resolve(DistillOptions, flags, description="", find_yaml=lambda given: self.yaml)
+
 
 @dataclass(frozen=True)
 class Cell:
     """An entry of the queue: commands that follow one another, each begun by its script's name.
 
-    `options` is what they resolve to. They write in the folders `outputs`, a row's run directory
-    first, and read what is in `inputs`. `needs` names the cell of the experts, if it needs any.
+    `options` is what they resolve to. They write in the folders `outputs` and read what is in
+    `inputs`. `needs` names the cell of the experts, if it needs any.
     """
 
     name: str
@@ -94,34 +98,60 @@ class Cell:
     needs: str | None = None
     is_experts: bool = False
 
-    @property
-    def run_dir(self) -> Path | None:
-        return None if self.is_experts or not self.outputs else self.outputs[0]
-
-    def matches(self, selector: str) -> bool:
-        """Whether the name has all parts of `selector`: CIFAR10, ipc1, ImageNet/imagenette, FTD."""
-        parts = {part for part in selector.lower().split("/") if part}
-        return bool(parts) and parts <= set(self.name.lower().split("/"))
-
 
 Cells = tuple[list[Cell], list[Cell]]  # of experts, of rows
+
+
+def choose(settings: Settings, only: Sequence[str], *, rivals: bool = False) -> Cells:
+    """The cells to run: ATT's, with `rivals` all, or those that the selectors `only` name, rows
+    with their experts. What a selector names is ATT's where ATT has such a cell, else a rival's.
+    """
+    cells = make_cells(settings, rivals=rivals)
+    if not only:
+        return cells
+    named = {selector: _matching(cells, selector) for selector in only}
+    if not all(named.values()):
+        everything = make_cells(settings, rivals=True)
+        for selector in only:
+            named[selector] = named[selector] or _matching(everything, selector)
+            if not named[selector]:
+                raise UserError(_no_cell(selector, cells))
+        cells = everything
+    experts, rows = cells
+    chosen = set().union(*named.values())
+    rows = [row for row in rows if row.name in chosen]
+    chosen |= {row.needs for row in rows}
+    return [cell for cell in experts if cell.name in chosen], rows
+
+
+def _matching(cells: Cells, selector: str) -> set[str | None]:
+    """The names that have all parts of `selector`: CIFAR10, ipc1, ImageNet/imagenette, FTD."""
+    parts = {part for part in selector.lower().split("/") if part}
+    names = [cell.name for part in cells for cell in part]
+    return {name for name in names if parts and parts <= set(name.lower().split("/"))}
+
+
+def _no_cell(selector: str, cells: Cells) -> str:
+    experts, rows = cells
+    methods = sorted({row.method.upper() for row in table_rows(rivals=True) if row.method})
+    return (
+        f"--only {selector!r} is no cell; choices: "
+        f"{', '.join(cell.name for cell in (*rows, *experts))}, "
+        "or parts of these names such as CIFAR10, ipc1, experts; rivals by their names: "
+        f"{', '.join(methods)}"
+    )
 
 
 def make_cells(settings: Settings, *, rivals: bool = False) -> Cells:
     """The cells of experts, one for each kind that some row needs, and the cells of the rows, in
     the order of `table_rows`.
     """
-    rows: list[Cell] = []
+    rows = [row_cell(row, settings) for row in table_rows(one_subset=settings.smoke, rivals=rivals)]
     epochs: dict[ExpertKind, int] = {}
-    for row in table_rows(one_subset=settings.smoke, rivals=rivals):
-        command, options = distillation(row, settings)
-        kind = ExpertKind.of(options) if needs_experts(options) else None
-        if kind:
-            last_epoch = options.starts.end + options.expert_epochs
-            epochs[kind] = max(last_epoch, epochs.get(kind, 0))
-        rows.append(row_cell(row, command, options, kind, settings))
-    experts = [experts_cell(kind, number, settings) for kind, number in epochs.items()]
-    return experts, rows
+    for options in (cell.options[0] for cell in rows if cell.needs):
+        kind = ExpertKind.of(options)
+        epochs[kind] = max(options.starts.end + options.expert_epochs, epochs.get(kind, 0))
+    return [experts_cell(kind, number, settings) for kind, number in epochs.items()], rows
 
 
 def table_rows(*, one_subset: bool = False, rivals: bool = False) -> list[Row]:
@@ -145,7 +175,7 @@ def table_rows(*, one_subset: bool = False, rivals: bool = False) -> list[Row]:
 def row_options(row: Row) -> DistillOptions:
     """The published settings of a row, as distill_att.py takes them."""
     flags = ["--dataset", row.dataset, *(["--subset", row.subset] if row.subset else [])]
-    return resolve(DistillOptions, flags, description="", find_yaml=lambda given: row.yaml).options
+    return row.resolve(flags).options
 
 
 def needs_experts(options: DistillOptions) -> bool:
@@ -153,40 +183,88 @@ def needs_experts(options: DistillOptions) -> bool:
     return METHODS[options.method].needs_experts
 
 
-def distillation(row: Row, settings: Settings) -> tuple[str, DistillOptions]:
-    """The row's distill_att.py command and the options that it amounts to."""
-    flags = (smoke_flags if settings.smoke else table_flags)(row, settings.run_name)
+def row_cell(row: Row, settings: Settings) -> Cell:
+    """Of distilling the row and evaluating the result."""
+    flags, options = distillation(row, settings)
+    evaluations = evaluation_flags(options, settings)
+    measured = [resolve(EvalOptions, each, description="").options for each in evaluations]
+    calls = [["distill_att.py", *flags], *(["eval.py", *each] for each in evaluations)]
+    kind = ExpertKind.of(options) if needs_experts(options) else None
+    experts = [kind.folder(settings.buffer_path)] if kind else []
+    length = f"N_S {options.syn_steps}, " if kind else ""
+    # Runs of another name are cells of their own, with logs of their own.
+    name = row.name if settings.run_name == RUN_NAME else f"{row.name}/{settings.run_name}"
+    return Cell(
+        name,
+        f"{options.Iteration:,} steps, {length}eval_it {options.eval_it}",
+        tuple(map(shlex.join, calls)),
+        row_estimate(options, measured[0], res=side_of(options.dataset, options.res)),
+        options=(options, *measured),
+        outputs=(run_of(options).path,),
+        inputs=(Path(settings.data_path), *experts),
+        needs=experts_name(kind) if kind else None,
+    )
+
+
+def run_of(options: DistillOptions) -> RunDir:
+    return RunDir.of(options, options.run_name or "")
+
+
+def distillation(row: Row, settings: Settings) -> tuple[list[str], DistillOptions]:
+    """The flags of the row's distill_att.py command and the options that they amount to."""
+    flags = smoke_flags(row) if settings.smoke else table_flags(row)
+    flags += ["--run_name", run_name(row, settings)]
     flags += ["--save_path", settings.save_path, "--buffer_path", settings.buffer_path]
     flags += ["--data_path", settings.data_path, *settings.distill_flags]
-
-    def resolved(flags: list[str]) -> Resolved[DistillOptions]:
-        return resolve(DistillOptions, flags, description="", find_yaml=lambda given: row.yaml)
-
-    found = resolved(flags)
+    found = row.resolve(flags)
     check_own_flags(found.options.method, found.sources)
     sparse = found.options.Iteration // EVALUATIONS
     if found.sources["eval_it"] == DEFAULT and sparse > found.options.eval_it:
         flags += ["--eval_it", str(sparse)]
-    return shlex.join(["distill_att.py", *flags]), resolved(flags).options
+        found.set("eval_it", sparse, FLAG)
+    return flags, found.options
 
 
-def table_flags(row: Row, run_name: str) -> list[str]:
+def table_flags(row: Row) -> list[str]:
+    """Those that name the row."""
     flags = ["--dataset", row.dataset, "--ipc", str(row.ipc)]
     flags += ["--subset", row.subset] if row.subset else []
-    if row.method:
-        return [*flags, "--config", str(row.yaml), "--run_name", f"{run_name}_{row.method}"]
-    return [*flags, "--run_name", run_name]
+    return [*flags, "--config", str(row.yaml)] if row.method else flags
 
 
-def smoke_flags(row: Row, run_name: str) -> list[str]:
+def smoke_flags(row: Row) -> list[str]:
     """Those of the row in miniature."""
     options = row_options(row)
     flags = f"--res {SMOKE_RES[row.dataset]} --ipc {min(row.ipc, SMOKE_IPC)} {SMOKE_DISTILLATION}"
     if needs_experts(options):
         starts = SMOKE_STARTS if options.start_epochs is None else SMOKE_STARTS_DATM
         flags += f" {SMOKE_MATCHING} {starts}"
-    name = f"{run_name}_{row.name.replace('/', '_')}"
-    return ["--config", str(row.yaml), *flags.split(), "--run_name", name]
+    return ["--config", str(row.yaml), *flags.split()]
+
+
+def run_name(row: Row, settings: Settings) -> str:
+    """That of the run directory, which rows in miniature and rivals share with others."""
+    more = row.name.replace("/", "_") if settings.smoke else row.method
+    return f"{settings.run_name}_{more}" if more else settings.run_name
+
+
+def evaluation_flags(options: DistillOptions, settings: Settings) -> list[list[str]]:
+    """Those of each eval.py command, on the row's own network and the others of the paper's
+    Table 1.
+    """
+    run, tag = run_of(options), "best" if options.eval_it > 0 else "last"
+    flags = ["--data_path", settings.data_path]
+    own, *others = CROSS_ARCHITECTURE
+    if settings.smoke:
+        flags += SMOKE_EVALUATION.split()
+    elif canonical_name(options.model) == canonical_name(own):
+        flags += ["--eval_mode", "M"]
+    else:
+        flags += ["--model", options.model, *others]
+    raw = ["--distilled", str(run.distilled(tag)), *flags, "--random"]
+    ema = ["--distilled", str(run.distilled(f"ema_{tag}")), *flags]
+    # The moving average of two steps is not worth one more process for each row.
+    return [raw] if settings.smoke else [raw, ema]
 
 
 def experts_cell(kind: ExpertKind, epochs: int, settings: Settings) -> Cell:
@@ -194,18 +272,15 @@ def experts_cell(kind: ExpertKind, epochs: int, settings: Settings) -> Cell:
     command = kind.command(settings.buffer_path).removeprefix("python ")
     if settings.smoke:
         command += f" {SMOKE_EXPERTS}"
-
-    def resolved(command: str) -> BufferOptions:
-        return resolve(
-            BufferOptions,
-            shlex.split(command)[1:],
-            description="",
-            find_yaml=lambda given: packaged_yaml(kind.dataset, "buffer"),
-        ).options
-
-    if resolved(command).train_epochs < epochs:
+    options = resolve(
+        BufferOptions,
+        shlex.split(command)[1:],
+        description="",
+        find_yaml=lambda given: packaged_yaml(kind.dataset, "buffer"),
+    ).options
+    if options.train_epochs < epochs:
         command += f" --train_epochs {epochs}"
-    options = resolved(command)
+        options = replace(options, train_epochs=epochs)
     return Cell(
         experts_name(kind),
         f"{options.num_experts} experts of {options.train_epochs} epochs",
@@ -221,99 +296,3 @@ def experts_cell(kind: ExpertKind, epochs: int, settings: Settings) -> Cell:
 def experts_name(kind: ExpertKind) -> str:
     """That of the folder which the rows share."""
     return f"experts/{kind.folder('.')}"
-
-
-def row_cell(
-    row: Row,
-    command: str,
-    options: DistillOptions,
-    kind: ExpertKind | None,
-    settings: Settings,
-) -> Cell:
-    """Of a row that needs experts of `kind`, or none."""
-    run = RunDir.of(options, options.run_name or "")
-    tag = "best" if options.eval_it > 0 else "last"
-    flags = ["--data_path", settings.data_path]
-    flags += SMOKE_EVALUATION.split() if settings.smoke else evaluation_flags(options.model)
-    raw = ["--distilled", str(run.distilled(tag)), *flags, "--random"]
-    ema = ["--distilled", str(run.distilled(f"ema_{tag}")), *flags]
-    # The moving average of two steps is not worth one more process for each row.
-    evaluations = [raw] if settings.smoke else [raw, ema]
-    measured = [resolve(EvalOptions, each, description="").options for each in evaluations]
-    length = f"N_S {options.syn_steps}, " if needs_experts(options) else ""
-    # Runs of another name are cells of their own, with logs of their own.
-    name = row.name if settings.run_name == RUN_NAME else f"{row.name}/{settings.run_name}"
-    return Cell(
-        name,
-        f"{options.Iteration:,} steps, {length}eval_it {options.eval_it}",
-        (command, *(shlex.join(["eval.py", *each]) for each in evaluations)),
-        row_estimate(options, measured[0], res=side_of(options.dataset, options.res)),
-        options=(options, *measured),
-        outputs=(run.path,),
-        inputs=(
-            Path(settings.data_path),
-            *([kind.folder(settings.buffer_path)] if kind else []),
-        ),
-        needs=experts_name(kind) if kind else None,
-    )
-
-
-def evaluation_flags(model: str) -> list[str]:
-    """The row's own network and the others of the paper's Table 1."""
-    own, *others = CROSS_ARCHITECTURE
-    if canonical_name(model) == canonical_name(own):
-        return ["--eval_mode", "M"]
-    return ["--model", model, *others]
-
-
-def choose(settings: Settings, only: Sequence[str], *, rivals: bool = False) -> Cells:
-    """The cells to run: ATT's, with `rivals` all, or those that the selectors `only` name, rows
-    with their experts. What a selector names is ATT's where ATT has such a cell, else a rival's.
-    """
-    cells = make_cells(settings, rivals=rivals)
-    foreign = [selector for selector in only if not _any_matches(cells, selector)]
-    if not foreign:
-        return select(cells, only)
-    everything = make_cells(settings, rivals=True)
-    for selector in foreign:
-        if not _any_matches(everything, selector):
-            raise UserError(_no_cell(selector, cells))
-    chosen = select(everything, foreign)
-    if own := [selector for selector in only if selector not in foreign]:
-        chosen = _union(everything, chosen, select(cells, own))
-    return chosen
-
-
-def select(cells: Cells, only: Sequence[str]) -> Cells:
-    """The cells that some selector matches, and the experts of such rows; without one, all."""
-    if not only:
-        return cells
-    experts, rows = cells
-    chosen = [row for row in rows if any(map(row.matches, only))]
-    needed = {row.needs for row in chosen}
-    return [e for e in experts if e.name in needed or any(map(e.matches, only))], chosen
-
-
-def _union(everything: Cells, *parts: Cells) -> Cells:
-    """The cells of all parts, as they are in `everything`."""
-    names = {cell.name for part in parts for cell in _all(part)}
-    experts, rows = ([cell for cell in cells if cell.name in names] for cells in everything)
-    return experts, rows
-
-
-def _all(cells: Cells) -> list[Cell]:
-    experts, rows = cells
-    return [*rows, *experts]
-
-
-def _any_matches(cells: Cells, selector: str) -> bool:
-    return any(cell.matches(selector) for cell in _all(cells))
-
-
-def _no_cell(selector: str, cells: Cells) -> str:
-    methods = sorted({row.method.upper() for row in table_rows(rivals=True) if row.method})
-    return (
-        f"--only {selector!r} is no cell; choices: {', '.join(cell.name for cell in _all(cells))}, "
-        "or parts of these names such as CIFAR10, ipc1, experts; rivals by their names: "
-        f"{', '.join(methods)}"
-    )

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,28 +10,21 @@ import torch
 from scripts.plan.cells import Cell
 
 PYTHON, TORCHRUN = ".venv/bin/python", ".venv/bin/torchrun --standalone --nproc_per_node"
-SLOTS_PER_GPU = 4  # the most cells that share a GPU
-SMOKE_SLOTS = 4  # the most cells of a smoke run at a time
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU by its name in CUDA_VISIBLE_DEVICES, and its memory in GB."""
-
-    name: str
-    memory: float
+SLOTS = 4  # the most cells that share a GPU, or of a smoke run the CPU
 
 
 @dataclass(frozen=True)
 class Devices:
-    """GPUs, or without one the CPU, with the number of `slots` of each."""
+    """The GB of each GPU by its name in CUDA_VISIBLE_DEVICES, none for the CPU; the number of
+    `slots` of each.
+    """
 
-    gpus: tuple[Gpu, ...]
+    gpus: Mapping[str, float]
     slots: int
 
     @property
     def names(self) -> list[str]:
-        return [gpu.name for gpu in self.gpus] or ["cpu"]
+        return list(self.gpus) or ["cpu"]
 
     @property
     def all_slots(self) -> int:
@@ -44,7 +38,7 @@ class Devices:
             return 1
         if cell.is_experts:
             return self.all_slots
-        share = min(gpu.memory for gpu in self.gpus) / self.slots
+        share = min(self.gpus.values()) / self.slots
         return min(self.slots, math.ceil(cell.estimate.memory / share))
 
     def command_lines(self, cell: Cell) -> list[str]:
@@ -55,7 +49,7 @@ class Devices:
     def __str__(self) -> str:
         if not self.gpus:
             return f"no GPU: {self.slots} cell(s) at a time on the CPU; the hours are a GPU's"
-        sizes = ", ".join(sorted({f"{gpu.memory:.0f} GB" for gpu in self.gpus}))
+        sizes = ", ".join(sorted({f"{memory:.0f} GB" for memory in self.gpus.values()}))
         return (
             f"{len(self.gpus)} GPU(s) of {sizes}: experts take all of them, of the other cells up "
             f"to {self.slots} share one where their memory allows"
@@ -67,12 +61,9 @@ def find_devices(*, smoke: bool) -> Devices:
     run, whose small cells run beside one another.
     """
     if smoke:
-        return Devices((), min(SMOKE_SLOTS, len(os.sched_getaffinity(0))))
+        return Devices({}, min(SLOTS, len(os.sched_getaffinity(0))))
+    count = torch.cuda.device_count()
+    memories = [torch.cuda.get_device_properties(n).total_memory / 1e9 for n in range(count)]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else map(str, range(torch.cuda.device_count()))
-    memories = [
-        torch.cuda.get_device_properties(n).total_memory / 1e9
-        for n in range(torch.cuda.device_count())
-    ]
-    gpus = tuple(map(Gpu, names, memories))
-    return Devices(gpus, SLOTS_PER_GPU if gpus else 1)
+    names = visible.split(",") if visible else map(str, range(count))
+    return Devices(dict(zip(names, memories, strict=False)), SLOTS if count else 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scripts.plan.cells import Cell
 from scripts.plan.devices import Devices
-from scripts.plan.estimate import ASSUMPTIONS
+from scripts.plan.estimate import ASSUMPTIONS, Estimate
 from utils.core.errors import UserError
 from utils.measure.protocol import Accuracies
 from utils.measure.record import read_evaluations
@@ -25,21 +25,17 @@ def show(cells: Sequence[Cell], devices: Devices, *more: str, commands: bool) ->
 
 def cost_table(cells: Sequence[Cell]) -> str:
     """An aligned line for each cell, and their sums."""
-    width = max(len(cell.name) for cell in cells)
-    text_width = max(len(cell.text) for cell in cells)
-    lines = [f"{'cell':{width}}  {'':{text_width}}  {'GPU hours':>9} {'GPU GB':>7} {'disk GB':>8}"]
-    for cell in cells:
-        e = cell.estimate
-        lines.append(
-            f"{cell.name:{width}}  {cell.text:{text_width}}  {e.hours:9,.1f} {e.memory:7,.1f} "
-            f"{e.disk:8,.1f}"
-        )
-    hours = sum(cell.estimate.hours for cell in cells)
-    memory = max(cell.estimate.memory for cell in cells)
-    disk = sum(cell.estimate.disk for cell in cells)
-    total = f"{len(cells)} in all"
-    lines.append(f"{total:{width}}  {'':{text_width}}  {hours:9,.1f} {memory:7,.1f} {disk:8,.1f}")
-    return "\n".join([*lines, ASSUMPTIONS])
+    lines = [(cell.name, cell.text, cell.estimate) for cell in cells]
+    hours, memory, disk = zip(*((e.hours, e.memory, e.disk) for _, _, e in lines), strict=True)
+    lines.append((f"{len(cells)} in all", "", Estimate(sum(hours), max(memory), sum(disk))))
+    wide = max(len(name) for name, _, _ in lines)
+    wider = max(len(text) for _, text, _ in lines)
+    shown = [f"{'cell':{wide}}  {'':{wider}}  {'GPU hours':>9} {'GPU GB':>7} {'disk GB':>8}"]
+    shown += [
+        f"{name:{wide}}  {text:{wider}}  {e.hours:9,.1f} {e.memory:7,.1f} {e.disk:8,.1f}"
+        for name, text, e in lines
+    ]
+    return "\n".join([*shown, ASSUMPTIONS])
 
 
 @dataclass(frozen=True)
@@ -62,6 +58,17 @@ class Outcome:
         said = [line for line in lines if re.match(r"\w+\.py: (error|stopped)", line)]
         return (said or lines or ["it said nothing"])[-1]
 
+    def measured(self) -> Measured:
+        """What eval.py has recorded of a row that is done; of the same twice the later counts.
+        UserError names a record that is damaged.
+        """
+        found: Measured = {}
+        for folder in self.cell.outputs if self.is_done else ():
+            for entry in read_evaluations(folder / "eval.json"):
+                row = found.setdefault((self.cell.name, entry["trained_on"]), {})
+                row[entry["model"]] = Accuracies(tuple(entry["accs"]))
+        return found
+
 
 def say_outcomes(outcomes: Sequence[Outcome]) -> int:
     """Print the accuracies of the rows, then what is not done and why; the exit status, 1 where
@@ -71,7 +78,7 @@ def say_outcomes(outcomes: Sequence[Outcome]) -> int:
     problems = []
     for outcome in outcomes:
         try:
-            measured |= dict(evaluations_of(outcome))
+            measured |= outcome.measured()
         except UserError as error:
             problems.append(f"{outcome.cell.name}: {error}")
     print(accuracy_table(measured), end="")
@@ -84,18 +91,6 @@ def say_outcomes(outcomes: Sequence[Outcome]) -> int:
             print(f"    command: {outcome.command}")
     print(*problems, sep="\n", end="\n" if problems else "", flush=True)
     return 1 if not_done or problems else 0
-
-
-def evaluations_of(outcome: Outcome) -> Measured:
-    """What eval.py has recorded of a row that is done; of the same twice the later counts.
-    UserError names a record that is damaged.
-    """
-    found: Measured = {}
-    if outcome.is_done and outcome.cell.run_dir:
-        for entry in read_evaluations(outcome.cell.run_dir / "eval.json"):
-            row = found.setdefault((outcome.cell.name, entry["trained_on"]), {})
-            row[entry["model"]] = Accuracies(tuple(entry["accs"]))
-    return found
 
 
 def accuracy_table(measured: Measured) -> str:
