@@ -47,6 +47,7 @@ from utils.core import ranks
 from utils.core.files import write_text
 from utils.core.provenance import describe_environment
 from utils.core.rng import derive_seed, stream
+from utils.core.script import Parser, run_script
 from utils.data import augment
 from utils.data.augment import DSA_STRATEGY, parse_strategy
 from utils.measure.protocol import MOMENTUM, WEIGHT_DECAY
@@ -440,10 +441,8 @@ def cost_of(args: argparse.Namespace) -> NetworkCost:
     return network_cost(args.model, **shape_of(args))
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmark", choices=BENCHMARKS)
     parser.add_argument("--model", default="ConvNetD3")
     for name, default in (("classes", 10), ("channels", 3), ("res", 32), ("ipc", 1)):
@@ -473,7 +472,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     with ranks.process_group():
         device = default_device()
@@ -484,7 +483,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if ranks.is_main():
             write_text(json.dumps(record, indent=1) + "\n", args.out)
             print(f"written to {args.out}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))
