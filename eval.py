@@ -55,19 +55,21 @@ def run(options: EvalOptions) -> Path:
     check_flags(options)
     device, path = default_device(), Path(options.distilled)
     options = replace(options, precision=use_precision(options.precision, device))
-    call = EvalCall(options, SyntheticSet.load(path))
+    distilled = SyntheticSet.load(path)
     check_writable(path.parent)
     record = EvalRecord(path.parent)
-    source = find_images(call)
-    observer = open_observer(call, source) if need_experts(options.selections) else None
-    machine = Machine.here(device)
+    source = find_images(options, distilled)
+    needs_experts = need_experts(options.selections)
+    observer = open_observer(options, distilled, source) if needs_experts else None
+    call, machine = EvalCall(options, distilled, DataSize.of(source)), Machine.here(device)
     check_room(call.demand(source, machine, observer), machine, force=options.force)
     if options.dry_run:
         return record.path
-    normalisation, test_only = call.distilled.normalisation, not call.needs_train
-    data = read_dataset(source, normalisation=normalisation, test_only=test_only)
+    data = read_dataset(
+        source, normalisation=distilled.normalisation, test_only=not options.needs_train
+    )
     data = data.to(device, storage_dtype(options.precision))
-    fill_table(Measurement(call, DataSize.of(source), data), observer, record)
+    fill_table(Measurement(call, data), observer, record)
     return record.path
 
 
@@ -84,21 +86,21 @@ def check_flags(options: EvalOptions) -> None:
         )
 
 
-def find_images(call: EvalCall) -> Source:
+def find_images(options: EvalOptions, distilled: SyntheticSet) -> Source:
     """Find the data set that the set is from, with the splits that are needed."""
-    distilled, config = call.distilled, call.distilled.config
+    config = distilled.config
     if distilled.normalisation.needs_fit:
         print("fitting ZCA on the training images: only the sets last and best bring theirs along")
     source = find_dataset(
         distilled.dataset,
-        data_path=call.data_path,
+        data_path=options.data_path or config["data_path"],
         subset=distilled.subset,
         res=config["res"],
         val_fraction=config.get("val_fraction", 0.0),
-        splits=needed_splits(distilled.normalisation, test_only=not call.needs_train),
+        splits=needed_splits(distilled.normalisation, test_only=not options.needs_train),
     )
     check_classes(distilled, source.class_names)
-    if call.options.selections:
+    if options.selections:
         check_ipc(distilled.ipc, source.labels["train"], source.class_names)
     return source
 
@@ -116,16 +118,16 @@ def check_classes(distilled: SyntheticSet, theirs: tuple[str, ...]) -> None:
         )
 
 
-def open_observer(call: EvalCall, source: Source) -> Observer:
+def open_observer(options: EvalOptions, distilled: SyntheticSet, source: Source) -> Observer:
     """The experts of the kind that the set was distilled from."""
-    options, config = call.options, call.distilled.config
+    config = distilled.config
     kind = ExpertKind(
         dataset=source.name,
         subset=source.subset,
         res=source.image_size,
-        zca=call.distilled.normalisation.zca,
-        model=call.distilled.model,
-        data_path=call.data_path,
+        zca=distilled.normalisation.zca,
+        model=distilled.model,
+        data_path=options.data_path or config["data_path"],
         flat=config.get("flat", False),
         val_fraction=source.val_fraction,
     )
@@ -140,7 +142,6 @@ class Measurement:
     """What is measured and how, with the images in memory."""
 
     call: EvalCall
-    size: DataSize
     data: ImageDataset
 
     @cached_property
@@ -200,13 +201,8 @@ class Measurement:
     def how_to_run(self, training_set: TrainingSet, model: str) -> EvalExecution:
         """Choose how networks are trained on so many images."""
         options, device = self.call.options, default_device()
-        training = self.size.training(
-            model,
-            len(training_set.labels),
-            batch=self.call.batch_size,
-            epochs=training_set.epochs,
-        )
-        plan = self.call.plan(training, Machine.here(device))
+        images, epochs = len(training_set.labels), training_set.epochs
+        plan = self.call.plan(model, images, epochs, Machine.here(device))
         return EvalExecution(
             at_once=plan.at_once,
             execution=Execution.on(device, compiled=plan.compiled, cuda_graphs=options.cuda_graphs),

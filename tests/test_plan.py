@@ -103,7 +103,8 @@ def experts_demand(
     folder, on=CPU, *, size=SIZE, missing=range(100), at_once=1, compiled=False, **options
 ):
     options = BufferOptions(**{"model": "ConvNetD2", "train_epochs": 4} | options)
-    call = ExpertsCall(options, size, missing, TrainingPlan(compiled, at_once), on)
+    plan = TrainingPlan(size.experts_training(options), compiled, at_once)
+    call = ExpertsCall(options, size, missing, plan, on)
     return call.demand(source(folder, size), folder / "b")
 
 
@@ -128,7 +129,7 @@ def distilled(size=SIZE, **whitening):
 
 def eval_demand(folder, on=CPU, *, of=None, size=SIZE, observer=None, **options):
     options = {"compile": "off", "distilled": str(folder / "distilled_best.pt")} | options
-    call = EvalCall(EvalOptions(**options), of or distilled(size))
+    call = EvalCall(EvalOptions(**options), of or distilled(size), size)
     return call.demand(source(folder, size), on, observer)
 
 
@@ -446,24 +447,23 @@ def test_processes_look_at_this_machine_and_agree_on_the_scarcest_memory(monkeyp
 DIGITS, CIFAR = size_of("digits"), size_of("CIFAR10")
 IPC1 = {"model": "ConvNetD3", "syn_steps": 40, "eval_it": 0}
 IPC10 = {"model": "ConvNetD3", "ipc": 10, "syn_steps": 4, "eval_it": 100}
-EXPERTS, DISTIL, EVAL = experts_demand, distil_demand, eval_demand
 
 
 @pytest.mark.parametrize(
     ("size", "demand", "options", "peak"),
     [
-        (DIGITS, EXPERTS, {"train_epochs": 50, "num_experts": 3, "missing": range(3)}, 0.94),
-        (DIGITS, DISTIL, {"Iteration": 6, "eval_it": 100, "how": GRAPH}, 1.01),
-        (DIGITS, EVAL, {"random": True, "full": True}, 0.97),
-        (CIFAR, EXPERTS, {"model": "ConvNetD3", "zca": True, "compiled": True}, 2.77),
-        (CIFAR, DISTIL, IPC1, 1.82),
-        (CIFAR, DISTIL, IPC1 | {"how": GRAPH}, 3.34),
-        (CIFAR, DISTIL, IPC1 | {"how": COMPILED}, 1.90),
-        (CIFAR, DISTIL, IPC1 | {"zca": True}, 2.78),
-        (CIFAR, DISTIL, IPC1 | {"precision": "fp64"}, 2.02),
-        (CIFAR, DISTIL, IPC10 | {"how": replace(PLAN, micro_batch=25)}, 1.96),
-        (CIFAR, DISTIL, IPC10 | {"how": GRAPH}, 2.88),
-        (CIFAR, EVAL, {"model": ["ConvNetD3"], "random": True}, 2.31),
+        (DIGITS, experts_demand, {"train_epochs": 50, "num_experts": 3, "missing": range(3)}, 0.94),
+        (DIGITS, distil_demand, {"Iteration": 6, "eval_it": 100, "how": GRAPH}, 1.01),
+        (DIGITS, eval_demand, {"random": True, "full": True}, 0.97),
+        (CIFAR, experts_demand, {"model": "ConvNetD3", "zca": True, "compiled": True}, 2.77),
+        (CIFAR, distil_demand, IPC1, 1.82),
+        (CIFAR, distil_demand, IPC1 | {"how": GRAPH}, 3.34),
+        (CIFAR, distil_demand, IPC1 | {"how": COMPILED}, 1.90),
+        (CIFAR, distil_demand, IPC1 | {"zca": True}, 2.78),
+        (CIFAR, distil_demand, IPC1 | {"precision": "fp64"}, 2.02),
+        (CIFAR, distil_demand, IPC10 | {"how": replace(PLAN, micro_batch=25)}, 1.96),
+        (CIFAR, distil_demand, IPC10 | {"how": GRAPH}, 2.88),
+        (CIFAR, eval_demand, {"model": ["ConvNetD3"], "random": True}, 2.31),
     ],
 )
 def test_estimates_are_near_measured_peaks(tmp_path, size, demand, options, peak):
@@ -802,7 +802,8 @@ def test_small_steps_take_as_long_as_launching_them():
 
 def test_times_are_expected_before_the_work():
     options = BufferOptions(model="ConvNetD2", train_epochs=4)
-    time = ExpertsCall(options, SIZE, range(95), TrainingPlan(True, 10), CUDA).time
+    plan = TrainingPlan(SIZE.experts_training(options), compiled=True, at_once=10)
+    time = ExpertsCall(options, SIZE, range(95), plan, CUDA).time
     assert time.left == 10 * 4
     assert str(time).startswith("about ")
     assert " an epoch, " in str(time)

@@ -44,11 +44,11 @@ def experts_estimate(options: BufferOptions, *, res: int) -> Estimate:
     """Of training and keeping all experts."""
     size, number = size_of(options.dataset, res), options.num_experts
     call = ExpertsCall.planned(options, size, range(number), A100)
-    work = size.cohort_bytes(call.training, at_once=call.plan.at_once)
+    work = size.cohort_bytes(call.plan.training, at_once=call.plan.at_once)
     return Estimate.of(
         seconds=call.time.total,
         memory=device_bytes(size.float_bytes(size.train + size.test), work),
-        disk=number * expert_bytes(call.training.cost, epochs=options.train_epochs),
+        disk=number * expert_bytes(call.plan.training.cost, epochs=options.train_epochs),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a call of distill_att.py takes."""
+"""What a call of distill_att.py takes, and which of its flags lower that."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ PICTURE_COPIES = 4
 # What a file of torch.save has beside its tensors, and a picture beside a byte a number.
 FILE_BYTES = 3_000
 STEP_RECORD_BYTES = 160  # in metrics.jsonl
-LAST_TAGS, BEST_TAGS = ("last", "ema_last"), ("best", "ema_best")
+TAGS = ("last", "ema_last", "best", "ema_best")
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class DistillCall:
         number, epochs = (len(experts), experts.epochs) if experts else (0, 0)
         expert = expert_bytes(size.network(options.model), epochs=epochs)
         compiled = plan.compiled or (plan.eval_compiled and options.eval_it > 0)
-        there = {tag for tag in (*LAST_TAGS, *BEST_TAGS) if run.distilled(tag).exists()}
+        there = {tag for tag in TAGS if run.distilled(tag).exists()}
 
         def need(
             max_experts: int = number,
@@ -203,7 +203,7 @@ def run_bytes(
     one = pixels + labels + size.values * images + 2 * FILE_BYTES
     tagged = one + size.matrix_bytes * options.zca
     checkpoint = 3 * float_words(options.precision) * pixels + FILE_BYTES
-    tags = {*LAST_TAGS, *(BEST_TAGS if options.eval_it > 0 else ())}.difference(there)
+    tags = set(TAGS if options.eval_it > 0 else TAGS[:2]).difference(there)
     begun, steps_left = iteration >= 0, max(0, options.Iteration - max(iteration, 0))
     written = _sets_left(options, iteration) * one + len(tags) * tagged
     written += STEP_RECORD_BYTES * steps_left + (0 if begun else checkpoint)

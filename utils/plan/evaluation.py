@@ -1,4 +1,4 @@
-"""What a call of eval.py takes."""
+"""What a call of eval.py takes, and which of its flags lower that."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from networks import CROSS_ARCHITECTURE
 from utils.compute.cohort import images_per_test_batch
-from utils.compute.cost import FLOAT_BYTES, NetworkCost, Training, inference_bytes
+from utils.compute.cost import FLOAT_BYTES, NetworkCost, inference_bytes
 from utils.data.distilled import SyntheticSet
 from utils.data.source import Source
 from utils.experts.features import Observer
@@ -30,6 +30,7 @@ class EvalCall:
 
     options: EvalOptions
     distilled: SyntheticSet
+    size: DataSize
 
     @property
     def models(self) -> Sequence[str]:
@@ -47,20 +48,11 @@ class EvalCall:
         config, asked = self.distilled.config, self.options.dsa
         return config["dsa_strategy"] if (config["dsa"] if asked is None else asked) else None
 
-    @property
-    def data_path(self) -> str:
-        return self.options.data_path or self.distilled.config["data_path"]
-
-    @property
-    def needs_train(self) -> bool:
-        """Whether networks are trained on real images too."""
-        return bool(self.options.selections or self.options.full)
-
-    def plan(self, training: Training, machine: Machine) -> TrainingPlan:
-        """Decide how the networks of one training set and model are trained."""
+    def plan(self, model: str, images: int, epochs: int, machine: Machine) -> TrainingPlan:
+        """Decide how networks `model` are trained on so many images."""
         options = self.options
         return plan_training(
-            training,
+            self.size.training(model, images, batch=self.batch_size, epochs=epochs),
             machine,
             networks=options.num_eval,
             compile=options.compile,
@@ -69,11 +61,11 @@ class EvalCall:
 
     def demand(self, source: Source, machine: Machine, observer: Observer | None = None) -> Demand:
         """Count what it needs, with real images that the `observer` may help to choose."""
-        options, size, images = self.options, DataSize.of(source), len(self.distilled.images)
+        options, size, images = self.options, self.size, len(self.distilled.images)
         wide, normalisation = float_words(options.precision), self.distilled.normalisation
         reading, caches = read_bytes(
             source,
-            BOTH if self.needs_train else BOTH[1:],
+            BOTH if options.needs_train else BOTH[1:],
             zca=normalisation.zca,
             fits=normalisation.needs_fit,
             wide=wide,
@@ -81,14 +73,13 @@ class EvalCall:
         sets = [(images, options.epoch_eval_train)]
         if options.full:
             sets.append((size.train, options.epoch_full_train or options.epoch_eval_train))
-        trainings = [
-            size.training(model, number, batch=self.batch_size, epochs=epochs)
+        plans = [
+            self.plan(model, number, epochs, machine.imagined())
             for model in self.models
             for number, epochs in sets
         ]
-        plans = [self.plan(training, machine.imagined()) for training in trainings]
         at_once = max(plan.at_once for plan in plans)
-        on_device = images + size.test + size.train * self.needs_train
+        on_device = images + size.test + size.train * options.needs_train
         if options.selections:  # once more for a checksum, to train, or while others are chosen
             on_device += 2 * options.num_eval * images
         choosing = 0
@@ -103,8 +94,8 @@ class EvalCall:
             eval_at_once: int = at_once,
         ) -> Need:
             training = max(
-                size.cohort_bytes(each, at_once=min(eval_at_once, plan.at_once))
-                for each, plan in zip(trainings, plans, strict=True)
+                size.cohort_bytes(plan.training, at_once=min(eval_at_once, plan.at_once))
+                for plan in plans
             )
             folder = Path(options.distilled).parent
             return add_up(

@@ -1,10 +1,10 @@
-"""What a call of buffer.py takes."""
+"""What a call of buffer.py takes, and which of its flags lower that."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from utils.compute.cost import Training, expert_bytes
+from utils.compute.cost import expert_bytes
 from utils.data.source import Source
 from utils.options import BufferOptions
 from utils.plan.choose import TrainingPlan, plan_training
@@ -40,16 +40,11 @@ class ExpertsCall:
         return cls(options, size, missing, plan, machine)
 
     @property
-    def training(self) -> Training:
-        """That of an expert."""
-        return self.size.experts_training(self.options)
-
-    @property
     def time(self) -> Time:
         """Estimate training the experts and testing them after every epoch."""
         together = self.machine.processes * self.plan.at_once
         epoch = self.machine.training_seconds(
-            replace(self.training, epochs=1),
+            replace(self.plan.training, epochs=1),
             networks=together,
             at_once=self.plan.at_once,
             tested=self.size.test,
@@ -61,7 +56,7 @@ class ExpertsCall:
     def demand(self, source: Source, folder: Path) -> Demand:
         """Count what it needs to read `source` and to write the experts into `folder`."""
         options, size, plan, machine = self.options, self.size, self.plan, self.machine
-        expert = expert_bytes(self.training.cost, epochs=options.train_epochs)
+        expert = expert_bytes(plan.training.cost, epochs=options.train_epochs)
         wide = float_words(options.precision)
         reading, caches = read_bytes(source, BOTH, zca=options.zca, fits=options.zca, wide=wide)
 
@@ -81,7 +76,7 @@ class ExpertsCall:
                 compile=compile,
                 reading=reading,
                 data=wide * size.float_bytes(size.train + size.test),
-                work=wide * size.cohort_bytes(self.training, at_once=experts_at_once),
+                work=wide * size.cohort_bytes(plan.training, at_once=experts_at_once),
                 kept=experts_at_once * expert + size.matrix_bytes * options.zca,
                 writing=2 * together * expert if together > experts_at_once else 0,  # gathered
                 disk=[Disk(folder, written, "another --buffer_path"), *caches],

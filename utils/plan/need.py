@@ -1,4 +1,4 @@
-"""What a planned call takes: upper bounds in bytes on memory and disk, and roughly the time.
+"""The parts of an estimate: upper bounds in bytes on memory and disk, and roughly the time.
 
 Counted from the options, the networks and what is there already; nothing is tried out.
 docs/performance.md compares the bounds with peaks that were measured.
