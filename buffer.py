@@ -8,15 +8,16 @@ torchrun the experts are divided over the processes; --first_expert divides them
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from utils.compute.cohort import Recipe
-from utils.compute.device import compute_dtype, default_device, storage_dtype, use_precision
+from utils.compute.device import compute_dtype, default_device, storage_dtype
 from utils.compute.execution import Execution
 from utils.config.resolve import Resolved, fixed_values, packaged_yaml, resolve
 from utils.core import ranks, stopping
@@ -25,7 +26,7 @@ from utils.core.files import check_writable
 from utils.core.progress import progress_bar, time_left
 from utils.core.script import run_script
 from utils.data.augment import active_groups
-from utils.data.dataset import ImageDataset, find_dataset, read_dataset
+from utils.data.dataset import read_dataset
 from utils.data.source import Source
 from utils.experts.files import (
     Expert,
@@ -37,11 +38,10 @@ from utils.experts.files import (
 from utils.experts.kind import ExpertKind
 from utils.experts.unfinished import ExpertTraining, Schedule
 from utils.options import BufferOptions
-from utils.plan.choose import TrainingPlan, plan_training
+from utils.plan.experts import ExpertsCall
 from utils.plan.machine import Machine
-from utils.plan.need import experts_demand, experts_time
 from utils.plan.room import check_room
-from utils.plan.sizes import DataSize
+from utils.plan.sizes import DataSize, settle_images
 
 EPOCHS_TO_JUDGE = 5  # epochs of a call before it says how long the rest takes
 
@@ -62,12 +62,8 @@ def find_yaml(given: Mapping[str, Any]) -> Path | None:
 
 def run(resolved: Resolved[BufferOptions]) -> Path:
     """Train the experts that are missing; returns the folder of all of them."""
-    check_flat(resolved)
-    check_numbers(resolved.options)
-    device = default_device()
-    precision = use_precision(resolved.options.precision, device)
-    resolved.set("precision", precision, resolved.sources["precision"])
-    source = find_images(resolved)
+    check_flags(resolved)
+    source = settle_images(resolved)
     options = resolved.options
     kind = ExpertKind.of(options)
     folder = kind.folder(options.buffer_path)
@@ -78,41 +74,32 @@ def run(resolved: Resolved[BufferOptions]) -> Path:
     missing = ranks.from_main(missing)
     print(f"buffer.py -> {folder}\n{resolved.table(whole=options.dry_run)}")
     print(f"{len(numbers) - len(missing)} of {len(numbers)} experts are in {folder}")
-    plan = plan_training(
-        DataSize.of(source).experts_training(options),
-        Machine.here(device),
-        networks=options.num_experts,
-        missing=len(missing),
-        compile=options.compile,
-        at_once=options.experts_at_once,
-    )
+    machine = Machine.here(default_device())
+    call = ExpertsCall.planned(options, DataSize.of(source), missing, machine)
     if missing:
-        say_what_it_takes(options, source, plan, folder, missing, device)
+        # Compiling may have been tried since the call was planned, which takes memory.
+        call = replace(call, machine=Machine.here(default_device()))
+        print(f"estimated: {call.time}")
+        check_room(call.demand(source, folder), call.machine, force=options.force)
     ranks.barrier()  # nothing is written before everyone has looked
     if options.dry_run:
         return folder
     with lock_and_list_missing(folder, fixed_values(options), numbers, **in_files) as missing:
         if missing:
-            data = read_dataset(source, zca=options.zca)
-            data = data.to(device, storage_dtype(precision))
-            recipe = make_recipe(options, source, plan, device)
-            train_missing(options, recipe, data, folder, numbers, missing, plan.at_once)
+            train_missing(call, trainer(call, source, folder), folder, missing)
             print(f"{len(numbers)} experts of {options.train_epochs} epochs are in {folder}")
     print(f"next: {kind.command(options.buffer_path, 'distill_att.py')} --ipc 1")
     return folder
 
 
-def check_flat(resolved: Resolved[BufferOptions]) -> None:
-    """UserError where a flag of flat steps is given by hand without them."""
+def check_flags(resolved: Resolved[BufferOptions]) -> None:
+    """UserError where flags contradict each other, or leave a process without an expert."""
+    options = resolved.options
     for name in ("rho", "alpha"):
-        if resolved.given_by_hand(name) and not resolved.options.flat:
+        if resolved.given_by_hand(name) and not options.flat:
             raise UserError(
                 f"--{name} is for sharpness-aware steps: pass --flat too, or leave it out"
             )
-
-
-def check_numbers(options: BufferOptions) -> None:
-    """UserError where there are no experts to train, or not one for each process."""
     count = options.num_experts - options.first_expert
     if count <= 0 or options.first_expert % options.save_interval:
         raise UserError(
@@ -124,25 +111,13 @@ def check_numbers(options: BufferOptions) -> None:
         raise UserError(f"{ranks.world()} processes are more than the {count} experts: start fewer")
 
 
-def find_images(resolved: Resolved[BufferOptions]) -> Source:
-    """Find the data set and record its image size in `resolved`."""
-    options = resolved.options
-    source = find_dataset(
-        options.dataset,
-        data_path=options.data_path,
-        subset=options.subset,
-        res=options.res,
-        zca=options.zca,
-        val_fraction=options.val_fraction,
-    )
-    resolved.set("res", source.image_size, resolved.sources["res"])
-    return source
-
-
-def make_recipe(
-    options: BufferOptions, source: Source, plan: TrainingPlan, device: torch.device
-) -> Recipe:
-    return Recipe(
+def trainer(
+    call: ExpertsCall, source: Source, folder: Path
+) -> Callable[[Sequence[int]], ExpertTraining]:
+    """Read the images; returns what begins, or continues, the training of experts by number."""
+    options, device = call.options, default_device()
+    data = read_dataset(source, zca=options.zca).to(device, storage_dtype(options.precision))
+    recipe = Recipe(
         options.model,
         channels=source.channels,
         num_classes=len(source.class_names),
@@ -150,63 +125,11 @@ def make_recipe(
         momentum=options.mom,
         weight_decay=options.l2,
         sharpness=options.sharpness,
-        execution=Execution.on(device, compiled=plan.compiled, cuda_graphs=options.cuda_graphs),
+        execution=Execution.on(
+            device, compiled=call.plan.compiled, cuda_graphs=options.cuda_graphs
+        ),
         dtype=compute_dtype(options.precision),
     )
-
-
-def say_what_it_takes(
-    options: BufferOptions,
-    source: Source,
-    plan: TrainingPlan,
-    folder: Path,
-    missing: Sequence[int],
-    device: torch.device,
-) -> None:
-    """Print time, memory and disk, estimated; UserError where there is too little room."""
-    machine, size = Machine.here(device), DataSize.of(source)
-    print(f"estimated: {experts_time(options, size, plan, machine, missing=len(missing))}")
-    demand = experts_demand(options, source, plan, machine, folder=folder, missing=missing)
-    check_room(demand, machine, force=options.force)
-
-
-def train_missing(
-    options: BufferOptions,
-    recipe: Recipe,
-    data: ImageDataset,
-    folder: Path,
-    numbers: range,
-    missing: list[int],
-    at_once: int,
-) -> None:
-    """Train the experts `missing`, `at_once` together; write each file when its last is there."""
-    rounds = ranks.rounds_of_this_rank(missing, at_once)
-    seconds: list[float] = []
-    with (
-        stopping.deferred(),
-        progress_bar(total=len(rounds) * options.train_epochs, unit="epoch") as progress,
-    ):
-        for own in rounds:
-            trained = train_together(options, recipe, data, folder, own, progress, seconds)
-            experts = ranks.gather_on_main(trained)
-            for number, expert in experts.items():
-                keep_expert(folder, number, expert)
-            if experts:
-                fill_files(folder, numbers, experts_per_file=options.save_interval)
-
-
-def train_together(
-    options: BufferOptions,
-    recipe: Recipe,
-    data: ImageDataset,
-    folder: Path,
-    numbers: list[int],
-    progress: tqdm,
-    seconds: list[float],
-) -> dict[int, Expert]:
-    """Train the experts `numbers` to their end; `seconds` are those of the epochs of this call."""
-    if not numbers:
-        return {}
     schedule = Schedule(
         epochs=options.train_epochs,
         lr=options.lr_teacher,
@@ -214,7 +137,37 @@ def train_together(
         batch_size=options.batch_train,
         dsa_groups=active_groups(dsa=options.dsa, strategy=options.dsa_strategy),
     )
-    training = ExpertTraining(recipe, schedule, numbers, data, seed=options.seed, folder=folder)
+    return partial(ExpertTraining, recipe, schedule, data=data, seed=options.seed, folder=folder)
+
+
+def train_missing(
+    call: ExpertsCall,
+    begin: Callable[[Sequence[int]], ExpertTraining],
+    folder: Path,
+    missing: list[int],
+) -> None:
+    """Train the experts `missing`, some together; write each file when its last is there."""
+    options = call.options
+    numbers = range(options.first_expert, options.num_experts)
+    rounds = ranks.rounds_of_this_rank(missing, call.plan.at_once)
+    seconds: list[float] = []
+    with (
+        stopping.deferred(),
+        progress_bar(total=len(rounds) * options.train_epochs, unit="epoch") as progress,
+    ):
+        for own in rounds:
+            trained = train_to_end(begin(own), progress, seconds) if own else {}
+            experts = ranks.gather_on_main(trained)
+            for number, expert in experts.items():
+                keep_expert(folder, number, expert)
+            if experts:
+                fill_files(folder, numbers, experts_per_file=options.save_interval)
+
+
+def train_to_end(
+    training: ExpertTraining, progress: tqdm, seconds: list[float]
+) -> dict[int, Expert]:
+    """Train to the last epoch; `seconds` are those of all epochs of this call."""
     progress.update(training.epochs)
     while not training.is_finished:
         began = time.monotonic()

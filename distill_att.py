@@ -8,16 +8,14 @@ takes its defaults from configs/<dataset>/ipc<ipc>.yaml and its experts from buf
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from utils.compute.device import default_device, storage_dtype, use_precision
+from utils.compute.device import default_device, storage_dtype
 from utils.config.resolve import (
     DEFAULT,
     Resolved,
@@ -31,12 +29,12 @@ from utils.core.errors import UserError
 from utils.core.files import check_writable
 from utils.core.progress import progress_bar
 from utils.core.script import run_script
-from utils.data.dataset import find_dataset, read_dataset
+from utils.data.dataset import read_dataset
 from utils.data.real_images import check_ipc, class_labels, initial_images
 from utils.data.source import Source
 from utils.experts.buffer import ExpertBuffer
 from utils.experts.kind import ExpertKind, open_experts
-from utils.methods.base import Method, Setting, Work
+from utils.methods.base import Setting
 from utils.methods.outer_state import Diverged, OuterState
 from utils.methods.registry import (
     DEFAULT_METHOD,
@@ -46,15 +44,26 @@ from utils.methods.registry import (
     foreign_flags,
 )
 from utils.options import DistillOptions
-from utils.plan.choose import RunPlan, evaluations_left, plan_run
+from utils.plan.choose import evaluations_left
+from utils.plan.distillation import DistillCall
 from utils.plan.machine import Machine
-from utils.plan.need import distillation_demand, distillation_time
 from utils.plan.room import check_room
-from utils.plan.sizes import DataSize
+from utils.plan.sizes import DataSize, settle_images
 from utils.run.directory import RunDir
 from utils.run.recorder import BEST, Recorder
 
 MAX_REWINDS = 3
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run works with, and how: all that is found before anything is written."""
+
+    call: DistillCall
+    source: Source
+    experts: ExpertBuffer | None
+    run: RunDir
+    checkpoint: dict[str, Any] | None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -64,89 +73,6 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> Resolved[DistillOptions]:
     return resolve(DistillOptions, argv, description=__doc__ or "", find_yaml=find_yaml)
-
-
-def run(resolved: Resolved[DistillOptions]) -> int:
-    """Distil as `resolved` says, from the start or the last checkpoint; returns the exit status."""
-    check_flags(resolved)
-    spec = METHODS[resolved.options.method]
-    device = default_device()
-    precision = use_precision(resolved.options.precision, device)
-    source = find_dataset(
-        resolved.options.dataset,
-        data_path=resolved.options.data_path,
-        subset=resolved.options.subset,
-        res=resolved.options.res,
-        zca=resolved.options.zca,
-        val_fraction=resolved.options.val_fraction,
-    )
-    check_ipc(resolved.options.ipc, source.labels["train"], source.class_names)
-    resolved.set("res", source.image_size, resolved.sources["res"])
-    resolved.set("precision", precision, resolved.sources["precision"])
-    experts = None
-    if spec.needs_experts:
-        experts = open_chosen_experts(resolved, source)
-        spec.check_experts(resolved.options, experts)
-    run = name_run(resolved)
-    options = resolved.options
-    checkpoint = resumable_checkpoint(run, options, experts)
-    size = DataSize.of(source)
-    count = partial(spec.count_work, options, size.network(options.model), classes=size.classes)
-    work = count(ranks.world())
-    how = plan_run(
-        options,
-        size,
-        work,
-        Machine.here(device),
-        recorded=checkpoint["how"] if checkpoint else {},
-    )
-    hidden = foreign_flags(options.method)
-    print(f"distill_att.py -> {run.path}")
-    print(resolved.table(whole=options.dry_run, hidden=hidden))
-    if experts is not None:
-        print(f"{len(experts)} experts of {experts.epochs} epochs", *experts.skipped, sep="\n")
-    if options.eval_it > 0:
-        print(f"distilled_best.pt: {BEST[options.select]}")
-    say_what_it_takes(options, source, count, how, experts, run, checkpoint, device)
-    ranks.barrier()  # nothing is written before everyone has looked
-    if options.dry_run:
-        return 0
-    with run.exclusive(checkpoint):
-        data = read_dataset(source, zca=options.zca, val=True)
-        images = initial_images(data, options.ipc, options.pix_init, options.seed)
-        data = data if work.keeps_train else data.without_train()
-        data = data.to(device, storage_dtype(precision))
-        labels = class_labels(data.num_classes, options.ipc, device)
-        state = OuterState(
-            spec.learned(options, images.to(device, storage_dtype(precision))),
-            syn_lr=spec.syn_lr(options),
-            ema_decay=options.ema_decay,
-            if_not_finite=spec.if_not_finite,
-        )
-        method = spec.build(
-            Setting.of(
-                options,
-                data,
-                labels,
-                experts,
-                compiled=how.compiled,
-                unroll=how.unroll,
-                micro_batch=how.micro_batch,
-            )
-        )
-        recorder = Recorder.of(
-            options,
-            run=run,
-            method=method,
-            data=data,
-            labels=labels,
-            experts=experts,
-            how=asdict(how),
-            evaluations_left=partial(evaluations_left, options),
-        )
-        status = run_to_end(options, checkpoint, state, method, recorder)
-        recorder.log.finish(status)
-    return status
 
 
 def find_yaml(given: Mapping[str, Any]) -> Path | None:
@@ -167,6 +93,33 @@ def find_yaml(given: Mapping[str, Any]) -> Path | None:
     return path
 
 
+def run(resolved: Resolved[DistillOptions]) -> int:
+    """Distil as `resolved` says, from the start or the last checkpoint; returns the exit status."""
+    prepared = prepare(resolved)
+    announce(resolved, prepared)
+    ranks.barrier()  # nothing is written before everyone has looked
+    if resolved.options.dry_run:
+        return 0
+    with prepared.run.exclusive(prepared.checkpoint):
+        state, recorder = build(prepared)
+        status = run_to_end(resolved.options, prepared.checkpoint, state, recorder)
+        recorder.log.finish(status)
+    return status
+
+
+def prepare(resolved: Resolved[DistillOptions]) -> Prepared:
+    """Find images, experts and run, record in `resolved` what they settle, and plan the call."""
+    check_flags(resolved)
+    source = settle_images(resolved)
+    check_ipc(resolved.options.ipc, source.labels["train"], source.class_names)
+    experts = open_chosen_experts(resolved, source)
+    run = name_run(resolved)
+    checkpoint = resumable_checkpoint(run, resolved.options, experts)
+    machine = Machine.here(default_device())
+    call = DistillCall.planned(resolved.options, DataSize.of(source), machine, checkpoint)
+    return Prepared(call, source, experts, run, checkpoint)
+
+
 def check_flags(resolved: Resolved[DistillOptions]) -> None:
     """UserError where flags contradict each other or belong to another method."""
     options = resolved.options
@@ -179,9 +132,14 @@ def check_flags(resolved: Resolved[DistillOptions]) -> None:
         )
 
 
-def open_chosen_experts(resolved: Resolved[DistillOptions], source: Source) -> ExpertBuffer:
-    """Find and check the experts; a model or zca not given by hand follows what is there."""
+def open_chosen_experts(resolved: Resolved[DistillOptions], source: Source) -> ExpertBuffer | None:
+    """Find and check the experts, where the method needs some; a model or zca not given by hand
+    follows what is there.
+    """
     options = resolved.options
+    spec = METHODS[options.method]
+    if not spec.needs_experts:
+        return None
     asked = ExpertKind.of(options)
     found, experts = open_experts(
         asked,
@@ -203,6 +161,7 @@ def open_chosen_experts(resolved: Resolved[DistillOptions], source: Source) -> E
     for name in ("zca", "model"):
         if getattr(found, name) != getattr(asked, name):
             resolved.set(name, getattr(found, name), str(experts.folder))
+    spec.check_experts(resolved.options, experts)
     return experts
 
 
@@ -246,41 +205,55 @@ def resumable_checkpoint(
     return checkpoint
 
 
-def say_what_it_takes(
-    options: DistillOptions,
-    source: Source,
-    count: Callable[[int], Work],
-    how: RunPlan,
-    experts: ExpertBuffer | None,
-    run: RunDir,
-    checkpoint: Mapping[str, Any] | None,
-    device: torch.device,
-) -> None:
-    """Print time, memory and disk, estimated; UserError where there is too little room."""
-    iteration = checkpoint["state"]["iteration"] if checkpoint else -1
-    evaluated = checkpoint["evaluated"] if checkpoint else -1
-    size, machine = DataSize.of(source), Machine.here(device)
-    time = distillation_time(
+def announce(resolved: Resolved[DistillOptions], prepared: Prepared) -> None:
+    """Print what will be done, time, memory and disk; UserError where there is too little room."""
+    options, experts, run = resolved.options, prepared.experts, prepared.run
+    print(f"distill_att.py -> {run.path}")
+    print(resolved.table(whole=options.dry_run, hidden=foreign_flags(options.method)))
+    if experts is not None:
+        print(f"{len(experts)} experts of {experts.epochs} epochs", *experts.skipped, sep="\n")
+    if options.eval_it > 0:
+        print(f"distilled_best.pt: {BEST[options.select]}")
+    # Compiling may have been tried since the call was planned, which takes memory.
+    call = replace(prepared.call, machine=Machine.here(default_device()))
+    print(f"estimated: {call.time}")
+    demand = call.demand(prepared.source, experts, run)
+    check_room(demand, call.machine, force=options.force)
+
+
+def build(prepared: Prepared) -> tuple[OuterState, Recorder]:
+    """Read the images; make what is learned, and what records the method that learns it."""
+    options, plan, experts = prepared.call.options, prepared.call.plan, prepared.experts
+    spec, device = METHODS[options.method], default_device()
+    dtype = storage_dtype(options.precision)
+    data = read_dataset(prepared.source, zca=options.zca, val=True)
+    images = initial_images(data, options.ipc, options.pix_init, options.seed)
+    data = data if prepared.call.work.keeps_train else data.without_train()
+    data = data.to(device, dtype)
+    labels = class_labels(data.num_classes, options.ipc, device)
+    state = OuterState(
+        spec.learned(options, images.to(device, dtype)),
+        syn_lr=spec.syn_lr(options),
+        ema_decay=options.ema_decay,
+        if_not_finite=spec.if_not_finite,
+    )
+    recorder = Recorder.of(
         options,
-        size,
-        count(ranks.world()),
-        how,
-        machine,
-        iteration=iteration,
-        evaluated=evaluated,
+        run=prepared.run,
+        method=spec.build(Setting.of(options, data, labels, experts, plan)),
+        data=data,
+        labels=labels,
+        experts=experts,
+        how=asdict(plan),
+        evaluations_left=partial(evaluations_left, options),
     )
-    print(f"estimated: {time}")
-    demand = distillation_demand(
-        options, source, count, how, machine, experts=experts, run=run, iteration=iteration
-    )
-    check_room(demand, machine, force=options.force)
+    return state, recorder
 
 
 def run_to_end(
     options: DistillOptions,
     checkpoint: Mapping[str, Any] | None,
     state: OuterState,
-    method: Method,
     recorder: Recorder,
 ) -> int:
     """Begin the run, or go on from its `checkpoint`; return the exit status."""
@@ -290,7 +263,7 @@ def run_to_end(
         recorder.resume(state, checkpoint)
     while True:
         try:
-            take_outer_steps(options, state, method, recorder)
+            take_outer_steps(options, state, recorder)
             break
         except Diverged as reason:
             if options.on_divergence == "rewind" and len(state.rewinds) < MAX_REWINDS:
@@ -312,9 +285,7 @@ def run_to_end(
     return 0
 
 
-def take_outer_steps(
-    options: DistillOptions, state: OuterState, method: Method, recorder: Recorder
-) -> None:
+def take_outer_steps(options: DistillOptions, state: OuterState, recorder: Recorder) -> None:
     """Take outer steps to the last iteration; save and evaluate what is due on the way.
 
     Raises Diverged where a step cannot be taken, Interrupted behind the step or in the evaluation
@@ -332,7 +303,7 @@ def take_outer_steps(
                 progress.unpause()  # so that the time left is that of the steps
             began = time.monotonic()
             try:
-                step = method.step(state.iteration, state.learned)
+                step = recorder.method.step(state.iteration, state.learned)
             except Exception:  # an expert of no use, no memory; what was learned so far is kept
                 recorder.save_checkpoint(state)
                 raise

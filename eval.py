@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-from networks import CROSS_ARCHITECTURE
-from utils.compute.cost import Training, network_cost
 from utils.compute.device import compute_dtype, default_device, storage_dtype, use_precision
 from utils.compute.execution import Execution
 from utils.config.resolve import resolve
@@ -36,10 +34,10 @@ from utils.measure.record import EvalRecord, Evaluation
 from utils.measure.selection import need_experts
 from utils.measure.sets import TrainingSet, checksum, training_sets
 from utils.options import DistillOptions, EvalOptions
-from utils.plan.choose import plan_training
+from utils.plan.evaluation import EvalCall
 from utils.plan.machine import Machine
-from utils.plan.need import evaluation_demand
 from utils.plan.room import check_room
+from utils.plan.sizes import DataSize
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,43 +53,23 @@ def parse(argv: Sequence[str]) -> EvalOptions:
 def run(options: EvalOptions) -> Path:
     """Measure the set `options.distilled`; returns the record, eval.json beside it."""
     check_flags(options)
-    device = default_device()
-    precision = use_precision(options.precision, device)
-    options = replace(options, precision=precision)
-    path = Path(options.distilled)
+    device, path = default_device(), Path(options.distilled)
+    options = replace(options, precision=use_precision(options.precision, device))
     distilled = SyntheticSet.load(path)
     check_writable(path.parent)
     record = EvalRecord(path.parent)
-    models = options.model or (
-        CROSS_ARCHITECTURE if options.eval_mode == "M" else [distilled.model]
-    )
-    if distilled.normalisation.needs_fit:
-        print("fitting ZCA on the training images: only the sets last and best bring theirs along")
-    selections = options.selections
-    test_only = not (selections or options.full)
-    source = find_dataset(
-        distilled.dataset,
-        data_path=options.data_path or distilled.config["data_path"],
-        subset=distilled.subset,
-        res=distilled.config["res"],
-        val_fraction=distilled.config.get("val_fraction", 0.0),
-        splits=needed_splits(distilled.normalisation, test_only=test_only),
-    )
-    check_classes(distilled, source.class_names)
-    if selections:
-        check_ipc(distilled.ipc, source.labels["train"], source.class_names)
-    observer = open_observer(options, distilled, source) if need_experts(selections) else None
-    machine = Machine.here(device)
-    demand = evaluation_demand(
-        options, source, distilled, models, machine, folder=path.parent, observer=observer
-    )
-    check_room(demand, machine, force=options.force)
+    source = find_images(options, distilled)
+    needs_experts = need_experts(options.selections)
+    observer = open_observer(options, distilled, source) if needs_experts else None
+    call, machine = EvalCall(options, distilled, DataSize.of(source)), Machine.here(device)
+    check_room(call.demand(source, machine, observer), machine, force=options.force)
     if options.dry_run:
         return record.path
-    data = read_dataset(source, normalisation=distilled.normalisation, test_only=test_only).to(
-        device, storage_dtype(precision)
+    data = read_dataset(
+        source, normalisation=distilled.normalisation, test_only=not options.needs_train
     )
-    fill_table(Measurement(options, distilled, data), models, observer, record)
+    data = data.to(device, storage_dtype(options.precision))
+    fill_table(Measurement(call, data), observer, record)
     return record.path
 
 
@@ -108,23 +86,63 @@ def check_flags(options: EvalOptions) -> None:
         )
 
 
+def find_images(options: EvalOptions, distilled: SyntheticSet) -> Source:
+    """Find the data set that the set is from, with the splits that are needed."""
+    config = distilled.config
+    if distilled.normalisation.needs_fit:
+        print("fitting ZCA on the training images: only the sets last and best bring theirs along")
+    source = find_dataset(
+        distilled.dataset,
+        data_path=options.data_path or config["data_path"],
+        subset=distilled.subset,
+        res=config["res"],
+        val_fraction=config.get("val_fraction", 0.0),
+        splits=needed_splits(distilled.normalisation, test_only=not options.needs_train),
+    )
+    check_classes(distilled, source.class_names)
+    if options.selections:
+        check_ipc(distilled.ipc, source.labels["train"], source.class_names)
+    return source
+
+
+def check_classes(distilled: SyntheticSet, theirs: tuple[str, ...]) -> None:
+    """UserError where the test images are of other classes than the set.
+
+    Names count only for the user's own folders; elsewhere they may come from optional files.
+    """
+    ours = distilled.class_names
+    if len(ours) != len(theirs) or (distilled.dataset == "folder" and ours != theirs):
+        raise UserError(
+            f"the test images are of {len(theirs)} classes ({', '.join(theirs[:4])}, ...), the set "
+            f"of {len(ours)} ({', '.join(ours[:4])}, ...): give the --data_path that it is from"
+        )
+
+
+def open_observer(options: EvalOptions, distilled: SyntheticSet, source: Source) -> Observer:
+    """The experts of the kind that the set was distilled from."""
+    config = distilled.config
+    kind = ExpertKind(
+        dataset=source.name,
+        subset=source.subset,
+        res=source.image_size,
+        zca=distilled.normalisation.zca,
+        model=distilled.model,
+        data_path=options.data_path or config["data_path"],
+        flat=config.get("flat", False),
+        val_fraction=source.val_fraction,
+    )
+    buffer_path = options.buffer_path or config.get("buffer_path", DistillOptions.buffer_path)
+    return Observer.open(
+        source, kind, buffer_path, most=options.num_eval, skip_bad=options.skip_bad_buffers
+    )
+
+
 @dataclass(frozen=True)
 class Measurement:
-    """What is measured and how: by the options, where they are silent as in the distillation."""
+    """What is measured and how, with the images in memory."""
 
-    options: EvalOptions
-    distilled: SyntheticSet
+    call: EvalCall
     data: ImageDataset
-
-    @property
-    def batch_size(self) -> int:
-        return self.options.batch_train or self.distilled.config["batch_train"]
-
-    @property
-    def dsa_strategy(self) -> str | None:
-        """That of the training; None where it is not augmented."""
-        config, asked = self.distilled.config, self.options.dsa
-        return config["dsa_strategy"] if (config["dsa"] if asked is None else asked) else None
 
     @cached_property
     def tested_on(self) -> str:
@@ -133,7 +151,7 @@ class Measurement:
 
     def describe(self, training_set: TrainingSet, model: str) -> Evaluation:
         """Everything that one evaluation depends on."""
-        options = self.options
+        options = self.call.options
         settings = {
             "distilled": Path(options.distilled).name,
             "trained_on": training_set.name,
@@ -141,8 +159,8 @@ class Measurement:
             "model": model,
             "lr": training_set.lr,
             "epochs": training_set.epochs,
-            "batch_train": self.batch_size,
-            "dsa": self.dsa_strategy,
+            "batch_train": self.call.batch_size,
+            "dsa": self.call.dsa_strategy,
             "precision": options.precision,
             "seed": options.seed,
         }
@@ -157,38 +175,44 @@ class Measurement:
         keep: Callable[[Mapping[int, float]], None],
     ) -> Accuracies:
         """Train those of the networks that are not `known`; see `evaluate`."""
-        options, data, strategy = self.options, self.data, self.dsa_strategy
+        options, strategy = self.call.options, self.call.dsa_strategy
         if len(known) == options.num_eval:
             return Accuracies(tuple(known[k] for k in range(options.num_eval)))
         protocol = Protocol(
             num_eval=options.num_eval,
             epochs=training_set.epochs,
-            batch_size=self.batch_size,
+            batch_size=self.call.batch_size,
             dsa_groups=active_groups(dsa=strategy is not None, strategy=strategy or ""),
         )
         return evaluate(
             training_set.images,
             training_set.labels,
-            data.test,
-            num_classes=data.num_classes,
+            self.data.test,
+            num_classes=self.data.num_classes,
             model=model,
             lr=training_set.lr,
             protocol=protocol,
             seed=derive_seed(options.seed, "draw", 0),
-            run=how_to_run(options, protocol, len(training_set.labels), data, model),
+            run=self.how_to_run(training_set, model),
             known=known,
             keep=keep,
         )
 
+    def how_to_run(self, training_set: TrainingSet, model: str) -> EvalExecution:
+        """Choose how networks are trained on so many images."""
+        options, device = self.call.options, default_device()
+        images, epochs = len(training_set.labels), training_set.epochs
+        plan = self.call.plan(model, images, epochs, Machine.here(device))
+        return EvalExecution(
+            at_once=plan.at_once,
+            execution=Execution.on(device, compiled=plan.compiled, cuda_graphs=options.cuda_graphs),
+            dtype=compute_dtype(options.precision),
+        )
 
-def fill_table(
-    measurement: Measurement,
-    models: Sequence[str],
-    observer: Observer | None,
-    record: EvalRecord,
-) -> None:
-    """Measure each training set by each of `models`, print and record it."""
-    options, distilled = measurement.options, measurement.distilled
+
+def fill_table(measurement: Measurement, observer: Observer | None, record: EvalRecord) -> None:
+    """Measure each training set by each of the models, print and record it."""
+    options, distilled = measurement.call.options, measurement.call.distilled
     print(
         f"{options.distilled}: {distilled.dataset}, ipc {distilled.ipc}, "
         f"iteration {distilled.iteration}"
@@ -206,7 +230,7 @@ def fill_table(
         epochs=options.epoch_eval_train,
         epochs_full=options.epoch_full_train or options.epoch_eval_train,
     ):
-        for model in models:
+        for model in measurement.call.models:
             evaluation = measurement.describe(training_set, model)
             known = record.networks(evaluation)
             accuracies = measurement.evaluate(
@@ -220,68 +244,11 @@ def fill_table(
     print(f"recorded in {record.path}")
 
 
-def open_observer(options: EvalOptions, distilled: SyntheticSet, source: Source) -> Observer:
-    """The experts of the kind that the set was distilled from."""
-    config = distilled.config
-    kind = ExpertKind(
-        dataset=source.name,
-        subset=source.subset,
-        res=source.image_size,
-        zca=distilled.normalisation.zca,
-        model=distilled.model,
-        data_path=options.data_path or config["data_path"],
-        flat=config.get("flat", False),
-        val_fraction=source.val_fraction,
-    )
-    return Observer.open(
-        source,
-        kind,
-        options.buffer_path or config.get("buffer_path", DistillOptions.buffer_path),
-        most=options.num_eval,
-        skip_bad=options.skip_bad_buffers,
-    )
-
-
 def note(known: int, num_eval: int) -> str:
     """Behind a result, how many of its networks an earlier call has trained."""
     if not known:
         return ""
     return "  (recorded before)" if known == num_eval else f"  ({known} of them recorded before)"
-
-
-def how_to_run(
-    options: EvalOptions, protocol: Protocol, images: int, data: ImageDataset, model: str
-) -> EvalExecution:
-    """Choose how networks are trained on so many images."""
-    device = data.test.images.device
-    cost = network_cost(
-        model, channels=data.channels, num_classes=data.num_classes, image_size=data.image_size
-    )
-    plan = plan_training(
-        Training(cost, images, min(protocol.batch_size, images), protocol.epochs),
-        Machine.here(device),
-        networks=protocol.num_eval,
-        compile=options.compile,
-        at_once=options.eval_at_once,
-    )
-    return EvalExecution(
-        at_once=plan.at_once,
-        execution=Execution.on(device, compiled=plan.compiled, cuda_graphs=options.cuda_graphs),
-        dtype=compute_dtype(options.precision),
-    )
-
-
-def check_classes(distilled: SyntheticSet, theirs: tuple[str, ...]) -> None:
-    """UserError where the test images are of other classes than the set.
-
-    Names count only for the user's own folders; elsewhere they may come from optional files.
-    """
-    ours = distilled.class_names
-    if len(ours) != len(theirs) or (distilled.dataset == "folder" and ours != theirs):
-        raise UserError(
-            f"the test images are of {len(theirs)} classes ({', '.join(theirs[:4])}, ...), the set "
-            f"of {len(ours)} ({', '.join(ours[:4])}, ...): give the --data_path that it is from"
-        )
 
 
 if __name__ == "__main__":

@@ -338,3 +338,8 @@ class EvalOptions(EvaluationOptions):
     def selections(self) -> list[str]:
         """The rules of utils/measure/selection.py whose flags are given."""
         return [name for name in SELECTIONS if getattr(self, name)]
+
+    @property
+    def needs_train(self) -> bool:
+        """Whether networks are trained on real images too."""
+        return bool(self.selections or self.full)

@@ -5,18 +5,12 @@ from dataclasses import dataclass
 from networks import CROSS_ARCHITECTURE
 from utils.compute.cost import Training, expert_bytes
 from utils.data.spec import KNOWN
-from utils.methods.registry import METHODS
 from utils.options import BufferOptions, DistillOptions, EvalOptions
-from utils.plan.choose import plan_run, plan_training
+from utils.plan.choose import plan_training
+from utils.plan.distillation import DistillCall, run_bytes
+from utils.plan.experts import ExpertsCall
 from utils.plan.machine import A100
-from utils.plan.need import (
-    Time,
-    device_bytes,
-    distillation_time,
-    distilling_bytes,
-    experts_time,
-    run_bytes,
-)
+from utils.plan.need import Time, device_bytes
 from utils.plan.sizes import DataSize
 
 ASSUMPTIONS = (
@@ -49,19 +43,12 @@ def size_of(dataset: str, res: int | None = None) -> DataSize:
 def experts_estimate(options: BufferOptions, *, res: int) -> Estimate:
     """Of training and keeping all experts."""
     size, number = size_of(options.dataset, res), options.num_experts
-    training = size.experts_training(options)
-    plan = plan_training(
-        training,
-        A100,
-        networks=number,
-        compile=options.compile,
-        at_once=options.experts_at_once,
-    )
-    work = size.cohort_bytes(training, at_once=plan.at_once)
+    call = ExpertsCall.planned(options, size, range(number), A100)
+    work = size.cohort_bytes(call.plan.training, at_once=call.plan.at_once)
     return Estimate.of(
-        seconds=experts_time(options, size, plan, A100, missing=number).total,
+        seconds=call.time.total,
         memory=device_bytes(size.float_bytes(size.train + size.test), work),
-        disk=number * expert_bytes(training.cost, epochs=options.train_epochs),
+        disk=number * expert_bytes(call.plan.training.cost, epochs=options.train_epochs),
     )
 
 
@@ -97,10 +84,6 @@ def row_estimate(distill: DistillOptions, evaluation: EvalOptions, *, res: int) 
 
 def distillation_estimate(options: DistillOptions, size: DataSize) -> tuple[Time, int]:
     """Time of distill_att.py alone, and bytes of the GPU's memory."""
-    count_work = METHODS[options.method].count_work
-    work = count_work(options, size.network(options.model), classes=size.classes)
-    plan = plan_run(options, size, work, A100, recorded={})
-    memory = distilling_bytes(options, size, work, plan, A100)
-    time = distillation_time(options, size, work, plan, A100)
-    kept = size.test + size.train * work.keeps_train
-    return time, device_bytes(size.float_bytes(kept), memory)
+    call = DistillCall.planned(options, size, A100)
+    kept = size.test + size.train * call.work.keeps_train
+    return call.time, device_bytes(size.float_bytes(kept), call.work_bytes)

@@ -49,7 +49,7 @@ def _is_there(precision: str, device: torch.device) -> bool:
     return True
 
 
-def storage_dtype(precision: str) -> torch.dtype:
+def storage_dtype(precision: str | None) -> torch.dtype:
     """Of images and parameters."""
     return torch.float64 if precision == "fp64" else torch.float32
 

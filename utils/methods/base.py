@@ -119,12 +119,9 @@ class Setting:
         data: ImageDataset,
         labels: Tensor,
         experts: ExpertBuffer | None,
-        *,
-        compiled: bool,
-        unroll: str,
-        micro_batch: int,
+        plan: Any,
     ) -> "Setting":
-        """That of a run with `options` on `data`; the last three are what auto stands for."""
+        """That of a run with `options` on `data`, whose RunPlan is `plan`."""
         augments = options.dsa and not options.no_aug
         return cls(
             options=options,
@@ -136,11 +133,11 @@ class Setting:
             train=data.train,
             dsa_groups=active_groups(dsa=augments, strategy=options.dsa_strategy),
             execution=Execution.on(
-                labels.device, compiled=compiled, cuda_graphs=options.cuda_graphs
+                labels.device, compiled=plan.compiled, cuda_graphs=options.cuda_graphs
             ),
             dtype=compute_dtype(options.precision),
-            unroll=unroll,
-            micro_batch=micro_batch,
+            unroll=plan.unroll,
+            micro_batch=plan.micro_batch,
         )
 
 

@@ -35,6 +35,7 @@ class RunPlan:
 class TrainingPlan:
     """How networks are trained: compiled or not, and how many of them together in a process."""
 
+    training: Training
     compiled: bool
     at_once: int
 
@@ -117,7 +118,7 @@ def plan_training(
     together = choose_at_once(at_once, training, machine, networks=left)
     seconds = machine.training_seconds(training, networks=networks, at_once=together)
     compiled = choose_compile(compile, machine, seconds, layers=training.layers)
-    return TrainingPlan(compiled, together)
+    return TrainingPlan(training, compiled, together)
 
 
 def choose_compile(

@@ -106,6 +106,17 @@ class Machine:
         """The same to plan for alone: nothing is tried, nothing said."""
         return replace(self, check_compiles=Machine.check_compiles, say=Machine.say)
 
+    def with_processes(self, here: int) -> "Machine":
+        """The same for a call of so many processes on this host, as many on each other one."""
+        hosts = self.processes // self.processes_here
+        return replace(self, processes=hosts * here, processes_here=here)
+
+    @property
+    def fewer_processes(self) -> list[int]:
+        """Numbers of processes that a call on one host could be started with instead."""
+        alone = self.processes == self.processes_here
+        return halvings(self.processes) if alone else []
+
     @property
     def is_gpu(self) -> bool:
         return self.device == "cuda"
@@ -139,6 +150,11 @@ class Machine:
 
 # One to plan for, with nothing else on it; it has 0.6 of an H100's bandwidth and less of its rate.
 A100 = Machine("cuda", free=80 * 10**9, host=10**12, held=0, speed=replace(GPU, rate=13e12))
+
+
+def halvings(count: int) -> list[int]:
+    """Half of `count`, half of that, and so on down to 1."""
+    return [count >> n for n in range(1, count.bit_length())]
 
 
 def free_bytes(device: torch.device) -> int:

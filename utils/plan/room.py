@@ -1,10 +1,11 @@
 """Check that memory and disk suffice before any work; if not, name flags that make the call fit."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from utils.core import ranks
 from utils.core.errors import UserError
@@ -33,43 +34,38 @@ class Need:
     held: int
     disk: tuple[Disk, ...]
 
-
-@dataclass(frozen=True)
-class Call:
-    """What a call is to do, as far as its need depends on it: fields are named as their flags."""
-
-    nproc_per_node: int
-    compile: str  # "on" or "off"
-
-
-C = TypeVar("C", bound=Call)
+    @property
+    def more(self) -> int:
+        """Bytes of the host's memory that nobody holds yet."""
+        return self.host - self.held
 
 
 @dataclass(frozen=True)
-class Demand(Generic[C]):
-    """A planned call, what such a call needs, and the values of flags that may lower it.
+class Demand:
+    """What a planned call needs, as a function of its flags: `of()` is its need, and
+    `of(micro_batch=5)` that of the same call with another value.
 
-    `gentler` has these from the gentlest on, flags that one would rather not change first.
+    `gentler` has the values that may lower it, from the gentlest on, flags that one would rather
+    not change first.
     """
 
-    call: C
-    of: Callable[[C], Need]
+    of: Callable[..., Need]
     gentler: Mapping[str, Sequence[object]]
 
     @property
-    def need(self) -> Need:
-        return self.of(self.call)
+    def last_values(self) -> dict[str, Any]:
+        """Of all these flags the values that help most."""
+        return {flag: values[-1] for flag, values in self.gentler.items() if values}
 
 
-def check_room(demand: Demand[C], machine: Machine, *, force: bool) -> None:
+def check_room(demand: Demand, machine: Machine, *, force: bool) -> None:
     """Print what the call needs and what is free, and check that it suffices.
 
     UserError where memory or disk are short, saying how the call would fit; with `force` that is
     only a warning. All processes call it and agree on the main one's findings.
     """
-    print(f"needs about {_described(demand.need, machine)}")
-    problems = [*_memory_problems(demand, machine), *_disk_problems(demand, machine)]
-    found = ranks.from_main("; ".join(problems))
+    print(f"needs about {_described(demand.of(), machine)}")
+    found = ranks.from_main("; ".join(_problems(demand, machine)))
     if not found:
         return
     if not force:
@@ -88,61 +84,50 @@ def _described(need: Need, machine: Machine) -> str:
         f"{readable(machine.host)} free)"
     )
     for disks in _by_disk(need, machine).values():
-        free = readable(_free(disks, machine))
-        parts.append(f"{readable(_sum(disks))} of disk in {_folders(disks)} ({free} free)")
+        _, free = machine.disk(disks[0].folder)
+        parts.append(
+            f"{readable(_sum(disks))} of disk in {_folders(disks)} ({readable(free)} free)"
+        )
     return ", ".join(parts)
 
 
-def _memory_problems(demand: Demand[C], machine: Machine) -> Iterator[str]:
-    """What is short of memory, and how to make it fit."""
-
-    def more(need: Need) -> int:
-        return need.host - need.held
-
-    need = demand.need
+def _problems(demand: Demand, machine: Machine) -> Iterator[str]:
+    """What is short, and how to make it fit. A disk with caches alone never is."""
+    need = demand.of()
     if need.device > machine.free:
         yield (
             f"too little memory on the GPU: about {readable(need.device)} are needed, "
             f"{readable(machine.free)} are free: "
             + _advice(demand, lambda need: need.device, machine.free, "a GPU with more memory")
         )
-    if more(need) > machine.host:
+    if need.more > machine.host:
         yield (
-            f"too little memory: about {readable(more(need))} more are needed, "
+            f"too little memory: about {readable(need.more)} more are needed, "
             f"{readable(machine.host)} are free: "
-            + _advice(demand, more, machine.host, "a machine with more memory")
+            + _advice(demand, lambda need: need.more, machine.host, "a machine with more memory")
         )
-
-
-def _disk_problems(demand: Demand[C], machine: Machine) -> Iterator[str]:
-    """What is short of disk, and how to make it fit. A disk with caches alone never is."""
-    for number, disks in _by_disk(demand.need, machine).items():
-        free = _free(disks, machine)
+    for number, disks in _by_disk(need, machine).items():
+        _, free = machine.disk(disks[0].folder)
         places = [disk.elsewhere for disk in disks if disk.elsewhere]
-        if _sum(disks) <= free or not places:
-            continue
-
-        def amount(need: Need, number: int = number) -> int:
-            return _sum(_by_disk(need, machine).get(number, []))
-
-        ways = _ways(demand, amount, free)
-        advice = " or ".join([*places, *([ways] if ways else [])])
-        yield (
-            f"too little disk: about {readable(_sum(disks))} are needed in {_folders(disks)}, "
-            f"{readable(free)} are free: pass {advice}"
-        )
+        if places and _sum(disks) > free:
+            ways = _ways(demand, partial(_bytes_on, number, machine), free)
+            advice = " or ".join([*places, *([ways] if ways else [])])
+            yield (
+                f"too little disk: about {readable(_sum(disks))} are needed in {_folders(disks)}, "
+                f"{readable(free)} are free: pass {advice}"
+            )
 
 
-def _advice(demand: Demand[C], amount: Callable[[Need], int], free: int, otherwise: str) -> str:
+def _advice(demand: Demand, amount: Callable[[Need], int], free: int, otherwise: str) -> str:
     """How the call fits into `free` bytes, or how far it can be brought down."""
     if ways := _ways(demand, amount, free):
         return f"pass {ways}"
-    least = amount(demand.of(replace(demand.call, **_last_values(demand))))
+    least = amount(demand.of(**demand.last_values))
     ways = _ways(demand, amount, least)
     return f"even {ways} takes {readable(least)}; use {otherwise}" if ways else f"use {otherwise}"
 
 
-def _ways(demand: Demand[C], amount: Callable[[Need], int], limit: int) -> str | None:
+def _ways(demand: Demand, amount: Callable[[Need], int], limit: int) -> str | None:
     """The gentlest changes of flags that bring `amount` down to `limit`; None where none do, or
     none is needed.
 
@@ -150,9 +135,9 @@ def _ways(demand: Demand[C], amount: Callable[[Need], int], limit: int) -> str |
     """
 
     def fits(changes: Mapping[str, Any]) -> bool:
-        return amount(demand.of(replace(demand.call, **changes))) <= limit
+        return amount(demand.of(**changes)) <= limit
 
-    chosen = _last_values(demand)
+    chosen = demand.last_values
     if not fits(chosen):
         return None
     for flag, values in demand.gentler.items():
@@ -160,10 +145,6 @@ def _ways(demand: Demand[C], amount: Callable[[Need], int], limit: int) -> str |
         candidates = [others, *(others | {flag: value} for value in values)]
         chosen = next(filter(fits, candidates))
     return " and ".join(f"--{flag} {str(value).lower()}" for flag, value in chosen.items()) or None
-
-
-def _last_values(demand: Demand[C]) -> dict[str, Any]:
-    return {flag: values[-1] for flag, values in demand.gentler.items() if values}
 
 
 def _by_disk(need: Need, machine: Machine) -> dict[int, list[Disk]]:
@@ -176,16 +157,16 @@ def _by_disk(need: Need, machine: Machine) -> dict[int, list[Disk]]:
     return found
 
 
-def _free(disks: Sequence[Disk], machine: Machine) -> int:
-    """Free bytes of the file system that all of them lie on."""
-    return machine.disk(disks[0].folder)[1]
+def _bytes_on(number: int, machine: Machine, need: Need) -> int:
+    """What is written on one file system."""
+    return _sum(_by_disk(need, machine).get(number, []))
 
 
-def _sum(disks: Iterable[Disk]) -> int:
+def _sum(disks: Sequence[Disk]) -> int:
     return sum(disk.bytes for disk in disks)
 
 
-def _folders(disks: Iterable[Disk]) -> str:
+def _folders(disks: Sequence[Disk]) -> str:
     return " and ".join(str(disk.folder) for disk in disks)
 
 

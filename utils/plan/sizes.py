@@ -1,9 +1,13 @@
 """How many images of what size a call works on, and what trainings that makes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from utils.compute.cohort import images_per_test_batch
 from utils.compute.cost import FLOAT_BYTES, NetworkCost, Training, inference_bytes, network_cost
+from utils.compute.device import default_device, use_precision
+from utils.config.resolve import Resolved
+from utils.data.dataset import find_dataset
 from utils.data.source import Source, SplitName
 from utils.options import BufferOptions, DistillOptions
 
@@ -44,17 +48,22 @@ class DataSize:
             model, channels=self.channels, num_classes=self.classes, image_size=self.image_size
         )
 
+    def training(self, model: str, images: int, *, batch: int, epochs: int) -> Training:
+        """That of a network `model` on so many images, in batches of at most `batch`."""
+        return Training(self.network(model), images, min(batch, images), epochs)
+
     def experts_training(self, options: BufferOptions) -> Training:
         """That of an expert."""
-        cost, batch = self.network(options.model), min(options.batch_train, self.train)
-        return Training(cost, self.train, batch, options.train_epochs, options.flat)
+        training = self.training(
+            options.model, self.train, batch=options.batch_train, epochs=options.train_epochs
+        )
+        return replace(training, flat=options.flat)
 
     def evaluation_trainings(self, options: DistillOptions) -> list[Training]:
         """Those of an evaluation, one for each architecture."""
-        images = self.classes * options.ipc
-        batch = min(options.batch_train, images)
+        images, epochs = self.classes * options.ipc, options.epoch_eval_train
         return [
-            Training(self.network(model), images, batch, options.epoch_eval_train)
+            self.training(model, images, batch=options.batch_train, epochs=epochs)
             for model in options.evaluation_models
         ]
 
@@ -63,3 +72,22 @@ class DataSize:
         tested = min(self.test, images_per_test_batch(self.image_size))
         testing = at_once * training.vector_bytes + inference_bytes(training.cost, tested)
         return max(at_once * training.bytes, testing)
+
+
+def settle_images(resolved: Resolved[Any]) -> Source:
+    """Find the data set of a call, and record in `resolved` the image size and the precision that
+    the call leaves open.
+    """
+    options = resolved.options
+    precision = use_precision(options.precision, default_device())
+    source = find_dataset(
+        options.dataset,
+        data_path=options.data_path,
+        subset=options.subset,
+        res=options.res,
+        zca=options.zca,
+        val_fraction=options.val_fraction,
+    )
+    resolved.set("res", source.image_size, resolved.sources["res"])
+    resolved.set("precision", precision, resolved.sources["precision"])
+    return source

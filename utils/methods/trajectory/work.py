@@ -1,6 +1,6 @@
 """What an outer step of trajectory matching costs, counted before it."""
 
-from typing import Protocol
+from typing import Any
 
 from utils.compute.cost import FLOAT_BYTES, GRADIENT_PASSES, NetworkCost
 from utils.core.errors import UserError
@@ -24,23 +24,11 @@ GRADIENTS_A_STEP = 3
 COMPILED_FUNCTIONS = 2
 
 
-class Options(Protocol):
-    """The flags on which the work depends."""
-
-    @property
-    def ipc(self) -> int: ...
-    @property
-    def syn_steps(self) -> int: ...
-    @property
-    def batch_syn(self) -> int | None: ...
-    @property
-    def trajectories(self) -> int: ...
-
-
-def count_work(options: Options, cost: NetworkCost, processes: int = 1, *, classes: int) -> Work:
+def count_work(options: Any, cost: NetworkCost, processes: int = 1, *, classes: int) -> Work:
     """Count the work of one of `processes`, every student taking all `syn_steps` steps.
 
-    They divide the trajectories, or of a single one each batch; UserError where they cannot.
+    They divide the trajectories, or of a single one each batch; UserError where they cannot. The
+    work depends on the options ipc, syn_steps, batch_syn and trajectories.
     """
     images, students = classes * options.ipc, options.trajectories
     batch = whole_batch = min(options.batch_syn or images, images)

@@ -1,0 +1,127 @@
+"""What a call of eval.py takes, and which of its flags lower that."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from networks import CROSS_ARCHITECTURE
+from utils.compute.cohort import images_per_test_batch
+from utils.compute.cost import FLOAT_BYTES, NetworkCost, inference_bytes
+from utils.data.distilled import SyntheticSet
+from utils.data.source import Source
+from utils.experts.features import Observer
+from utils.options import EvalOptions
+from utils.plan.choose import TrainingPlan, plan_training
+from utils.plan.machine import Machine, halvings
+from utils.plan.need import BOTH, add_up, float_words, read_bytes
+from utils.plan.room import Demand, Disk, Need
+from utils.plan.sizes import DataSize
+
+# Of the features of a class: a copy, what is compared with a point, and the differences.
+RULE_COPIES = 3
+RECORD_BYTES = 10**5  # eval.json
+
+
+@dataclass(frozen=True)
+class EvalCall:
+    """A call that trains networks on `distilled` as its options say, and where these are silent as
+    the distillation did.
+    """
+
+    options: EvalOptions
+    distilled: SyntheticSet
+    size: DataSize
+
+    @property
+    def models(self) -> Sequence[str]:
+        """The networks to train."""
+        own = CROSS_ARCHITECTURE if self.options.eval_mode == "M" else [self.distilled.model]
+        return self.options.model or own
+
+    @property
+    def batch_size(self) -> int:
+        return self.options.batch_train or self.distilled.config["batch_train"]
+
+    @property
+    def dsa_strategy(self) -> str | None:
+        """That of the training; None where it is not augmented."""
+        config, asked = self.distilled.config, self.options.dsa
+        return config["dsa_strategy"] if (config["dsa"] if asked is None else asked) else None
+
+    def plan(self, model: str, images: int, epochs: int, machine: Machine) -> TrainingPlan:
+        """Decide how networks `model` are trained on so many images."""
+        options = self.options
+        return plan_training(
+            self.size.training(model, images, batch=self.batch_size, epochs=epochs),
+            machine,
+            networks=options.num_eval,
+            compile=options.compile,
+            at_once=options.eval_at_once,
+        )
+
+    def demand(self, source: Source, machine: Machine, observer: Observer | None = None) -> Demand:
+        """Count what it needs, with real images that the `observer` may help to choose."""
+        options, size, images = self.options, self.size, len(self.distilled.images)
+        wide, normalisation = float_words(options.precision), self.distilled.normalisation
+        reading, caches = read_bytes(
+            source,
+            BOTH if options.needs_train else BOTH[1:],
+            zca=normalisation.zca,
+            fits=normalisation.needs_fit,
+            wide=wide,
+        )
+        sets = [(images, options.epoch_eval_train)]
+        if options.full:
+            sets.append((size.train, options.epoch_full_train or options.epoch_eval_train))
+        plans = [
+            self.plan(model, number, epochs, machine.imagined())
+            for model in self.models
+            for number, epochs in sets
+        ]
+        at_once = max(plan.at_once for plan in plans)
+        on_device = images + size.test + size.train * options.needs_train
+        if options.selections:  # once more for a checksum, to train, or while others are chosen
+            on_device += 2 * options.num_eval * images
+        choosing = 0
+        if observer is not None:
+            largest = int(source.labels["train"].bincount().max())
+            cost = size.network(self.distilled.model)
+            choosing = choosing_bytes(cost, size, features=observer.width, largest=largest)
+
+        def need(
+            nproc_per_node: int = machine.processes_here,
+            compile: str = "on" if any(plan.compiled for plan in plans) else "off",
+            eval_at_once: int = at_once,
+        ) -> Need:
+            training = max(
+                size.cohort_bytes(plan.training, at_once=min(eval_at_once, plan.at_once))
+                for plan in plans
+            )
+            folder = Path(options.distilled).parent
+            return add_up(
+                machine,
+                nproc_per_node,
+                compile=compile,
+                reading=reading,
+                data=wide * size.float_bytes(on_device),
+                work=wide * max(training, choosing),
+                kept=size.matrix_bytes * normalisation.zca,
+                disk=[Disk(folder, RECORD_BYTES, "a copy of the set on another disk"), *caches],
+            )
+
+        gentler: dict[str, Sequence[object]] = {
+            "nproc_per_node": machine.fewer_processes,
+            "compile": ["off"],
+            "eval_at_once": halvings(at_once),
+        }
+        return Demand(need, gentler)
+
+
+def choosing_bytes(cost: NetworkCost, size: DataSize, *, features: int, largest: int) -> int:
+    """Memory of an expert that describes each training image by `features` numbers, or by logits
+    and answers, and of a rule at work on the `largest` class.
+    """
+    tested = min(size.train, images_per_test_batch(size.image_size))
+    looking = 2 * FLOAT_BYTES * cost.parameters + inference_bytes(cost, tested)
+    kept = max(features, 2 * size.classes) * size.train
+    return FLOAT_BYTES * kept + max(looking, RULE_COPIES * FLOAT_BYTES * features * largest)
