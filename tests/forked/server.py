@@ -10,10 +10,14 @@ import socket
 import sys
 from pathlib import Path
 
+import sklearn.datasets  # imported for those who are forked, as all below
+import sklearn.model_selection  # noqa: F401
 import torch
+import torch._dynamo
 import torch.distributed.run
+import torchvision.utils  # noqa: F401
 
-import buffer  # noqa: F401  imported for those who are forked, as the next ones
+import buffer  # noqa: F401
 import distill_att  # noqa: F401
 import eval  # noqa: F401
 import scripts.plan.__main__
