@@ -225,19 +225,18 @@ WHOLE = torch_bytes(TWO)  # a buffer file
 
 
 @pytest.mark.parametrize(
-    ("content", "bits"),
-    [(SMALL, [3]), pytest.param(WHOLE, range(8), marks=pytest.mark.slow)],
+    ("content", "step"),
+    [(SMALL, 7), pytest.param(WHOLE, 1, marks=pytest.mark.slow)],
     ids=["small", "buffer"],
 )
 @pytest.mark.parametrize("mmap", [False, True])
-def test_any_flipped_bit_is_noticed_or_harmless(path, content, bits, mmap):
+def test_any_flipped_bit_is_noticed_or_harmless(path, content, step, mmap):
     path.write_bytes(content)
     expected = torch_load(path)
-    for place in range(len(content)):
-        for bit in bits:
-            path.write_bytes(flipped(content, place, bit))
-            with may_refuse():
-                assert_same(torch_load(path, mmap=mmap), expected)
+    for place in range(0, 8 * len(content), step):
+        path.write_bytes(flipped(content, place // 8, place % 8))
+        with may_refuse():
+            assert_same(torch_load(path, mmap=mmap), expected)
 
 
 # buffers
@@ -351,12 +350,9 @@ def test_a_damaged_buffer_of_the_old_format_ends_in_no_other_error(path, rng):
             assert all(buffer.params(number, epoch).isfinite().all() for epoch in epochs)
 
 
-sides = st.lists(st.integers(1, 4), max_size=4)
-
-
 @examples(max_examples=60)
 @given(
-    shapes=st.lists(sides, min_size=1, max_size=4),
+    shapes=st.lists(st.lists(st.integers(1, 4), max_size=4), min_size=1, max_size=4),
     lengths=st.lists(st.integers(2, 4), min_size=1, max_size=5),
     seed=st.integers(0, 10**6),
     per_file=st.integers(1, 3),
@@ -398,8 +394,6 @@ def test_a_value_that_is_not_finite_is_found_wherever_it_is(path, number, epoch,
 
 CLASSES, SIDE = 3, 4
 WHITENED = Normalisation.whitened(1, torch.rand(SIDE**2), torch.rand(SIDE**2, SIDE**2))
-
-
 CONFIG = {"data_path": "data", "res": SIDE, "dsa": True, "dsa_strategy": "flip", "batch_train": 9}
 SET = SyntheticSet(
     images=torch.linspace(-1, 1, CLASSES * SIDE**2).view(CLASSES, 1, SIDE, SIDE),

@@ -50,8 +50,6 @@ EXPECTED = {
     "bad name": "one line that names it, or a valid call",
     "bad yaml": "one line that names it, or a valid call",
 }
-
-
 Task = tuple[str, str, Strikes]  # a fault of EXPECTED, a script, and strikes yet to be made
 
 
@@ -89,7 +87,7 @@ def tasks(kind: str, args: argparse.Namespace, scratch: Path) -> Iterator[Task]:
 
 
 def count(kind: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Let the faults of one kind strike; the record of what was counted."""
+    """Let the faults of one kind strike, print a line for each, and return what was counted."""
     faults: dict[str, Any] = defaultdict(lambda: defaultdict(lambda: {"injected": 0, "wrong": []}))
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.at_once) as pool:
         todo = list(tasks(kind, args, Path(folder)))
@@ -110,7 +108,7 @@ def count(kind: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(record: dict[str, Any]) -> str:
-    """The record as a table in Markdown."""
+    """Write the record as a table in Markdown."""
     lines = ["| fault | injected | what has to happen | otherwise |", "|---|---|---|---|"]
     found = {fault: by for entry in record.values() for fault, by in entry["faults"].items()}
     for fault in (fault for fault in EXPECTED if fault in found):

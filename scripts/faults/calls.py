@@ -95,9 +95,8 @@ class Call:
     ) -> None:
         self.script = script
         os.environ |= ONE_THREAD | {"PYTHONPATH": str(ROOT)}
+        multiprocessing.set_forkserver_preload(PRELOAD)
         context: Any = multiprocessing.get_context("spawn" if fresh else "forkserver")
-        if not fresh:
-            context.set_forkserver_preload(PRELOAD)
         # Pipes, not files, whose size a fault may limit.
         pipes = [context.Pipe(duplex=False) for _ in range(2)]
         order = (script, tuple(argv), folder, fault, memory, [writer for _, writer in pipes])
@@ -109,7 +108,7 @@ class Call:
         self._outputs = [_Collector(reader) for reader, _ in pipes]
 
     def wait(self, seconds: float | None = None) -> int | None:
-        """The exit status, that of a signal negative; None if it is still at work by then."""
+        """Wait for its end and return the status, that of a signal negative; None if it goes on."""
         has_ended = connection.wait([self._process.sentinel], seconds)
         with _looking:
             if has_ended:
@@ -117,7 +116,7 @@ class Call:
             return self._process.exitcode
 
     def wait_for(self, has_come: Callable[[], bool], seconds: float) -> bool:
-        """Whether it came true while the call was at work, within so many seconds."""
+        """Wait until something comes true or the call or the time ends; whether it came true."""
         end = time.monotonic() + seconds
         while not (came := has_come()) and time.monotonic() < end and self.wait(0) is None:
             time.sleep(0.0005)
@@ -154,7 +153,7 @@ class Call:
         return [line for line in lines if line.strip() and not PROGRESS.search(line)]
 
     def summary(self) -> str:
-        """How a call has ended, and the last that it said."""
+        """Describe how a call has ended, and the last that it said."""
         said = self.messages
         return f"status {self.wait(0)} with {len(said)} lines: {' / '.join(said[-3:])}"
 

@@ -24,42 +24,27 @@ LONGER = {"model": "ConvNetD1", "other": "MLP", "experts": 5, "steps": 12, "eval
 LONGER |= {"epochs": 10, "networks": 6}
 TINY = {"model": "MLP", "other": "ConvNetD1", "experts": 3, "steps": 2, "eval_it": 2}
 TINY |= {"epochs": 1, "networks": 2}
-RUN = "results/digits/{model}/ipc1/run"
-# Script, flags, and the folder that is written to, in the order in which they build on each other.
-STAGES = [
-    (
-        "buffer.py",
-        "--dataset digits --model {model} --num_experts {experts} --train_epochs 2 "
-        "--save_interval 2",
-        "buffers/digits/{model}",
-    ),
-    (
-        "distill_att.py",
-        "--dataset digits --model {model} --run_name run --Iteration {steps} --eval_it {eval_it} "
-        "--checkpoint_it 1 --num_eval 2 --epoch_eval_train {epochs} --syn_steps 3 "
-        "--expert_epochs 1 --max_start_epoch 1 --compile off --unroll adjoint",
-        RUN,
-    ),
-    (
-        "eval.py",
-        f"--distilled {RUN}/distilled_best.pt --model {{model}} {{other}} --random "
-        "--num_eval {networks} --epoch_eval_train {epochs}",
-        RUN,
-    ),
-]
+# The scripts in the order in which they build on each other.
+FLAGS = {
+    "buffer.py": "--dataset digits --model {model} --num_experts {experts} --train_epochs 2 "
+    "--save_interval 2",
+    "distill_att.py": "--dataset digits --model {model} --run_name run --Iteration {steps} "
+    "--eval_it {eval_it} --checkpoint_it 1 --num_eval 2 --epoch_eval_train {epochs} --syn_steps 3 "
+    "--expert_epochs 1 --max_start_epoch 1 --compile off --unroll adjoint",
+    "eval.py": "--distilled results/digits/{model}/ipc1/run/distilled_best.pt "
+    "--model {model} {other} --random --num_eval {networks} --epoch_eval_train {epochs}",
+}
 
 
 @dataclass(frozen=True)
 class Job:
     """A command line, the folder that it begins with, and how it ended undisturbed.
 
-    `output` is the folder, within the job's, that it writes to; `before_output` are the seconds
-    until it printed something, `duration` those from then on.
+    `before_output` are the seconds until it printed something, `duration` those from then on.
     """
 
     script: str
     argv: tuple[str, ...]
-    output: str
     start: Path
     reference: Path
     before_output: float = 0.0
@@ -93,10 +78,9 @@ def make_jobs(scratch: Path, size: dict[str, Any]) -> list[Job]:
     start.mkdir(parents=True)
     Call("buffer.py", ["--help"], scratch).wait()  # the server starts, not to be timed
     jobs = []
-    for script, flags, output in STAGES:
+    for script, flags in FLAGS.items():
         argv, reference = flags.format(**size).split(), scratch / f"reference_{Path(script).stem}"
-        job = Job(script, tuple(argv), output.format(**size), start, reference)
-        jobs.append(_run_once(job))
+        jobs.append(_run_once(Job(script, tuple(argv), start, reference)))
         start = reference
     return jobs
 

@@ -57,7 +57,7 @@ def _kill_once(job: Job, folder: Path, rng: random.Random) -> bool:
         call.wait_for(call.has_printed, 60)
         call.wait(moment * job.duration)
         if at_a_file:
-            call.wait_for(lambda: any((folder / job.output).glob(TEMPORARY)), 60)
+            call.wait_for(lambda: any(folder.rglob(TEMPORARY)), 60)
     return call.kill() == -signal.SIGKILL
 
 
