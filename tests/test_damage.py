@@ -456,7 +456,7 @@ def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.ones(shape, dtype=dtype)
 
 
-IMAGES = tensor(3, 1, SIDE, SIDE)
+IMAGES, LABELS = tensor(3, 1, SIDE, SIDE), torch.arange(3)
 NOT_IMAGES = [[[1.0]], IMAGES[0], IMAGES[:0], IMAGES.to(torch.uint8), IMAGES * NAN, IMAGES * -INF]
 NOT_IMAGES += [tensor(1).expand(3, 1, SIDE, SIDE), IMAGES.to_sparse(), IMAGES.to("meta")]
 # What the message says of a value of this name, and such values.
@@ -465,14 +465,10 @@ WRONG: list[tuple[str, str, list[Any]]] = [
     ("images", "it has 4 images and 3 labels", [tensor(4, 1, SIDE, SIDE)]),
     ("images", r"images of \[4, 2\] pixels are not of res 4", [IMAGES[..., :2]]),
     ("images", "mean is for 1 channels instead of 2", [tensor(3, 2, SIDE, SIDE)]),
-    (
-        "labels",
-        r"labels is not an int64 tensor \(N,\)",
-        [[0, 1, 2], tensor(3), tensor(1, 3).long()],
-    ),
+    ("labels", r"labels is not an int64 tensor \(N,\)", [[0, 1, 2], tensor(3), LABELS[None]]),
     ("labels", "it has 3 images and 4 labels", [torch.arange(4)]),
-    ("labels", "labels 0 to 3 are not of 3 classes", [torch.tensor([0, 1, 3])]),
-    ("labels", "labels -1 to 2 are not of 3 classes", [torch.tensor([0, -1, 2])]),
+    ("labels", "labels 1 to 3 are not of 3 classes", [LABELS + 1]),
+    ("labels", "labels -1 to 1 are not of 3 classes", [LABELS - 1]),
     ("syn_lr", "syn_lr is not a finite number", [0.0, -1.0, NAN, INF, "1", True, tensor(1)]),
     ("dataset", "dataset is not a known data set", [None, ["digits"], 1, ""]),
     ("subset", "subset is not text or None", [1]),
@@ -520,9 +516,7 @@ def changed(path: Path, name: str, value: Any) -> None:
 def test_what_is_wrong_in_a_set_is_said(tmp_path, name, message, value):
     path = tmp_path / "distilled_x.pt"
     changed(path, name, value)
-    with pytest.raises(
-        UserError, match=f"distilled_x.pt is not a distilled set: {message}"
-    ) as raised:
+    with pytest.raises(UserError, match=f"_x.pt is not a distilled set: {message}") as raised:
         SyntheticSet.load(path)
     assert "\n" not in str(raised.value)
 
