@@ -597,6 +597,7 @@ def test_a_spoilt_cache_is_rebuilt(tmp_path, monkeypatch, how):
     assert not (tmp_path / "marker").exists()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @examples(max_examples=150)
 @given(randoms)
 def test_a_cache_damaged_at_random_is_rebuilt(path, rng):
