@@ -19,20 +19,19 @@ import os
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from scripts.faults import strikes
-from scripts.faults.bad_calls import BadCall, make_bad_call, try_bad_call
+from scripts.faults.bad_calls import draw_kind, try_bad_call
 from scripts.faults.calls import ROOT
 from scripts.faults.jobs import LONGER, TINY, make_jobs
-from scripts.faults.strikes import Tally
+from scripts.faults.strikes import Strikes, at_writes, kills, second_call, side_by_side, signals
 from utils.core.files import write_text
 from utils.core.provenance import describe_environment
 
+KINDS = ["kills", "writes", "full_disk", "signals", "two", "bad_input"]
 KILLS_A_TURN = 12  # of one of the jobs that are killed side by side
 MARKS = ("<!-- faults -->\n", "<!-- end -->\n")
 CONTINUED = "continued: nothing lost, the same files bit for bit"
@@ -51,109 +50,65 @@ EXPECTED = {
     "bad name": "one line that names it, or a valid call",
     "bad yaml": "one line that names it, or a valid call",
 }
+Task = tuple[str, str, Strikes]  # a fault of EXPECTED, a script, and strikes yet to be made
 
 
-class Task(NamedTuple):
-    """A fault of EXPECTED, the script that it strikes, and the work, which counts."""
-
-    fault: str
-    script: str
-    strike: Callable[[], Tally]
-
-
-def kills(args: argparse.Namespace, scratch: Path) -> Iterator[Task]:
-    """SIGKILL at random moments."""
-    jobs = make_jobs(scratch / "longer", LONGER)
-    for turn, first in enumerate(range(0, args.kills, KILLS_A_TURN)):
-        for k, job in enumerate(jobs):
-            share = (min(KILLS_A_TURN, args.kills - first) + k) // len(jobs)
-            seed = args.seed * 10_000 + turn
-            strike = partial(strikes.kills, job, share, seed, scratch)
-            yield Task("SIGKILL at a random moment", job.script, strike)
-
-
-def writes(args: argparse.Namespace, scratch: Path) -> Iterator[Task]:
-    """SIGKILL at every single write of a short job."""
-    for job in make_jobs(scratch / "tiny", TINY):
-        for what, past in (("open", "opened"), ("rename", "renamed")):
-            strike = partial(strikes.at_writes, job, what, "kill", scratch, step=args.step)
-            yield Task(f"SIGKILL before a file is {past}", job.script, strike)
-
-
-def full_disk(args: argparse.Namespace, scratch: Path) -> Iterator[Task]:
-    """No room any more, from every single file on."""
-    for job in make_jobs(scratch / "tiny", TINY):
-        strike = partial(strikes.at_writes, job, "open", "full", scratch, step=args.step)
-        yield Task("disk full from a file on", job.script, strike)
-
-
-def signals(args: argparse.Namespace, scratch: Path) -> Iterator[Task]:
-    """SIGINT and SIGTERM at random moments."""
-    for job in make_jobs(scratch / "longer", LONGER):
-        strike = partial(strikes.signals, job, args.signals, args.seed, scratch)
-        yield Task("SIGINT or SIGTERM", job.script, strike)
+def tasks(kind: str, args: argparse.Namespace, scratch: Path) -> Iterator[Task]:
+    """List the strikes of one kind, which can be made side by side."""
+    jobs = make_jobs(scratch, LONGER if kind in ("kills", "signals") else TINY)
+    if kind == "kills":
+        for turn, first in enumerate(range(0, args.kills, KILLS_A_TURN)):
+            for k, job in enumerate(jobs):
+                share = (min(KILLS_A_TURN, args.kills - first) + k) // len(jobs)
+                struck = kills(job, share, args.seed * 10_000 + turn)
+                yield "SIGKILL at a random moment", job.script, struck
+    elif kind == "writes":
+        for job in jobs:
+            for what, past in (("open", "opened"), ("rename", "renamed")):
+                struck = at_writes(job, what, "kill", step=args.step)
+                yield f"SIGKILL before a file is {past}", job.script, struck
+    elif kind == "full_disk":
+        for job in jobs:
+            struck = at_writes(job, "open", "full", step=args.step)
+            yield "disk full from a file on", job.script, struck
+    elif kind == "signals":
+        for job in jobs:
+            yield "SIGINT or SIGTERM", job.script, signals(job, args.signals, args.seed)
+    elif kind == "two":
+        *others, evaluations = jobs
+        for job in others:
+            yield "second call of one job", job.script, second_call(job)
+        yield "two calls side by side", evaluations.script, side_by_side(evaluations)
+    else:
+        for number in range(args.first, args.first + args.count):
+            kind, job, _ = draw_kind(args.seed, number, jobs)
+            struck = try_bad_call(args.seed, number, jobs, show=args.count == 1)
+            yield f"bad {kind}", job.script, struck
 
 
-def two(args: argparse.Namespace, scratch: Path) -> Iterator[Task]:
-    """Two processes on the same files."""
-    *others, evaluations = make_jobs(scratch / "tiny", TINY)
-    for job in others:
-        strike = partial(strikes.second_call, job, scratch)
-        yield Task("second call of one job", job.script, strike)
-    strike = partial(strikes.side_by_side, evaluations, scratch)
-    yield Task("two calls side by side", evaluations.script, strike)
-
-
-def bad_input(args: argparse.Namespace, scratch: Path) -> Iterator[Task]:
-    """Generated command lines and files."""
-    jobs = make_jobs(scratch / "tiny", TINY)
-
-    def strike(number: int, bad: BadCall) -> Tally:
-        verdict = try_bad_call(bad, jobs[-1].reference, scratch / f"case_{number}" / "job")
-        if args.count == 1:
-            print(f"{verdict.what}\n{bad.argv}\n{verdict.ending}\n{verdict.stderr}")
-        wrong = [f"case {number}: {verdict.what}: {verdict.ending}"] if verdict.is_defect else []
-        return Tally(1, wrong)
-
-    for number in range(args.first, args.first + args.count):
-        bad = make_bad_call(args.seed, number, jobs)
-        yield Task(f"bad {bad.kind}", bad.script, partial(strike, number, bad))
-
-
-FAULTS: dict[str, Callable[[argparse.Namespace, Path], Iterator[Task]]] = {
-    "kills": kills,
-    "writes": writes,
-    "full_disk": full_disk,
-    "signals": signals,
-    "two": two,
-    "bad_input": bad_input,
-}
-
-
-def count(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Let the faults of one kind strike; the record of what was counted."""
-    tallies: dict[str, dict[str, Tally]] = defaultdict(lambda: defaultdict(Tally))
+def count(kind: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Let the faults of one kind strike, print a line for each, and return what was counted."""
+    faults: dict[str, Any] = defaultdict(lambda: defaultdict(lambda: {"injected": 0, "wrong": []}))
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.at_once) as pool:
-        tasks = list(FAULTS[name](args, Path(folder)))
-        for task, tally in zip(tasks, pool.map(lambda task: task.strike(), tasks), strict=True):
-            tallies[task.fault][task.script].add(tally)
-    for fault, by_script in tallies.items():
-        wrong = [line for tally in by_script.values() for line in tally.wrong]
-        struck = sum(tally.injected for tally in by_script.values())
+        todo = list(tasks(kind, args, Path(folder)))
+        done = pool.map(lambda task: list(task[2]), todo)
+        for (fault, script, _), wrong in zip(todo, done, strict=True):
+            faults[fault][script]["injected"] += len(wrong)
+            faults[fault][script]["wrong"] += [line for lines in wrong for line in lines]
+    for fault, by_script in faults.items():
+        wrong = [line for tally in by_script.values() for line in tally["wrong"]]
+        struck = sum(tally["injected"] for tally in by_script.values())
         print(f"{fault}: {struck} times, wrong: {len(wrong)}")
         print("".join(f"    {line}\n" for line in wrong), end="", flush=True)
     return {
         "environment": describe_environment(),
         "settings": {key: str(value) for key, value in vars(args).items()},
-        "faults": {
-            fault: {script: vars(tally) for script, tally in sorted(by_script.items())}
-            for fault, by_script in tallies.items()
-        },
+        "faults": {fault: dict(sorted(by_script.items())) for fault, by_script in faults.items()},
     }
 
 
 def table(record: dict[str, Any]) -> str:
-    """The record as a table in Markdown."""
+    """Write the record as a table in Markdown."""
     lines = ["| fault | injected | what has to happen | otherwise |", "|---|---|---|---|"]
     found = {fault: by for entry in record.values() for fault, by in entry["faults"].items()}
     for fault in (fault for fault in EXPECTED if fault in found):
@@ -176,7 +131,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=[*FAULTS, "all", "table"])
+    parser.add_argument("what", choices=[*KINDS, "all", "table"])
     parser.add_argument("docs", nargs="?", type=Path, help="with table: where it stands")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--signals", type=int, default=10, help="for each of the three scripts")
@@ -198,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_table(record, args.docs) if args.docs else print(table(record), end="")
         return 0
     failed = False
-    for name in FAULTS if args.what == "all" else [args.what]:
+    for name in KINDS if args.what == "all" else [args.what]:
         record[name] = count(name, args)
         found = record[name]["faults"].values()
         failed |= any(entry["wrong"] for by_script in found for entry in by_script.values())

@@ -5,8 +5,7 @@ files, a name. It may succeed, or say one line that names the culprit.
 """
 
 import random
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -14,25 +13,26 @@ import yaml
 
 from scripts.faults import damage
 from scripts.faults.calls import Call
-from scripts.faults.jobs import TEMPORARY, Job
+from scripts.faults.jobs import TEMPORARY, Job, copied
+from scripts.faults.strikes import Strikes
 from utils.options import BufferOptions, DistillOptions, EvalOptions
 
-OPTIONS = {"buffer.py": BufferOptions, "distill_att.py": DistillOptions, "eval.py": EvalOptions}
 KINDS = ["flag"] * 3 + ["yaml"] * 2 + ["file"] * 4 + ["name"]
 SECONDS = 15.0  # a call that is still at work by then has accepted its input
 MEMORY = 4 * 2**30  # bytes that a call may take beyond what it begins with
 MARKER = "ran"  # made where code in a file is run
+OPTIONS = {"buffer.py": BufferOptions, "distill_att.py": DistillOptions, "eval.py": EvalOptions}
 # Flags with which a job has work to do that was not begun with other values, ...
 NEW_WORK = {
-    "buffer.py": ["--buffer_path", "new"],
-    "distill_att.py": ["--run_name", "new"],
-    "eval.py": ["--seed", "7"],
+    "buffer.py": "--buffer_path new",
+    "distill_att.py": "--run_name new",
+    "eval.py": "--seed 7",
 }
 # ... and those with which it reads more of its files, which are the next.
 MORE = {
-    "buffer.py": [[], ["--num_experts", "4"]],
-    "distill_att.py": [[], ["--Iteration", "3"], ["--load_all"], ["--skip_bad_buffers"]],
-    "eval.py": [[], ["--seed", "1"], ["--full", "--model", "MLP"]],
+    "buffer.py": ["", "--num_experts 4"],
+    "distill_att.py": ["", "--Iteration 3", "--load_all", "--skip_bad_buffers"],
+    "eval.py": ["", "--seed 1", "--full --model MLP"],
 }
 FILES = {
     "buffer.py": "replay_buffer_0.pt replay_buffer_1.pt experts.json",
@@ -48,45 +48,49 @@ PATHS = {
 
 @dataclass
 class BadCall:
-    """One wrong thing. `damage` is done to the folder of the job and says what it did; a message
-    must hold one of the `culprits`.
-    """
+    """What was done, and the command line, of which a message must hold one of the `culprits`."""
 
-    kind: str
-    script: str
+    what: str
     argv: list[str]
     culprits: tuple[str, ...]
-    what: str
-    damage: Callable[[Path], str | None] = lambda folder: None
 
 
-@dataclass
-class Verdict:
-    """What was wrong with a call, and how it ended: "accepted", "refused", or what is a defect."""
-
-    what: str
-    ending: str
-    stderr: str
-
-    @property
-    def is_defect(self) -> bool:
-        return self.ending not in ("accepted", "refused")
-
-
-def make_bad_call(seed: int, number: int, jobs: Sequence[Job]) -> BadCall:
-    """Bad call `number`; `jobs` are the three finished ones, the last of which has all files."""
+def draw_kind(seed: int, number: int, jobs: Sequence[Job]) -> tuple[str, Job, random.Random]:
+    """Draw the kind of bad call `number` and its job, of the three; with what draws the rest."""
     rng = random.Random(f"{seed} {number}")
-    make = {"flag": _flag, "yaml": _yaml, "file": _file, "name": _name}[rng.choice(KINDS)]
-    return make(rng, jobs)
+    kind = rng.choice(KINDS)
+    if kind == "yaml":
+        jobs = [job for job in jobs if job.script == "distill_att.py"]
+    return kind, rng.choice(jobs), rng
 
 
-def _flag(rng: random.Random, jobs: Sequence[Job]) -> BadCall:
+def try_bad_call(seed: int, number: int, jobs: Sequence[Job], *, show: bool = False) -> Strikes:
+    """Make bad call `number` in a copy of the folder of the last of the three jobs.
+
+    With `show` print what was done and how it ended.
+    """
+    kind, job, rng = draw_kind(seed, number, jobs)
+    with copied(jobs[-1].reference) as folder:
+        bad = {"flag": _flag, "yaml": _yaml, "file": _file, "name": _name}[kind](rng, job, folder)
+        call = Call(job.script, bad.argv, folder, memory=MEMORY)
+        status = call.wait(SECONDS)
+        if status is None:
+            call.kill()
+        defect = _defect(status, call, bad.culprits)
+        if list(folder.rglob(MARKER)):
+            defect = "its code was run"
+        if status is not None and list(folder.rglob(TEMPORARY)):
+            defect = "a temporary file is left"
+    if show:
+        print(f"{job.script}: {bad.what}\n{bad.argv}\nstatus {status}\n{call.stderr}")
+    yield [f"case {number}: {job.script}: {bad.what}: {defect}"] if defect else []
+
+
+def _flag(rng: random.Random, job: Job, folder: Path) -> BadCall:
     """A command line with one bad flag, or one flag with a bad value."""
-    job = rng.choice(jobs)
     field = rng.choice(fields(OPTIONS[job.script]))
     flag = f"--{field.name}"
     value = rng.choice([*damage.NUMBERS, *damage.WORDS, damage.misspelt(rng, str(field.default))])
-    argv = list(job.argv)
     match rng.choice(["=", "=", "two words", "no value", "misspelt", "stray"]):
         case "=":
             bad = [f"{flag}={value}"]
@@ -101,14 +105,14 @@ def _flag(rng: random.Random, jobs: Sequence[Job]) -> BadCall:
         case _:
             flag = rng.choice([value, "stray", "--", "-x8", "@args", f"{flag} 5"])
             bad = [flag]
-    argv = rng.choice([[*argv, *bad], [*argv, *bad], [*bad, *argv]])
-    argv += rng.choice([[], NEW_WORK[job.script]])
+    argv = rng.choice([[*job.argv, *bad], [*job.argv, *bad], [*bad, *job.argv]])
+    argv += rng.choice(["", NEW_WORK[job.script]]).split()
     # What made numbers grow beyond all bounds cannot be told: there the remedy is named.
     culprits = (flag.strip("-=") or flag, field.name, *bad, value or "''", ": lower --")
-    return BadCall("flag", job.script, argv, culprits, f"{bad!r:.80}")
+    return BadCall(f"{bad!r:.80}", argv, culprits)
 
 
-def _yaml(rng: random.Random, jobs: Sequence[Job]) -> BadCall:
+def _yaml(rng: random.Random, job: Job, folder: Path) -> BadCall:
     """A bad configuration file."""
     name = rng.choice(fields(DistillOptions)).name
     junk = rng.choice([*damage.JUNK, *damage.NUMBERS, *damage.WORDS])
@@ -120,69 +124,43 @@ def _yaml(rng: random.Random, jobs: Sequence[Job]) -> BadCall:
         damage.damaged_bytes(rng, whole),
     ]
     text = rng.choice(generated if rng.random() < 0.4 else damage.YAML)
-    (job,) = (job for job in jobs if job.script == "distill_att.py")
+    (folder / "case.yaml").write_bytes(text)
     argv, culprits = [*job.argv, "--config", "case.yaml"], ("case.yaml", name, "run_name")
-
-    def write(folder: Path) -> None:
-        (folder / "case.yaml").write_bytes(text)
-
-    return BadCall("yaml", job.script, argv, culprits, f"a case.yaml of {text[:80]!r}", write)
+    return BadCall(f"a case.yaml of {text[:80]!r}", argv, culprits)
 
 
-def _file(rng: random.Random, jobs: Sequence[Job]) -> BadCall:
+def _file(rng: random.Random, job: Job, folder: Path) -> BadCall:
     """One of the files that a job reads is damaged or holds something else."""
-    job = rng.choice(jobs)
     name = rng.choice(FILES[job.script].split())
     flags = rng.choice(MORE[job.script])
-    (path,) = jobs[-1].reference.rglob(name)
-    where = path.relative_to(jobs[-1].reference)
-    culprits, what = (name, str(where.parent)), " ".join([*flags, name])
-
-    def spoil(folder: Path) -> str:
-        return damage.damage_file(rng, folder / where, MARKER)
-
-    return BadCall("file", job.script, [*job.argv, *flags], culprits, what, spoil)
+    (path,) = folder.rglob(name)
+    done = damage.damage_file(rng, path, MARKER)
+    culprits = (name, str(path.parent.relative_to(folder)))
+    return BadCall(f"{flags} {name} {done}", [*job.argv, *flags.split()], culprits)
 
 
-def _name(rng: random.Random, jobs: Sequence[Job]) -> BadCall:
+def _name(rng: random.Random, job: Job, folder: Path) -> BadCall:
     """A strange name for a file or folder."""
-    job = rng.choice(jobs)
     flag, name = rng.choice(PATHS[job.script].split()), rng.choice(damage.NAMES)
-    bad, culprits = f"--{flag}={name}", (name or "''", flag)
-    argv = [*job.argv, bad]
-    return BadCall("name", job.script, argv, culprits, f"{bad!r:.80}", damage.make_beside)
+    bad = f"--{flag}={name}"
+    damage.make_beside(folder)
+    return BadCall(f"{bad!r:.80}", [*job.argv, bad], (name or "''", flag))
 
 
-def try_bad_call(bad: BadCall, finished: Path, folder: Path) -> Verdict:
-    """Make the call in a new `folder`, a copy of that of the finished jobs, gone afterwards."""
-    shutil.copytree(finished, folder)
-    done = bad.damage(folder)
-    call = Call(bad.script, bad.argv, folder, memory=MEMORY)
-    status = call.wait(SECONDS)
-    if status is None:
-        call.kill()
-    ending = _judge(bad, status, call)
-    if list(folder.rglob(MARKER)):
-        ending = "its code was run"
-    if status is not None and list(folder.rglob(TEMPORARY)):
-        ending = "a temporary file is left"
-    shutil.rmtree(folder)
-    return Verdict(f"{bad.script}: {bad.what} {done or ''}".strip(), ending, call.stderr)
-
-
-def _judge(bad: BadCall, status: int | None, call: Call) -> str:
+def _defect(status: int | None, call: Call, culprits: Sequence[str]) -> str:
+    """What is wrong with how a call ended; "" if it accepted its input or refused it well."""
     messages = call.messages
     if "Traceback" in call.stderr:
         return f"a traceback: {messages[-1]:.200}"
     if status in (None, 0):
-        return "accepted"
+        return ""
     if status not in (1, 2) or len(messages) != 1:
         return f"status {status} with {len(messages)} lines"
-    if not messages[0].startswith(f"{bad.script}: "):
+    if not messages[0].startswith(f"{call.script}: "):
         return f"a line that does not say who says it: {messages[0]:.200}"
-    if not any(_names(messages[0], culprit) for culprit in bad.culprits):
+    if not any(_names(messages[0], culprit) for culprit in culprits):
         return f"nobody is named: {messages[0]:.300}"
-    return "refused"
+    return ""
 
 
 def _names(message: str, culprit: str) -> bool:

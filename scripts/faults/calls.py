@@ -5,34 +5,31 @@ begins after the imports, which take seconds. A `fresh` call is an interpreter o
 call computes with one thread, so that results are the same bit for bit.
 """
 
-import builtins
-import importlib
-import io
 import itertools
 import multiprocessing
-import multiprocessing.connection
 import os
 import re
 import resource
+import runpy
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 import psutil
 from tqdm import tqdm
 
-from utils.core.script import run_script
-
 ROOT = Path(__file__).resolve().parents[2]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+# What the server imports that calls are forked from; the last two are for digits.
+PRELOAD = ["buffer", "distill_att", "eval", "scripts.faults.calls"]
+PRELOAD += ["sklearn.datasets", "sklearn.model_selection"]
 # A progress bar: "expert 1: 40%|####    | 2/5 [00:01<00:02, 1.5epoch/s]".
 PROGRESS = re.compile(r"\|\s*\d+/\d+ \[[^\]]*\]")
 ROOM = 40  # bytes of the file that no longer fits: less than the smallest has
@@ -57,24 +54,18 @@ class AtWrite:
         """From now on watch this process's writes under the current folder."""
         here, counted = Path.cwd().resolve(), itertools.count(1)
 
-        def come(what: str, path: Any) -> None:
-            is_ours = not isinstance(path, int) and Path(path).resolve().is_relative_to(here)
-            if is_ours and what == self.what and next(counted) == self.number:
-                self._strike(Path(path))
+        def look(event: str, arguments: tuple[Any, ...]) -> None:
+            match self.what, event:
+                case "open", "open" if set(arguments[1] or "") & set("wax+"):
+                    path = Path(arguments[0])
+                case "rename", "os.rename":
+                    path = Path(arguments[1])
+                case _:
+                    return
+            if path.resolve().is_relative_to(here) and next(counted) == self.number:
+                self._strike(path)
 
-        really_open, really_rename = builtins.open, os.replace
-
-        def watched_open(file: Any, mode: str = "r", *rest: Any, **keywords: Any) -> Any:
-            if set(mode) & set("wax+"):
-                come("open", file)
-            return really_open(file, mode, *rest, **keywords)
-
-        def watched_rename(source: Any, target: Any, **keywords: Any) -> None:
-            come("rename", target)
-            really_rename(source, target, **keywords)
-
-        builtins.open = io.open = watched_open  # type: ignore[assignment]
-        os.replace = watched_rename  # type: ignore[assignment]
+        sys.addaudithook(look)
 
     def _strike(self, path: Path) -> None:
         if self.fault == "kill":
@@ -87,7 +78,10 @@ class AtWrite:
 
 
 class Call:
-    """`python <script> <argv>` in `folder`, begun at once, in a process group of its own."""
+    """`python <script> <argv>` in `folder`, begun at once, in a process group of its own.
+
+    `memory` are the bytes that it may take beyond its code.
+    """
 
     def __init__(
         self,
@@ -99,44 +93,30 @@ class Call:
         memory: int | None = None,
         fresh: bool = False,
     ) -> None:
-        """`fault` and `memory`, bytes that it may take beyond its code, are for forked calls."""
         self.script = script
-        readers, writers = zip(*(os.pipe() for _ in range(2)), strict=True)
-        if fresh:
-            self._process: Any = subprocess.Popen(
-                [sys.executable, str(ROOT / script), *argv],
-                cwd=folder,
-                env=os.environ | ONE_THREAD,
-                stdout=writers[0],
-                stderr=writers[1],
-                start_new_session=True,
-            )
-        else:
-            context = _server()
-            order = (script, tuple(argv), folder, fault, memory)
-            outputs = [Connection(os.dup(writer), readable=False) for writer in writers]
-            self._process = context.Process(target=_become, args=(*order, outputs))
-            with _looking:
-                self._process.start()
-            for output in outputs:
-                output.close()
-        for writer in writers:
-            os.close(writer)
+        os.environ |= ONE_THREAD | {"PYTHONPATH": str(ROOT)}
+        multiprocessing.set_forkserver_preload(PRELOAD)
+        context: Any = multiprocessing.get_context("spawn" if fresh else "forkserver")
         # Pipes, not files, whose size a fault may limit.
-        self._outputs = [_Collector(reader) for reader in readers]
+        pipes = [context.Pipe(duplex=False) for _ in range(2)]
+        order = (script, tuple(argv), folder, fault, memory, [writer for _, writer in pipes])
+        self._process = context.Process(target=_become, args=order)
+        with _looking:
+            self._process.start()
+        for _, writer in pipes:
+            writer.close()
+        self._outputs = [_Collector(reader) for reader, _ in pipes]
 
     def wait(self, seconds: float | None = None) -> int | None:
-        """The exit status, that of a signal negative; None if it is still at work by then."""
-        if not isinstance(self._process, subprocess.Popen):
-            multiprocessing.connection.wait([self._process.sentinel], seconds)
-            with _looking:
-                return self._process.exitcode
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(seconds)
-        return self._process.returncode
+        """Wait for its end and return the status, that of a signal negative; None if it goes on."""
+        has_ended = connection.wait([self._process.sentinel], seconds)
+        with _looking:
+            if has_ended:
+                self._process.join()
+            return self._process.exitcode
 
     def wait_for(self, has_come: Callable[[], bool], seconds: float) -> bool:
-        """Whether it came true while the call was at work, within so many seconds."""
+        """Wait until something comes true or the call or the time ends; whether it came true."""
         end = time.monotonic() + seconds
         while not (came := has_come()) and time.monotonic() < end and self.wait(0) is None:
             time.sleep(0.0005)
@@ -150,9 +130,7 @@ class Call:
     def kill(self) -> int | None:
         """End it at once; the exit status, which says whether it had ended by itself before."""
         self.send(signal.SIGKILL)
-        with suppress(ProcessLookupError):  # not the leader of its group yet
-            if self.wait(0.05) is None:
-                os.kill(self._process.pid, signal.SIGKILL)
+        self._process.kill()  # which may not be the leader of its group yet
         return self.wait()
 
     def has_printed(self) -> bool:
@@ -175,7 +153,7 @@ class Call:
         return [line for line in lines if line.strip() and not PROGRESS.search(line)]
 
     def summary(self) -> str:
-        """How a call has ended, and the last that it said."""
+        """Describe how a call has ended, and the last that it said."""
         said = self.messages
         return f"status {self.wait(0)} with {len(said)} lines: {' / '.join(said[-3:])}"
 
@@ -183,30 +161,20 @@ class Call:
 class _Collector(threading.Thread):
     """Reads a pipe to its end."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, pipe: connection.Connection) -> None:
         super().__init__(daemon=True)
         self.text = b""
-        self._descriptor = descriptor
+        self._pipe = pipe
         self.start()
 
     def run(self) -> None:
-        while part := os.read(self._descriptor, 65536):
-            self.text += part
-        os.close(self._descriptor)
+        with self._pipe:
+            while part := os.read(self._pipe.fileno(), 65536):
+                self.text += part
 
     def whole(self) -> str:
         self.join(5)
         return self.text.decode("utf-8", "replace")
-
-
-def _server() -> Any:
-    """Where calls are forked from; it starts with the first of them."""
-    os.environ |= ONE_THREAD | {"PYTHONPATH": str(ROOT)}
-    context = multiprocessing.get_context("forkserver")
-    scripts = ["buffer", "distill_att", "eval", "scripts.faults.calls"]
-    for_digits = ["sklearn.datasets", "sklearn.model_selection"]
-    context.set_forkserver_preload([*scripts, *for_digits])
-    return context
 
 
 def _become(
@@ -215,7 +183,7 @@ def _become(
     folder: Path,
     fault: AtWrite | None,
     memory: int | None,
-    outputs: Sequence[Connection],
+    outputs: Sequence[connection.Connection],
 ) -> None:
     """Be the script, from now on to the end of this process."""
     os.setsid()
@@ -234,4 +202,4 @@ def _become(
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     if fault is not None:
         fault.install()
-    sys.exit(run_script(importlib.import_module(Path(script).stem).main))
+    runpy.run_path(sys.argv[0], run_name="__main__")

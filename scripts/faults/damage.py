@@ -6,7 +6,6 @@ and hypothesis can shrink it.
 
 import codecs
 import io
-import json
 import math
 import os
 import pickle
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+
+from scripts.faults.contents import read_content, write_content
 
 # Of flags: numbers that are none or beyond bounds, and words.
 NUMBERS = (
@@ -51,62 +51,38 @@ HOSTILE_YAML = [
     "".join(f"{'  ' * n}a:\n" for n in range(2_000)).encode(),
     f"a: &a0 x\n{_BOMB}".encode(),
 ]
-# Others that are odd or wrong, one a line ...
+# Others that are odd or wrong: a value, a key, ...
+_VALUES = r"""
+[ | *nowhere | 1: 2 | !!binary aGVsbG8= | !!set {a, b} | !unknown x | 2001-01-01 10:00:00 |
+2001-99-99 | 1e999 | 0b11 | 1:30 | 010 | 'open | "\x" | >- | 1 # é💥
+"""
+_KEYS = "1 | null | 1.5 | true | 2001-01-01 | <<"
+# ... or any lines, ...
 _LINES = r"""
 # nothing
 - a
 just words
 42
 null
-ipc: [
-ipc: {a: 1}
-ipc: [1, 2]
-ipc: *nowhere
-ipc: 1: 2
-ipc: !!binary aGVsbG8=
-ipc: !!set {a, b}
-ipc: !unknown x
 ? [1, 2]\n: 3
 ? {a: 1}\n: 3
 ? *a\n: 3
-1: 2
-null: 2
-1.5: 2
-true: 2
-2001-01-01: 2
-ipc: 2001-01-01
-ipc: 2001-01-01 10:00:00
-ipc: 2001-99-99
-ipc: 1e999
-ipc: .inf
 lr_img: .nan
-ipc: 0b11
-ipc: 1:30
-ipc: 010
 dsa: yes
-dsa: 2
 dsa: [yes]
 compile: on
 compile: ~
 zca: 'off'
 model: yes
-run_name: 5
-run_name: [a]
 run_name: ''
 config: other.yaml
-environment: 5
 environment: []\nipc: x
 <<: {ipc: 1}
-<<: 5
 --- 1\n--- 2
 ipc: 1\n---\nipc: 2
 %YAML 9.9\n---\nipc: 1
 %TAG ! x\n---\nipc: 1
-ipc: 'open
-ipc: "\x"
 ipc: |\n  1
-ipc: >-
-ipc: 1 # é💥
 ïpc: 1
 ipc : 1
 ipc:1
@@ -117,7 +93,9 @@ iterations: 2\nIteration: 3
 ipc:\t1
 ipc: 1\n\tlr_img: 2
 """
-YAML = [line.replace(r"\n", "\n").replace(r"\t", "\t").encode() for line in _LINES.split("\n")]
+YAML = [f"ipc: {value.strip()}".encode() for value in _VALUES.split(" |")]
+YAML += [f"{key}: 2".encode() for key in _KEYS.split(" | ")]
+YAML += [line.replace(r"\n", "\n").replace(r"\t", "\t").encode() for line in _LINES.split("\n")]
 # ... and in other encodings, or in none.
 YAML += [b"\xff\xfe\x00i", b"\x80\x81\x82", b"ipc: \xff", b"ipc: 1\x00", b"\x00" * 100]
 YAML += [b"\x1b[31m: 1", b"ipc: \xc2\x85", b"ipc: \xed\xa0\x80", b"ipc: 1\r\nseed: 0\r\n"]
@@ -143,27 +121,18 @@ def misspelt(rng: random.Random, word: str) -> str:
 
 
 def damaged_bytes(rng: random.Random, content: bytes) -> bytes:
-    """`content` cut off, with bits flipped, bytes zeroed, put in or taken out, or random bytes."""
-    place = rng.randrange(max(1, len(content)))
+    """`content` with bits flipped or with a piece left out, zeroed or put in; or random bytes."""
+    place = rng.randrange(len(content) + 1)
     length = rng.choice([1, 2, 4, 8, 12, 16, 40, 100, 1000])
-    before, after = content[:place], content[place:]
-    match rng.choice(["cut", "flip", "flips", "zero", "insert", "remove", "overwrite", "random"]):
-        case "cut":
-            return before
+    match rng.choice(["flip", "flip", "replace", "replace", "replace", "random"]):
         case "flip":
-            return flipped(content, place, rng.randrange(8)) if content else b""
-        case "flips":
-            for _ in range(rng.choice([2, 3, 30]) if content else 0):
+            for _ in range(rng.choice([1, 1, 2, 3, 30]) if content else 0):
                 content = flipped(content, rng.randrange(len(content)), rng.randrange(8))
             return content
-        case "zero":
-            return before + bytes(min(length, len(after))) + after[length:]
-        case "insert":
-            return before + rng.randbytes(length) + after
-        case "remove":
-            return before + after[length:]
-        case "overwrite":
-            return before + rng.randbytes(length) + after[length:]
+        case "replace":
+            end = place + rng.choice([0, length, len(content)])
+            piece = rng.choice([b"", bytes(length), rng.randbytes(length)])
+            return content[:place] + piece + content[end:]
         case _:
             return rng.choice([b"", b"PK\x03\x04", b"{", b"[", b"\x80\x02"]) + rng.randbytes(length)
 
@@ -228,36 +197,6 @@ def make_beside(folder: Path) -> None:
     (folder / "dangling").symlink_to("nowhere")
 
 
-def read_content(path: Path) -> Any:
-    """What a file holds; an exception if it is not whole.
-
-    Of a metrics.jsonl the last piece, text, may be a line that is cut off.
-    """
-    if path.suffix == ".pt":
-        return torch.load(path, map_location="cpu", weights_only=True)
-    if path.suffix == ".json":
-        return json.loads(path.read_text("utf-8"))
-    if path.suffix == ".jsonl":
-        *lines, rest = path.read_text("utf-8").split("\n")
-        return [*map(json.loads, lines), rest]
-    if path.suffix == ".yaml":
-        return yaml.safe_load(path.read_text("utf-8"))
-    return path.read_bytes()
-
-
-def write_content(content: Any, path: Path) -> None:
-    """Write what `read_content` reads, or something else in its place."""
-    if path.suffix == ".pt":
-        torch.save(content, path)
-    elif path.suffix == ".jsonl":
-        lines = content if isinstance(content, list) else [content]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines if line != ""))
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(content))
-    else:
-        path.write_text(yaml.safe_dump(content), "utf-8", "replace")
-
-
 def replace_part(rng: random.Random, content: Any, junk: Any) -> tuple[Any, str]:
     """A copy of nested containers with one part, at a random depth, replaced by junk; where."""
     if not isinstance(content, dict | list) or not content:
@@ -280,27 +219,28 @@ def damage_file(rng: random.Random, path: Path, marker: str | Path) -> str:
 
     It is `marker` that is made if code in the file is run.
     """
-    how = rng.choice(["bytes"] * 3 + ["no file", "other file", "code", "content", "content"])
-    if how == "no file":
-        kind = rng.choice(["missing", "a folder", "a link to itself", "a link to nowhere"])
-        path.unlink()
-        NO_FILES.get(kind, lambda path: None)(path)
-        return f"is {kind}"
-    if how == "other file":
-        others = [p for p in path.parents[1].rglob("*") if p.suffix == path.suffix and p.is_file()]
-        other = rng.choice(sorted(others))
-        path.write_bytes(other.read_bytes())
-        return f"is {other.name}"
-    if how == "code":
-        kind, content = rng.choice(list(trapped(marker).items()))
-        path.write_bytes(content)
-        return f"is {kind} that runs code"
-    if how == "content":
-        junk = rng.choice(JUNK + (TENSORS if path.suffix == ".pt" else []))
-        whole = rng.random() < 0.15
-        content, where = (junk, "") if whole else replace_part(rng, read_content(path), junk)
-        write_content(content, path)
-        said = f"a tensor {list(junk.shape)}" if isinstance(junk, torch.Tensor) else f"{junk!r:.40}"
-        return f"with {where or 'all of it'} {'gone' if junk is GONE else f'as {said}'}"
-    path.write_bytes(damaged_bytes(rng, path.read_bytes()))
-    return "with damaged bytes"
+    match rng.choice(["bytes"] * 3 + ["no file", "other file", "code", "content", "content"]):
+        case "bytes":
+            path.write_bytes(damaged_bytes(rng, path.read_bytes()))
+            return "with damaged bytes"
+        case "no file":
+            kind = rng.choice(["missing", "a folder", "a link to itself", "a link to nowhere"])
+            path.unlink()
+            NO_FILES.get(kind, lambda path: None)(path)
+            return f"is {kind}"
+        case "other file":
+            beside = path.parents[1].rglob(f"*{path.suffix}")
+            other = rng.choice(sorted(other for other in beside if other.is_file()))
+            path.write_bytes(other.read_bytes())
+            return f"is {other.name}"
+        case "code":
+            kind, content = rng.choice(list(trapped(marker).items()))
+            path.write_bytes(content)
+            return f"is {kind} that runs code"
+        case _:
+            junk = rng.choice(JUNK + (TENSORS if path.suffix == ".pt" else []))
+            where, content = "", junk
+            if rng.random() < 0.85:
+                content, where = replace_part(rng, read_content(path), junk)
+            write_content(content, path)
+            return f"with {where or 'all of it'} as {junk!r:.40}"

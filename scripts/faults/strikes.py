@@ -1,22 +1,22 @@
 """What strikes a job: kills, a full disk, signals, a second process beside it.
 
 After each strike the files are looked at, the job is continued without the fault, and compared with
-the undisturbed one. What is not as it should be is told.
+the undisturbed one. Each function here yields, after each strike, what is not as it should be.
 """
 
 import random
 import re
 import shlex
-import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from itertools import count, islice
 from pathlib import Path
 
 from scripts.faults.calls import AtWrite, Call
-from scripts.faults.jobs import TEMPORARY, Job, broken_files, differences, lost, sizes
+from scripts.faults.contents import Contents, broken, lost, read_folder
+from scripts.faults.jobs import TEMPORARY, Job, copied
 
+Strikes = Iterator[list[str]]  # what was wrong after each
 ERROR = 2  # exit status of an error that a user can mend
 # Of the kills: those of a fresh interpreter, those before the first line of output, those as soon
 # as there is a temporary file.
@@ -25,43 +25,25 @@ START_SECONDS = 3.0  # of an interpreter, until torch is imported
 STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
-@dataclass
-class Tally:
-    """How often a fault struck, and what was wrong afterwards."""
-
-    injected: int = 0
-    wrong: list[str] = field(default_factory=list)
-
-    def add(self, other: "Tally") -> None:
-        self.injected += other.injected
-        self.wrong += other.wrong
-
-
-@contextmanager
-def _working_folder(job: Job, scratch: Path, name: str) -> Iterator[Path]:
-    """A folder in which the job begins, gone afterwards with the logs beside it."""
-    parent = scratch / f"{Path(job.script).stem}_{name}"
-    try:
-        yield job.begin(parent / "job")
-    finally:
-        shutil.rmtree(parent, ignore_errors=True)
-
-
-def kills(job: Job, number: int, seed: int, scratch: Path) -> Tally:
+def kills(job: Job, number: int, seed: int) -> Strikes:
     """Kill the job at `number` random moments, continuing each time; a finished one begins anew."""
-    rng, tally = random.Random(f"{seed} {job.script}"), Tally()
-    while tally.injected < number:
-        with _working_folder(job, scratch, f"kills_{seed}") as folder:
-            had: dict[str, int] = {}
-            while tally.injected < number and _kill_once(job, folder, rng):
-                tally.injected += 1
-                has = sizes(folder, job.reference)
-                wrong = broken_files(folder) or lost(had, has)
-                tally.wrong += [f"after kill {tally.injected}: {line}" for line in wrong]
-                had = has
-            wrong = job.finish(folder)
-            tally.wrong += [f"finished after {tally.injected} kills: {line}" for line in wrong]
-    return tally
+    rng = random.Random(f"{seed} {job.script}")
+    while number > 0:
+        with copied(job.start) as folder:
+            wrong = list(islice(_kills_until_done(job, folder, rng), number))
+            if wrong:
+                wrong[-1] += job.finish(folder)
+        yield from wrong
+        number -= len(wrong)
+
+
+def _kills_until_done(job: Job, folder: Path, rng: random.Random) -> Strikes:
+    lasting = read_folder(job.reference).keys()
+    had: Contents = {}
+    while _kill_once(job, folder, rng):
+        has = read_folder(folder)
+        yield broken(has) or lost(had, has, lasting)
+        had = has
 
 
 def _kill_once(job: Job, folder: Path, rng: random.Random) -> bool:
@@ -75,31 +57,29 @@ def _kill_once(job: Job, folder: Path, rng: random.Random) -> bool:
         call.wait_for(call.has_printed, 60)
         call.wait(moment * job.duration)
         if at_a_file:
-            call.wait_for(lambda: any((folder / job.output).glob(TEMPORARY)), 60)
+            call.wait_for(lambda: any(folder.rglob(TEMPORARY)), 60)
     return call.kill() == -signal.SIGKILL
 
 
-def at_writes(job: Job, what: str, fault: str, scratch: Path, *, step: int = 1) -> Tally:
+def at_writes(job: Job, what: str, fault: str, *, step: int = 1) -> Strikes:
     """Strike with `fault` ("kill" or "full") at every `step`-th file opened or renamed (`what`)."""
-    tally, number = Tally(), 1
-    while True:
-        with _working_folder(job, scratch, f"{what}_{fault}_{number}") as folder:
+    for number in count(1, step):
+        with copied(job.start) as folder:
             call = job.call(folder, fault=AtWrite(what, number, fault))
             status = call.wait()
-            wrong = broken_files(folder)
-            if status == 0:  # the job has fewer
-                wrong += differences(folder, job.reference)
+            wrong = broken(read_folder(folder))
+            if status == 0:  # it writes fewer, unless it did not notice
+                wrong += job.compare(folder)
             else:
-                tally.injected += 1
                 if fault == "full":
                     wrong += _not_refused(call, "cannot write ")
                 elif status != -signal.SIGKILL:
                     wrong += [call.summary()]
                 wrong += job.finish(folder)
-        tally.wrong += [f"{fault} at {what} {number}: {line}" for line in wrong]
+        if status != 0 or wrong:
+            yield [f"{fault} at {what} {number}: {line}" for line in wrong]
         if status == 0:
-            return tally
-        number += step
+            return
 
 
 def _not_refused(call: Call, reason: str) -> list[str]:
@@ -110,27 +90,26 @@ def _not_refused(call: Call, reason: str) -> list[str]:
     return [call.summary()]
 
 
-def signals(job: Job, number: int, seed: int, scratch: Path, *, fresh: int = 2) -> Tally:
+def signals(job: Job, number: int, seed: int, *, fresh: int = 2) -> Strikes:
     """Send SIGINT and SIGTERM in turn, at `number` random moments; then do as the last line says.
 
     The first `fresh` of them go to a fresh interpreter.
     """
-    rng, tally = random.Random(f"{seed} {job.script}"), Tally()
-    while tally.injected < number:
-        kind = (signal.SIGTERM, signal.SIGINT)[tally.injected % 2]
-        with _working_folder(job, scratch, "signals") as folder:
-            call = job.call(folder, fresh=tally.injected < fresh)
+    rng, sent = random.Random(f"{seed} {job.script}"), 0
+    while sent < number:
+        kind = (signal.SIGTERM, signal.SIGINT)[sent % 2]
+        with copied(job.start) as folder:
+            call = job.call(folder, fresh=sent < fresh)
             call.wait_for(call.has_printed, 60)
             call.wait(rng.random() * job.duration)
             call.send(kind)
             status = call.wait(60)
             # Python does not listen any more while it winds up.
-            if status == 0 or (status == -kind and not differences(folder, job.reference)):
+            if status == 0 or (status == -kind and not job.compare(folder)):
                 continue
-            tally.injected += 1
-            wrong = broken_files(folder) + _continue_as_told(job, folder, call, STATUS[kind])
-        tally.wrong += [f"{kind.name} {tally.injected}: {line}" for line in wrong]
-    return tally
+            sent += 1
+            wrong = broken(read_folder(folder)) + _continue_as_told(job, folder, call, STATUS[kind])
+        yield [f"{kind.name} {sent}: {line}" for line in wrong]
 
 
 def _continue_as_told(job: Job, folder: Path, call: Call, expected: int) -> list[str]:
@@ -144,32 +123,30 @@ def _continue_as_told(job: Job, folder: Path, call: Call, expected: int) -> list
     again = Call(Path(script).name, argv, folder)
     if again.wait() != 0:
         return [f"what it said failed: {again.summary()}"]
-    return differences(folder, job.reference)
+    return job.compare(folder)
 
 
-def second_call(job: Job, scratch: Path, *, at: int = 3) -> Tally:
+def second_call(job: Job, *, at: int = 3) -> Strikes:
     """Call a job that stands still in the middle of a write: refused, and nothing is touched."""
-    tally = Tally(injected=1)
-    with _working_folder(job, scratch, "second") as folder:
+    wrong = []
+    with copied(job.start) as folder:
         first = job.call(folder, fault=AtWrite("rename", at, "stop"))
         if not first.wait_for(first.stands_still, 60):
-            tally.wrong.append(f"the first has not come to its write: {first.wait(0)}")
+            wrong.append(f"the first has not come to its write: {first.wait(0)}")
         second = job.call(folder)
         if second.wait(60) is None:
             second.kill()
-        tally.wrong += _not_refused(second, "")
+        wrong += _not_refused(second, "")
         if first.kill() != -signal.SIGKILL:
-            tally.wrong.append("the first ended before the second was refused")
-        tally.wrong += broken_files(folder) + job.finish(folder)
-    return tally
+            wrong.append("the first ended before the second was refused")
+        wrong += broken(read_folder(folder)) + job.finish(folder)
+    yield wrong
 
 
-def side_by_side(job: Job, scratch: Path) -> Tally:
+def side_by_side(job: Job) -> Strikes:
     """Call a job twice at the same time: both end, and together leave what one of them does."""
-    tally = Tally(injected=1)
-    with _working_folder(job, scratch, "side_by_side") as folder:
-        for call in [job.call(folder) for _ in range(2)]:
-            if call.wait() != 0:
-                tally.wrong.append(f"one of them failed: {call.summary()}")
-        tally.wrong += differences(folder, job.reference)
-    return tally
+    with copied(job.start) as folder:
+        calls = [job.call(folder) for _ in range(2)]
+        failed = [f"one of them failed: {call.summary()}" for call in calls if call.wait() != 0]
+        wrong = failed + job.compare(folder)
+    yield wrong
