@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 # What the server imports that calls are forked from; the last two are for digits.
 PRELOAD = ["buffer", "distill_att", "eval", "scripts.faults.calls"]
-PRELOAD += ["sklearn.datasets", "sklearn.model_selection"]
+PRELOAD += ["sklearn.datasets", "sklearn.model_selection", "torch._dynamo", "torchvision.utils"]
 # A progress bar: "expert 1: 40%|####    | 2/5 [00:01<00:02, 1.5epoch/s]".
 PROGRESS = re.compile(r"\|\s*\d+/\d+ \[[^\]]*\]")
 ROOM = 40  # bytes of the file that no longer fits: less than the smallest has
