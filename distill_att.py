@@ -134,7 +134,7 @@ def run(resolved: Resolved[DistillOptions]) -> int:
                 micro_batch=how.micro_batch,
             )
         )
-        recorder = Recorder.of(
+        recorder = Recorder(
             options,
             run=run,
             method=method,

@@ -29,7 +29,7 @@ from utils.data.dataset import ImageDataset, find_dataset, needed_splits, read_d
 from utils.data.distilled import SyntheticSet
 from utils.data.real_images import check_ipc
 from utils.data.source import Source
-from utils.experts.features import Observer
+from utils.experts.features import ExpertFeatures
 from utils.experts.kind import ExpertKind
 from utils.measure.protocol import Accuracies, EvalExecution, Protocol, evaluate
 from utils.measure.record import EvalRecord, Evaluation
@@ -184,7 +184,7 @@ class Measurement:
 def fill_table(
     measurement: Measurement,
     models: Sequence[str],
-    observer: Observer | None,
+    observer: ExpertFeatures | None,
     record: EvalRecord,
 ) -> None:
     """Measure each training set by each of `models`, print and record it."""
@@ -220,7 +220,7 @@ def fill_table(
     print(f"recorded in {record.path}")
 
 
-def open_observer(options: EvalOptions, distilled: SyntheticSet, source: Source) -> Observer:
+def open_observer(options: EvalOptions, distilled: SyntheticSet, source: Source) -> ExpertFeatures:
     """The experts of the kind that the set was distilled from."""
     config = distilled.config
     kind = ExpertKind(
@@ -233,7 +233,7 @@ def open_observer(options: EvalOptions, distilled: SyntheticSet, source: Source)
         flat=config.get("flat", False),
         val_fraction=source.val_fraction,
     )
-    return Observer.open(
+    return ExpertFeatures.open(
         source,
         kind,
         options.buffer_path or config.get("buffer_path", DistillOptions.buffer_path),

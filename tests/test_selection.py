@@ -19,11 +19,10 @@ from utils.data.dataset import Split, load_dataset
 from utils.data.distilled import SyntheticSet
 from utils.data.real_images import random_real_images
 from utils.experts.buffer import ExpertBuffer
-from utils.experts.features import Observer
+from utils.experts.features import ExpertFeatures
 from utils.experts.files import read_file, snapshot
 from utils.measure import protocol as evaluation
 from utils.measure.selection import SELECTIONS, forgetting, herding, k_center, select
-from utils.options import EvalOptions
 
 EXPERT_RULES = ["herding", "k_center", "forgetting"]
 
@@ -37,20 +36,12 @@ def points(number, dims=3):
 
 
 def by_definition_herding(features, ipc):
-    """iCaRL's Algorithm 4 in plain Python, without the scaling, and without choosing twice."""
-    rows = features.tolist()
-    mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+    """iCaRL's Algorithm 4, without the scaling, and without choosing twice."""
     chosen = []
     for _ in range(ipc):
-
-        def distance(i, chosen=chosen):
-            means = [
-                sum(column) / len(column)
-                for column in zip(*(rows[j] for j in [*chosen, i]), strict=True)
-            ]
-            return sum((a - b) ** 2 for a, b in zip(mean, means, strict=True))
-
-        chosen.append(min(set(range(len(rows))).difference(chosen), key=distance))
+        left = [i for i in range(len(features)) if i not in chosen]
+        off = features.mean(0) - torch.stack([features[[*chosen, i]].mean(0) for i in left])
+        chosen.append(left[int(off.square().sum(1).argmin())])
     return chosen
 
 
@@ -87,28 +78,6 @@ def test_equal_images_are_chosen_once_each(rule):
     assert sorted(rule(torch.ones(4, 2), 4, draw()).tolist()) == [0, 1, 2, 3]
 
 
-def test_k_center_covers_twice_as_badly_as_the_best_at_the_most():
-    """The bound that the greedy choice is known for, against all choices that there are."""
-    features = points(10, 2)
-    distances = torch.cdist(features, features)
-
-    def radius(chosen):
-        return distances[:, list(chosen)].min(1).values.max()
-
-    best = min(radius(chosen) for chosen in itertools.combinations(range(10), 3))
-    assert radius(k_center(features, 3, draw())) <= 2 * best
-
-
-def test_forgetting_counts_right_then_wrong():
-    answers = ["0101", "1111", "0000", "1010", "0011", "1001", "1000"]
-    events = [1, 0, 9, 2, 0, 1, 1]  # the one that is never right is the first
-    right = torch.tensor([[letter == "1" for letter in row] for row in answers])
-    chosen = forgetting(right, 7, draw()).tolist()
-    assert sorted(chosen) == list(range(7))
-    assert [events[i] for i in chosen] == sorted(events, reverse=True)
-    assert chosen[:3] == forgetting(right, 3, draw()).tolist()
-
-
 def test_forgetting_draws_among_equals():
     right = torch.ones(50, 3, dtype=torch.bool)
     first, second = (forgetting(right, 10, draw(name)).tolist() for name in "ab")
@@ -139,7 +108,7 @@ def make_observer(folder, model, *, experts=1, epochs=1, size=32):
         expert = [snapshot(network) for network in networks]
         save_expert(folder, number, expert, experts_per_file=10)
     network = build_network(model, **shape)
-    return Observer(ExpertBuffer(folder, [p.shape for p in network.parameters()]), network)
+    return ExpertFeatures(ExpertBuffer(folder, [p.shape for p in network.parameters()]), network)
 
 
 LARGE = {
@@ -216,7 +185,7 @@ def test_network_k_is_of_expert_k_modulo_their_number(digits, experts, name):
     buffer = ExpertBuffer(
         experts / "digits/ConvNetD2", [param.shape for param in network.parameters()]
     )
-    observer, selection = Observer(buffer, network), SELECTIONS[name]
+    observer, selection = ExpertFeatures(buffer, network), SELECTIONS[name]
     train = digits.require_train()
     drawn = select(name, digits, 3, networks=3, seed=4, observer=observer)
     for k, expert in enumerate([0, 1, 0]):
@@ -241,10 +210,6 @@ def test_whole_classes_are_chosen_where_ipc_is_their_size(digits, tmp_path, name
         assert sorted(images.flatten(1).tolist()) == sorted(everyone.flatten(1).tolist())
     with pytest.raises(UserError, match="--ipc 10 is more than the 9 training images of class 0"):
         select(name, digits, 10, networks=1, seed=0, observer=observer)
-
-
-def test_every_selection_has_its_flag():
-    assert all(getattr(EvalOptions(), name) is False for name in SELECTIONS)
 
 
 @pytest.fixture

@@ -126,6 +126,16 @@ def _is_whole(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:
     return True
 
 
+def is_dense(value: Any) -> bool:
+    """Whether it is a tensor with values in memory, not a sparse, nested or empty shell of one."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and not value.is_nested
+        and value.device.type == "cpu"
+    )
+
+
 def write_text(text: str, path: str | Path) -> None:
     """Write `text` as UTF-8, atomically. Raises UserError like `atomic_write`."""
     with atomic_write(path, "w") as file:

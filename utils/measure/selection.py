@@ -13,7 +13,7 @@ from utils.core import ranks
 from utils.core.rng import stream
 from utils.data.dataset import ImageDataset, Split
 from utils.data.real_images import Rule, at_random, choose_of_each_class
-from utils.experts.features import Observer
+from utils.experts.features import ExpertFeatures
 
 
 def herding(features: Tensor, ipc: int, generator: torch.Generator) -> Tensor:
@@ -75,9 +75,9 @@ class Selection:
 
     trained_on: str
     rule: Rule
-    view: Callable[[Observer, int, Split], Tensor] | None = None
+    view: Callable[[ExpertFeatures, int, Split], Tensor] | None = None
 
-    def describe(self, observer: Observer | None, expert: int, train: Split) -> Tensor:
+    def describe(self, observer: ExpertFeatures | None, expert: int, train: Split) -> Tensor:
         """A row (N, ...) for each training image, as `expert` of the `observer` sees it."""
         if self.view is None:
             return train.labels
@@ -89,9 +89,9 @@ class Selection:
 # By the name of its flag in EvalOptions.
 SELECTIONS = {
     "random": Selection("random real", at_random),
-    "herding": Selection("herding", herding, Observer.features),
-    "k_center": Selection("k-center", k_center, Observer.features),
-    "forgetting": Selection("forgetting", forgetting, Observer.right_answers),
+    "herding": Selection("herding", herding, ExpertFeatures.features),
+    "k_center": Selection("k-center", k_center, ExpertFeatures.features),
+    "forgetting": Selection("forgetting", forgetting, ExpertFeatures.right_answers),
 }
 
 
@@ -100,7 +100,13 @@ def need_experts(names: Sequence[str]) -> bool:
 
 
 def select(
-    name: str, data: ImageDataset, ipc: int, *, networks: int, seed: int, observer: Observer | None
+    name: str,
+    data: ImageDataset,
+    ipc: int,
+    *,
+    networks: int,
+    seed: int,
+    observer: ExpertFeatures | None,
 ) -> list[Tensor]:
     """For each of `networks` networks, `ipc` training images of each class: (num_classes * ipc, C,
     H, W), in order of classes.

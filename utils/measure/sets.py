@@ -11,7 +11,7 @@ from utils.core.cache import digest
 from utils.data.dataset import ImageDataset
 from utils.data.distilled import SyntheticSet
 from utils.data.real_images import class_labels
-from utils.experts.features import Observer
+from utils.experts.features import ExpertFeatures
 from utils.measure.selection import SELECTIONS, select
 
 
@@ -45,7 +45,7 @@ def checksum(images: Tensor, labels: Tensor) -> str:
 def training_sets(
     distilled: SyntheticSet,
     data: ImageDataset,
-    observer: Observer | None,
+    observer: ExpertFeatures | None,
     *,
     selections: Sequence[str],
     full: bool,

@@ -18,7 +18,7 @@ from utils.data.distilled import SyntheticSet
 from utils.data.normalisation import CHUNK
 from utils.data.source import Source, SplitName
 from utils.experts.buffer import ExpertBuffer
-from utils.experts.features import Observer
+from utils.experts.features import ExpertFeatures
 from utils.methods.base import Work
 from utils.options import BufferOptions, DistillOptions, EvalOptions
 from utils.plan.choose import RunPlan, TrainingPlan, evaluations_left, plan_training
@@ -282,7 +282,7 @@ def evaluation_demand(
     machine: Machine,
     *,
     folder: Path,
-    observer: Observer | None = None,
+    observer: ExpertFeatures | None = None,
 ) -> Demand[EvalCall]:
     """Count what training and testing `models` on `distilled` needs, and on the real images that
     flags add, which the `observer` may help to choose. The record lies in `folder`.
