@@ -76,7 +76,7 @@ def test_command_line_beats_yaml_beats_default(tmp_path):
     ],
 )
 def test_the_spellings_of_a_flag(word, name, value, tmp_path):
-    yaml = "zca: true\nat_once: 7" if word != "--zca" else "zca: false"
+    yaml = f"zca: {value is False}\nat_once: 7"
     assert getattr(parse(word, yaml=yaml, tmp_path=tmp_path).options, name) == value
 
 

@@ -168,7 +168,7 @@ MODES = {
 def test_every_kind_of_picture_keeps_its_grey(tmp_path, kind, mode):
     picture = grey16() if mode == "I;16" else Image.new("L", (8, 8), 120).convert(mode)
     (tmp_path / "a.png").write_bytes(encoded(picture, kind))
-    assert decoded(tmp_path / "a.png").unique().tolist() == [120]
+    assert (decoded(tmp_path / "a.png").int() - 120).abs().max() <= (kind in ("JPEG", "WEBP"))
 
 
 @pytest.mark.parametrize("size", [(50, 31), (31, 77), (13, 9), (24, 24), (100, 16), (1, 1)])
