@@ -179,7 +179,8 @@ def send(
         settings={**SETTINGS, **settings},
     )
     run.define_metric("*", step_metric="iteration")
-    log, status = GrowingLog(folder / "metrics.jsonl"), None
+    log = GrowingLog(folder / "metrics.jsonl")
+    status: int | None = None
     while status is None:
         status = ended()  # first: what was written before the end is read
         for line in log.new_lines():
