@@ -237,7 +237,7 @@ def build(prepared: Prepared) -> tuple[OuterState, Recorder]:
         ema_decay=options.ema_decay,
         if_not_finite=spec.if_not_finite,
     )
-    recorder = Recorder.of(
+    recorder = Recorder(
         options,
         run=prepared.run,
         method=spec.build(Setting.of(options, data, labels, experts, plan)),

@@ -27,7 +27,7 @@ from utils.data.dataset import ImageDataset, find_dataset, needed_splits, read_d
 from utils.data.distilled import SyntheticSet
 from utils.data.real_images import check_ipc
 from utils.data.source import Source
-from utils.experts.features import Observer
+from utils.experts.features import ExpertFeatures
 from utils.experts.kind import ExpertKind
 from utils.measure.protocol import Accuracies, EvalExecution, Protocol, evaluate
 from utils.measure.record import EvalRecord, Evaluation
@@ -60,16 +60,16 @@ def run(options: EvalOptions) -> Path:
     record = EvalRecord(path.parent)
     source = find_images(options, distilled)
     needs_experts = need_experts(options.selections)
-    observer = open_observer(options, distilled, source) if needs_experts else None
+    expert_features = open_expert_features(options, distilled, source) if needs_experts else None
     call, machine = EvalCall(options, distilled, DataSize.of(source)), Machine.here(device)
-    check_room(call.demand(source, machine, observer), machine, force=options.force)
+    check_room(call.demand(source, machine, expert_features), machine, force=options.force)
     if options.dry_run:
         return record.path
     data = read_dataset(
         source, normalisation=distilled.normalisation, test_only=not options.needs_train
     )
     data = data.to(device, storage_dtype(options.precision))
-    fill_table(Measurement(call, data), observer, record)
+    fill_table(Measurement(call, data), expert_features, record)
     return record.path
 
 
@@ -118,7 +118,9 @@ def check_classes(distilled: SyntheticSet, theirs: tuple[str, ...]) -> None:
         )
 
 
-def open_observer(options: EvalOptions, distilled: SyntheticSet, source: Source) -> Observer:
+def open_expert_features(
+    options: EvalOptions, distilled: SyntheticSet, source: Source
+) -> ExpertFeatures:
     """The experts of the kind that the set was distilled from."""
     config = distilled.config
     kind = ExpertKind(
@@ -132,7 +134,7 @@ def open_observer(options: EvalOptions, distilled: SyntheticSet, source: Source)
         val_fraction=source.val_fraction,
     )
     buffer_path = options.buffer_path or config.get("buffer_path", DistillOptions.buffer_path)
-    return Observer.open(
+    return ExpertFeatures.open(
         source, kind, buffer_path, most=options.num_eval, skip_bad=options.skip_bad_buffers
     )
 
@@ -210,7 +212,9 @@ class Measurement:
         )
 
 
-def fill_table(measurement: Measurement, observer: Observer | None, record: EvalRecord) -> None:
+def fill_table(
+    measurement: Measurement, expert_features: ExpertFeatures | None, record: EvalRecord
+) -> None:
     """Measure each training set by each of the models, print and record it."""
     options, distilled = measurement.call.options, measurement.call.distilled
     print(
@@ -221,7 +225,7 @@ def fill_table(measurement: Measurement, observer: Observer | None, record: Eval
     for training_set in training_sets(
         distilled,
         measurement.data,
-        observer,
+        expert_features,
         selections=options.selections,
         full=options.full,
         networks=options.num_eval,

@@ -58,79 +58,53 @@ def test_command_line_beats_yaml_beats_default(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("argv", "expected"),
+    ("word", "name", "value"),
     [
-        (["--zca"], True),
-        (["--zca=True"], True),
-        (["--zca", "true"], True),
-        (["--zca=False"], False),
-        (["--zca", "0"], False),
-        (["--no_zca"], False),
+        ("--zca", "zca", True),
+        ("--zca=True", "zca", True),
+        ("--zca=False", "zca", False),
+        ("--zca=0", "zca", False),
+        ("--no_zca", "zca", False),
+        ("--no_aug", "no_aug", True),
+        ("--no_aug=True", "no_aug", True),
+        ("--no_aug=False", "no_aug", False),
+        ("--steps=1e3", "steps", 1000),
+        ("--number_of_steps=9", "steps", 9),
+        ("--rate=1e-07", "rate", 1e-7),
+        ("--at_once=auto", "at_once", None),
+        ("--at_once=1e1", "at_once", 10),
     ],
 )
-def test_the_spellings_of_a_switch(argv, expected, tmp_path):
-    assert parse(*argv, yaml=f"zca: {not expected}", tmp_path=tmp_path).options.zca is expected
+def test_the_spellings_of_a_flag(word, name, value, tmp_path):
+    yaml = f"zca: {value is False}\nat_once: 7"
+    assert getattr(parse(word, yaml=yaml, tmp_path=tmp_path).options, name) == value
 
 
-def test_no_aug_means_what_it_says():
-    assert parse("--no_aug").options.no_aug
-    assert parse("--no_aug=True").options.no_aug
-    assert not parse("--no_aug=False").options.no_aug
+@pytest.mark.parametrize(
+    ("yaml", "value"),
+    [
+        ("rate: 1e-7", 1e-7),  # for YAML 1.1 a text
+        ("steps: 1e4", 10_000),
+        ("size: null", None),
+        ("zca: on", True),
+        ("no_aug: off", False),
+        ("at_once: auto", None),
+        ("at_once: 4", 4),
+        ("names: p", ["p"]),
+        ("names: [p, q]", ["p", "q"]),
+        *[(f"compile: {word}", word) for word in ("on", "off", "auto")],  # for YAML 1.1 booleans
+        *[("compile: 'on'", "on"), ("compile: true", "on"), ("compile: false", "off")],
+    ],
+)
+def test_the_spellings_of_yaml(yaml, value, tmp_path):
+    resolved, name = parse(yaml=yaml, tmp_path=tmp_path), yaml.partition(":")[0]
+    assert getattr(resolved.options, name) == value
+    assert resolved.sources[name] == str(tmp_path / "row.yaml")
 
 
-def test_values():
-    assert parse("--steps=1e3").options.steps == 1000
-    assert parse("--number_of_steps", "9").options.steps == 9
-    assert parse("--rate=1e-07").options.rate == 1e-7
+def test_lists_and_what_is_not_given():
     assert parse("--names", "p", "q").options.names == ["p", "q"]
-    assert parse().options.size is None
-
-
-def test_yaml_numbers_in_the_notation_of_papers(tmp_path):
-    assert parse(yaml="rate: 1e-7", tmp_path=tmp_path).options.rate == 1e-7  # YAML 1.1: a string
-    assert parse(yaml="steps: 1e4", tmp_path=tmp_path).options.steps == 10_000
-    assert parse(yaml="size: null", tmp_path=tmp_path).options.size is None
-
-
-@pytest.mark.parametrize(("written", "value"), [("auto", None), ("4", 4), ("1e1", 10)])
-def test_auto_means_no_value(written, value, tmp_path):
-    assert (
-        parse("--at_once", written, yaml="at_once: 7", tmp_path=tmp_path).options.at_once == value
-    )
-    resolved = parse(yaml=f"at_once: {written}", tmp_path=tmp_path)
-    assert resolved.options.at_once == value
-    assert resolved.sources["at_once"] == str(tmp_path / "row.yaml")
-
-
-def test_auto_is_a_word_only_where_it_is_declared():
-    assert parse().options.at_once is None
-    with pytest.raises(UserError, match=r"'auto' is not a whole number \(see"):
-        parse("--size", "auto")
-
-
-@pytest.mark.parametrize("word", ["on", "off", "auto", "'on'", "true", "false"])
-def test_on_and_off_are_words_in_yaml_too(word, tmp_path):
-    """YAML 1.1 reads them as booleans."""
-    expected = {"true": "on", "false": "off"}.get(word, word.strip("'"))
-    assert parse(yaml=f"compile: {word}", tmp_path=tmp_path).options.compile == expected
-
-
-def test_a_boolean_in_yaml_stays_one(tmp_path):
-    options = parse(yaml="zca: on\nno_aug: off", tmp_path=tmp_path).options
-    assert (options.zca, options.no_aug) == (True, False)
-
-
-@pytest.mark.parametrize("name", ["experts_at_once"])
-def test_the_speed_options_of_buffer(name):
-    def read(*argv):
-        return getattr(resolve(BufferOptions, argv, description="").options, name)
-
-    assert read() is None
-    assert read(f"--{name}", "auto") is None
-    assert read(f"--{name}", "4") == 4
-    for bad, reason in (("0", "at least 1, not 0"), ("x", "'x' is not a whole number or auto")):
-        with pytest.raises(UserError, match=reason):
-            read(f"--{name}", bad)
+    assert (parse().options.size, parse().options.at_once) == (None, None)
 
 
 def test_what_was_begun_is_continued_with_the_same_settings():
@@ -180,6 +154,7 @@ def test_options_of_speed_may_change(options):
         (["--at_once", "0"], ["--at_once", "at least 1", "0"]),
         (["--at_once", "x"], ["--at_once", "'x'", "whole number or auto"]),
         (["--at_once", "2.5"], ["--at_once", "'2.5'", "whole number or auto"]),
+        (["--size", "auto"], ["'auto' is not a whole number (see"]),
         (["--compile", "yes"], ["--compile", "'yes'", "auto, on, off"]),
     ],
 )
@@ -205,22 +180,21 @@ def test_a_bad_flag_is_one_line_that_names_it(argv, parts):
         ("at_once: 0", ["at_once", "at least 1"]),
         ("at_once: on", ["at_once", "whole number or auto"]),
         ("compile: 3", ["compile", "'3'", "auto, on, off"]),
+        (None, ["cannot read"]),
         ("- a list", ["list"]),
         ("steps: [", ["not valid YAML"]),
         ("\x00", ["not valid YAML"]),
     ],
 )
 def test_a_bad_yaml_is_one_line_that_names_file_and_key(yaml, parts, tmp_path):
+    path = tmp_path / "row.yaml"
+    if yaml is not None:
+        path.write_text(yaml)
     with pytest.raises(UserError) as error:
-        parse(yaml=yaml, tmp_path=tmp_path)
+        resolve(Options, [], description="", find_yaml=lambda given: path)
     assert "\n" not in str(error.value)
     for part in ["row.yaml", *parts]:
         assert part in str(error.value)
-
-
-def test_a_missing_yaml_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"none\.yaml"):
-        resolve(Options, [], description="", find_yaml=lambda given: tmp_path / "none.yaml")
 
 
 # The authors' table: dataset, ipc -> model, syn_steps, expert_epochs, max_start_epoch, lr_img,

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import re
-import shlex
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -36,14 +35,6 @@ LEGACY = {"_use_new_zipfile_serialization": False}
 KIND = ExpertKind(
     dataset="CIFAR10", subset=None, res=32, zca=True, model="ConvNetD3", data_path="data"
 )
-
-
-def opened(*args, in_memory, **keywords):
-    """A buffer, its files mapped or read into memory."""
-    buffer = ExpertBuffer(*args, **keywords)
-    if in_memory:
-        buffer.read_all()
-    return buffer
 
 
 def make_expert(seed: int = 0, epochs: int = 2) -> Expert:
@@ -84,17 +75,6 @@ def test_a_snapshot_is_not_an_alias():
     assert not any(param.requires_grad for param in snap)
 
 
-def test_experts_come_back_bit_for_bit_from_as_many_files_as_they_need(tmp_path):
-    experts = [make_expert(seed) for seed in range(5)]
-    write(tmp_path, experts, per_file=2)
-    assert names(tmp_path) == [f"replay_buffer_{n}.pt" for n in range(3)]
-    assert [len(read_file(path)) for path in buffer_files(tmp_path)] == [2, 2, 1]
-    buffer = ExpertBuffer(tmp_path, SHAPES)
-    assert_holds(buffer, experts)
-    assert buffer.skipped == []
-    assert buffer.params(0, 0).shape == (8,) and buffer.params(0, 0).dtype == torch.float32
-
-
 def test_a_file_is_what_the_field_reads(tmp_path):
     """The field's code: torch.load, then an expert by index, an epoch by index, parameters."""
     network = nn.Linear(3, 2)
@@ -112,27 +92,24 @@ def test_a_buffer_of_the_field_is_read(tmp_path, how, in_memory):
     timestamps = [[p.detach().cpu() for p in network.parameters()] for _ in range(3)]
     torch.save([timestamps, timestamps], tmp_path / "replay_buffer_0.pt", **how)
     shapes = [param.shape for param in network.parameters()]
-    buffer = opened(tmp_path, shapes, in_memory=in_memory)
+    buffer = ExpertBuffer(tmp_path, shapes)
+    if in_memory:
+        buffer.read_all()
     assert (len(buffer), buffer.epochs) == (2, 2)
     assert torch.equal(buffer.params(1, 2), flatten(network.parameters()))
 
 
-def test_files_are_ordered_by_number(tmp_path):
+def test_files_are_the_fields_own_names_by_number(tmp_path):
     for n in (10, 2, 0):
         torch.save([make_expert(n)], tmp_path / f"replay_buffer_{n}.pt")
-    for other in ("replay_buffer_1.pt.bak", "replay_buffer_x.pt", ".replay_buffer_3.pt.7.tmp"):
-        (tmp_path / other).write_text("not a buffer")
+    others = ["1.pt.bak", "x.pt", "00.pt", "٣.pt", "-1.pt"]
+    for name in [".replay_buffer_3.pt.7.tmp", *(f"replay_buffer_{other}" for other in others)]:
+        torch.save([make_expert()], tmp_path / name)
     assert [path.name for path in buffer_files(tmp_path)] == [
         f"replay_buffer_{n}.pt" for n in (0, 2, 10)
     ]
     buffer = ExpertBuffer(tmp_path, SHAPES, skip_bad=True)
     assert_holds(buffer, [make_expert(n) for n in (0, 2, 10)])
-
-
-def test_only_the_fields_own_names_are_buffers(tmp_path):
-    for name in ("replay_buffer_00.pt", "replay_buffer_٣.pt", "replay_buffer_-1.pt"):
-        torch.save([make_expert()], tmp_path / name)
-    assert buffer_files(tmp_path) == []
 
 
 def test_a_file_that_may_not_be_read_is_named(tmp_path):
@@ -165,15 +142,17 @@ def test_a_file_that_is_missing_between_others_is_named(tmp_path, there, message
 
 
 def test_what_is_not_used_is_not_looked_at(tmp_path):
-    write(tmp_path, [make_expert(n) for n in range(4)], per_file=2)
+    experts = [make_expert(n) for n in range(4)]
+    write(tmp_path, experts, per_file=2)
     (tmp_path / "replay_buffer_2.pt").write_bytes(b"")
     torch.save([make_expert(9)], tmp_path / "replay_buffer_9.pt")
-    assert len(ExpertBuffer(tmp_path, SHAPES, max_files=2)) == 4
-    assert len(ExpertBuffer(tmp_path, SHAPES, max_experts=4)) == 4
+    assert_holds(ExpertBuffer(tmp_path, SHAPES, max_files=2), experts)
+    assert_holds(ExpertBuffer(tmp_path, SHAPES, max_experts=3), experts[:3])
+    assert_holds(ExpertBuffer(tmp_path, SHAPES, max_files=1, max_experts=5), experts[:2])
     with pytest.raises(UserError, match=r"replay_buffer_2\.pt is damaged"):
         ExpertBuffer(tmp_path, SHAPES, max_experts=5)
     buffer = ExpertBuffer(tmp_path, SHAPES, max_experts=5, skip_bad=True)
-    assert_holds(buffer, [*map(make_expert, range(4)), make_expert(9)])
+    assert_holds(buffer, [*experts, make_expert(9)])
     assert len(buffer.skipped) == 2
 
 
@@ -214,28 +193,6 @@ def test_another_architecture_is_refused(tmp_path, shapes, message, skip_bad):
     write(tmp_path, [make_expert()])
     with pytest.raises(UserError, match=rf"replay_buffer_0\.pt is of another.*: {message}"):
         ExpertBuffer(tmp_path, [torch.Size(shape) for shape in shapes], skip_bad=skip_bad)
-
-
-def test_one_odd_snapshot_is_found(tmp_path):
-    expert = make_expert()
-    expert[2][1] = torch.ones(9)
-    write(tmp_path, [make_expert(), expert])
-    with pytest.raises(UserError, match=r"parameter 1 is \(9,\)"):
-        ExpertBuffer(tmp_path, SHAPES)
-
-
-def test_max_files_and_max_experts_take_the_first(tmp_path):
-    experts = [make_expert(seed) for seed in range(6)]
-    write(tmp_path, experts, per_file=2)
-    assert_holds(ExpertBuffer(tmp_path, SHAPES, max_files=2), experts[:4])
-    assert_holds(ExpertBuffer(tmp_path, SHAPES, max_experts=3), experts[:3])
-    assert_holds(ExpertBuffer(tmp_path, SHAPES, max_files=1, max_experts=5), experts[:2])
-    assert_holds(opened(tmp_path, SHAPES, max_experts=1, in_memory=True), experts[:1])
-
-
-def test_epochs_are_those_that_every_expert_has(tmp_path):
-    write(tmp_path, [make_expert(epochs=5), make_expert(epochs=3), make_expert(epochs=4)])
-    assert ExpertBuffer(tmp_path, SHAPES).epochs == 3
 
 
 def test_files_are_memory_mapped_until_all_is_read(tmp_path):
@@ -286,6 +243,7 @@ def test_a_file_is_written_once_when_its_last_expert_is_there(tmp_path):
         of_their_own.append([name for name in names(tmp_path) if name.startswith("finished")])
     first, second, fourth = (f"finished_expert_{n}.pt" for n in (0, 1, 3))
     assert of_their_own == [[second], [first, second], [], [fourth], []]
+    assert [len(read_file(path)) for path in buffer_files(tmp_path)] == [3, 2]
     assert_holds(ExpertBuffer(tmp_path, SHAPES), experts)
 
 
@@ -314,43 +272,57 @@ def test_a_damaged_file_is_not_replaced(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "folder"),
+    ("change", "folder", "flags"),
     [
-        ({}, "CIFAR10/ConvNetD3"),
-        ({"zca": False}, "CIFAR10_NO_ZCA/ConvNetD3"),
-        ({"dataset": "CIFAR100"}, "CIFAR100/ConvNetD3"),
-        ({"dataset": "CIFAR100", "zca": False}, "CIFAR100_NO_ZCA/ConvNetD3"),
         (
-            {"dataset": "Tiny", "res": 64, "zca": False, "model": "ConvNetD4"},
-            "Tiny/ConvNetD4",
+            {},
+            "CIFAR10/ConvNetD3",
+            "--dataset CIFAR10 --model ConvNetD3 BUFFERS --data_path data --zca",
         ),
-        ({"dataset": "Tiny", "res": 64}, "Tiny_ZCA/ConvNetD3"),
-        ({"dataset": "Tiny", "res": 32, "zca": False}, "Tiny/32/ConvNetD3"),
+        ({"zca": False}, "CIFAR10_NO_ZCA/ConvNetD3", "data_path data"),
+        ({"dataset": "CIFAR100"}, "CIFAR100/ConvNetD3", "--data_path data --zca"),
+        ({"dataset": "Tiny", "res": 64}, "Tiny_ZCA/ConvNetD3", "--data_path data --zca"),
+        (
+            {"dataset": "Tiny", "res": 32, "zca": False, "model": "ConvNetD4"},
+            "Tiny/32/ConvNetD4",
+            "--dataset Tiny --res 32 --model ConvNetD4 BUFFERS --data_path data",
+        ),
         (
             {"dataset": "ImageNet", "subset": "imagewoof", "res": 128, "zca": False},
             "ImageNet/imagewoof/128/ConvNetD3",
+            "--dataset ImageNet --subset imagewoof --res 128 --model ConvNetD3 BUFFERS "
+            "--data_path data",
         ),
-        ({"dataset": "digits", "res": 8, "zca": False}, "digits/ConvNetD3"),
-        ({"dataset": "digits", "res": 8}, "digits_ZCA/ConvNetD3"),
+        ({"dataset": "digits", "res": 8}, "digits_ZCA/ConvNetD3", "--data_path data --zca"),
         (
-            {"dataset": "folder", "res": 48, "zca": False, "data_path": "/pictures/birds/"},
+            {"dataset": "folder", "res": 48, "zca": False, "data_path": "/my pictures/birds/"},
             "folder/birds/48/ConvNetD3",
+            "--dataset folder --res 48 --model ConvNetD3 BUFFERS --data_path '/my pictures/birds/'",
         ),
-        ({"flat": True}, "CIFAR10_FLAT/ConvNetD3"),
-        ({"zca": False, "flat": True, "val_fraction": 0.1}, "CIFAR10_NO_ZCA_FLAT_VAL0.1/ConvNetD3"),
+        ({"flat": True}, "CIFAR10_FLAT/ConvNetD3", "--data_path data --zca --flat"),
+        (
+            {"zca": False, "flat": True, "val_fraction": 0.1},
+            "CIFAR10_NO_ZCA_FLAT_VAL0.1/ConvNetD3",
+            "--data_path data --val_fraction 0.1 --flat",
+        ),
         (
             {"dataset": "digits", "res": 16, "zca": False, "val_fraction": 0.25},
             "digits_VAL0.25/16/ConvNetD3",
+            "--data_path data --val_fraction 0.25",
         ),
     ],
 )
-def test_the_folder_of_each_data_set(change, folder):
-    assert replace(KIND, **change).folder("buffers") == Path("buffers", folder)
-
-
-def make_files(buffer_path: Path, *folders: str) -> None:
-    for folder in folders:
-        write(buffer_path / folder, [make_expert()])
+def test_each_kind_has_a_folder_and_a_command_that_is_named_where_it_is_empty(
+    tmp_path, change, folder, flags
+):
+    kind, buffers = replace(KIND, **change), tmp_path / "my buffers"
+    assert kind.folder(str(buffers)) == buffers / folder
+    (buffers / folder).mkdir(parents=True)
+    with pytest.raises(UserError) as raised:
+        find_experts(str(buffers), kind, model_fixed=True, zca_fixed=True)
+    words = f"{buffers / folder}; make them with: python buffer.py --dataset {kind.dataset} "
+    assert words in str(raised.value)
+    assert str(raised.value).endswith(flags.replace("BUFFERS", f"--buffer_path '{buffers}'"))
 
 
 @pytest.mark.parametrize(
@@ -378,7 +350,8 @@ def make_files(buffer_path: Path, *folders: str) -> None:
     ],
 )
 def test_experts_are_found(tmp_path, there, fixed, expected):
-    make_files(tmp_path, *there)
+    for folder in there:
+        write(tmp_path / folder, [make_expert()])
 
     def find() -> ExpertKind:
         return find_experts(
@@ -390,39 +363,6 @@ def test_experts_are_found(tmp_path, there, fixed, expected):
             find()
     else:
         assert find() == replace(KIND, **expected)
-
-
-@pytest.mark.parametrize(
-    ("change", "flags"),
-    [
-        ({}, "--dataset CIFAR10 --model ConvNetD3 --buffer_path my --data_path data --zca"),
-        (
-            {"dataset": "ImageNet", "subset": "imagewoof", "res": 128, "zca": False},
-            "--dataset ImageNet --subset imagewoof --res 128 --model ConvNetD3 "
-            "--buffer_path my --data_path data",
-        ),
-        (
-            {"flat": True, "val_fraction": 0.1},
-            "--dataset CIFAR10 --model ConvNetD3 --buffer_path my --data_path data "
-            "--val_fraction 0.1 --zca --flat",
-        ),
-    ],
-)
-def test_missing_experts_name_the_command_that_makes_them(change, flags):
-    with pytest.raises(UserError) as raised:
-        find_experts("my", replace(KIND, **change), model_fixed=True, zca_fixed=True)
-    assert str(raised.value).endswith(f"make them with: python buffer.py {flags}")
-
-
-def test_the_command_survives_a_path_with_blanks():
-    words = shlex.split(replace(KIND, data_path="my data").command("a b"))
-    assert words[-5:] == ["--buffer_path", "a b", "--data_path", "my data", "--zca"]
-
-
-def test_an_empty_folder_holds_no_experts(tmp_path):
-    KIND.folder(str(tmp_path)).mkdir(parents=True)
-    with pytest.raises(UserError, match="no expert buffers"):
-        find_experts(str(tmp_path), KIND, model_fixed=False, zca_fixed=False)
 
 
 def test_experts_without_a_whole_file_name_the_command_that_goes_on(tmp_path):
@@ -454,19 +394,19 @@ def test_settings_bind_nobody_before_the_first_expert(tmp_path):
     assert (tmp_path / "finished_expert_0.pt").exists()
 
 
-@pytest.mark.parametrize("content", ["{", "[]", ""])
-def test_unreadable_settings_are_named(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "refusal"),
+    [(content, r"experts\.json holds no settings as JSON") for content in ("{", "[]", "")]
+    + [(None, r"not from this buffer.*another --buffer_path")],  # from elsewhere
+)
+def test_experts_of_unknown_settings_are_not_added_to(tmp_path, content, refusal):
     write(tmp_path, [make_expert()])
-    (tmp_path / "experts.json").write_text(content)
-    with pytest.raises(UserError, match=r"experts\.json holds no settings as JSON"):
-        begin(tmp_path, {})
-
-
-def test_buffers_from_elsewhere_are_not_added_to(tmp_path):
-    write(tmp_path, [make_expert()])
-    with pytest.raises(UserError, match=r"not from this buffer.*another --buffer_path"):
+    if content is not None:
+        (tmp_path / "experts.json").write_text(content)
+    before = names(tmp_path)
+    with pytest.raises(UserError, match=refusal):
         begin(tmp_path, {"lr_teacher": 0.01})
-    assert names(tmp_path) == ["replay_buffer_0.pt"]
+    assert names(tmp_path) == before
 
 
 def test_missing_experts_are_those_of_missing_and_short_files(tmp_path):

@@ -127,10 +127,10 @@ def distilled(size=SIZE, **whitening):
     )
 
 
-def eval_demand(folder, on=CPU, *, of=None, size=SIZE, observer=None, **options):
+def eval_demand(folder, on=CPU, *, of=None, size=SIZE, expert_features=None, **options):
     options = {"compile": "off", "distilled": str(folder / "distilled_best.pt")} | options
     call = EvalCall(EvalOptions(**options), of or distilled(size), size)
-    return call.demand(source(folder, size), on, observer)
+    return call.demand(source(folder, size), on, expert_features)
 
 
 def short(demand, on):
@@ -601,7 +601,7 @@ def test_the_compiler_is_counted_where_some_set_will_be_compiled_and_not_tried(t
 
 
 def test_choosing_by_experts_takes_their_features_of_all_training_images(tmp_path):
-    chooses = partial(eval_demand, tmp_path, observer=SimpleNamespace(width=10**6))
+    chooses = partial(eval_demand, tmp_path, expert_features=SimpleNamespace(width=10**6))
     features, chosen = 4 * 10**6 * 600, chooses(herding=True).of()
     assert features < chosen.host - eval_demand(tmp_path, random=True).of().host
     assert chooses(random=True, herding=True, k_center=True).of().host == chosen.host

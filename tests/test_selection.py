@@ -19,11 +19,10 @@ from utils.data.dataset import Split, load_dataset
 from utils.data.distilled import SyntheticSet
 from utils.data.real_images import random_real_images
 from utils.experts.buffer import ExpertBuffer
-from utils.experts.features import Observer
+from utils.experts.features import ExpertFeatures
 from utils.experts.files import read_file, snapshot
 from utils.measure import protocol as evaluation
 from utils.measure.selection import SELECTIONS, forgetting, herding, k_center, select
-from utils.options import EvalOptions
 
 EXPERT_RULES = ["herding", "k_center", "forgetting"]
 
@@ -37,20 +36,12 @@ def points(number, dims=3):
 
 
 def by_definition_herding(features, ipc):
-    """iCaRL's Algorithm 4 in plain Python, without the scaling, and without choosing twice."""
-    rows = features.tolist()
-    mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+    """iCaRL's Algorithm 4, without the scaling, and without choosing twice."""
     chosen = []
     for _ in range(ipc):
-
-        def distance(i, chosen=chosen):
-            means = [
-                sum(column) / len(column)
-                for column in zip(*(rows[j] for j in [*chosen, i]), strict=True)
-            ]
-            return sum((a - b) ** 2 for a, b in zip(mean, means, strict=True))
-
-        chosen.append(min(set(range(len(rows))).difference(chosen), key=distance))
+        left = [i for i in range(len(features)) if i not in chosen]
+        off = features.mean(0) - torch.stack([features[[*chosen, i]].mean(0) for i in left])
+        chosen.append(left[int(off.square().sum(1).argmin())])
     return chosen
 
 
@@ -87,28 +78,6 @@ def test_equal_images_are_chosen_once_each(rule):
     assert sorted(rule(torch.ones(4, 2), 4, draw()).tolist()) == [0, 1, 2, 3]
 
 
-def test_k_center_covers_twice_as_badly_as_the_best_at_the_most():
-    """The bound that the greedy choice is known for, against all choices that there are."""
-    features = points(10, 2)
-    distances = torch.cdist(features, features)
-
-    def radius(chosen):
-        return distances[:, list(chosen)].min(1).values.max()
-
-    best = min(radius(chosen) for chosen in itertools.combinations(range(10), 3))
-    assert radius(k_center(features, 3, draw())) <= 2 * best
-
-
-def test_forgetting_counts_right_then_wrong():
-    answers = ["0101", "1111", "0000", "1010", "0011", "1001", "1000"]
-    events = [1, 0, 9, 2, 0, 1, 1]  # the one that is never right is the first
-    right = torch.tensor([[letter == "1" for letter in row] for row in answers])
-    chosen = forgetting(right, 7, draw()).tolist()
-    assert sorted(chosen) == list(range(7))
-    assert [events[i] for i in chosen] == sorted(events, reverse=True)
-    assert chosen[:3] == forgetting(right, 3, draw()).tolist()
-
-
 def test_forgetting_draws_among_equals():
     right = torch.ones(50, 3, dtype=torch.bool)
     first, second = (forgetting(right, 10, draw(name)).tolist() for name in "ab")
@@ -131,7 +100,7 @@ def test_forgetting_is_its_definition(number):
     assert [counts[i] for i in chosen] == sorted(counts, reverse=True)[:12]
 
 
-def make_observer(folder, model, *, experts=1, epochs=1, size=32):
+def make_expert_features(folder, model, *, experts=1, epochs=1, size=32):
     """Experts of random parameters."""
     shape = {"channels": 1, "num_classes": 10, "image_size": size}
     for number in range(experts):
@@ -139,7 +108,7 @@ def make_observer(folder, model, *, experts=1, epochs=1, size=32):
         expert = [snapshot(network) for network in networks]
         save_expert(folder, number, expert, experts_per_file=10)
     network = build_network(model, **shape)
-    return Observer(ExpertBuffer(folder, [p.shape for p in network.parameters()]), network)
+    return ExpertFeatures(ExpertBuffer(folder, [p.shape for p in network.parameters()]), network)
 
 
 LARGE = {
@@ -154,7 +123,7 @@ LARGE = {
 @pytest.mark.parametrize("model", sorted(set(NETWORKS) - LARGE))
 def test_features_are_what_the_logits_are_made_of(tmp_path, model):
     """Of every network: the last two parameters make them the logits."""
-    seen = make_observer(tmp_path, model)
+    seen = make_expert_features(tmp_path, model)
     images = torch.randn(3, 1, 32, 32, generator=draw())
     features = seen.features(0, Split(images, torch.zeros(3, dtype=torch.int64)))
     state = read_file(tmp_path / "replay_buffer_0.pt")[0][-1]
@@ -168,7 +137,7 @@ def test_features_are_what_the_logits_are_made_of(tmp_path, model):
 
 def test_what_an_expert_sees_in_batches_of_any_size(digits, tmp_path, monkeypatch):
     """Features and answers against a network whose weights are set by hand, in float64."""
-    seen = make_observer(tmp_path, "ConvNetD2", experts=2, epochs=3, size=8)
+    seen = make_expert_features(tmp_path, "ConvNetD2", experts=2, epochs=3, size=8)
     train = digits.require_train()
     split = Split(train.images[:50].double(), train.labels[:50])
     whole = seen.features(1, split), seen.right_answers(1, split)
@@ -200,7 +169,7 @@ def digits():
 
 def test_random_images_are_drawn_class_by_class_from_a_stream_for_each_network(digits):
     train = digits.require_train()
-    drawn = select("random", digits, 2, networks=3, seed=5, observer=None)
+    drawn = select("random", digits, 2, networks=3, seed=5, expert_features=None)
     for k, images in enumerate(drawn):
         generator = stream(5, "random", k)
         for label, pair in enumerate(images.split(2)):
@@ -216,35 +185,31 @@ def test_network_k_is_of_expert_k_modulo_their_number(digits, experts, name):
     buffer = ExpertBuffer(
         experts / "digits/ConvNetD2", [param.shape for param in network.parameters()]
     )
-    observer, selection = Observer(buffer, network), SELECTIONS[name]
+    expert_features, selection = ExpertFeatures(buffer, network), SELECTIONS[name]
     train = digits.require_train()
-    drawn = select(name, digits, 3, networks=3, seed=4, observer=observer)
+    drawn = select(name, digits, 3, networks=3, seed=4, expert_features=expert_features)
     for k, expert in enumerate([0, 1, 0]):
-        described = selection.view(observer, expert, train)
+        described = selection.view(expert_features, expert, train)
         generator = stream(4, name, k)
         expected = []
         for label in range(10):
             members = (train.labels == label).nonzero().flatten()
             expected.append(members[selection.rule(described[members], 3, generator)])
         assert torch.equal(drawn[k], train.images[torch.cat(expected)])
-    again = select(name, digits, 3, networks=3, seed=4, observer=observer)
+    again = select(name, digits, 3, networks=3, seed=4, expert_features=expert_features)
     assert all(map(torch.equal, drawn, again))
     assert not torch.equal(drawn[0], drawn[1])
 
 
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_whole_classes_are_chosen_where_ipc_is_their_size(digits, tmp_path, name):
-    observer, train = make_observer(tmp_path, "MLP", size=8), digits.require_train()
-    (chosen,) = select(name, digits, 9, networks=1, seed=0, observer=observer)
+    expert_features, train = make_expert_features(tmp_path, "MLP", size=8), digits.require_train()
+    (chosen,) = select(name, digits, 9, networks=1, seed=0, expert_features=expert_features)
     for label, images in enumerate(chosen.split(9)):
         everyone = train.images[train.labels == label]
         assert sorted(images.flatten(1).tolist()) == sorted(everyone.flatten(1).tolist())
     with pytest.raises(UserError, match="--ipc 10 is more than the 9 training images of class 0"):
-        select(name, digits, 10, networks=1, seed=0, observer=observer)
-
-
-def test_every_selection_has_its_flag():
-    assert all(getattr(EvalOptions(), name) is False for name in SELECTIONS)
+        select(name, digits, 10, networks=1, seed=0, expert_features=expert_features)
 
 
 @pytest.fixture

@@ -51,7 +51,9 @@ LATER = "to upload: python -m utils.run.wandb_follow "
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    """A run directory; what is slow here is waited for."""
+    monkeypatch.setattr(wandb_follow, "WAIT_SECONDS", 60)
     folder = tmp_path / "digits/D/ipc1/x"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("lr: 0.1\nenvironment: [{torch: 2.12.1}]\n")
@@ -158,7 +160,8 @@ def test_a_failure_is_one_line_when_it_happens(wandb, folder, capfd, fault, reas
 @pytest.mark.parametrize("fault", ["init hangs", "log hangs", "finish hangs", "finish times_out"])
 def test_what_hangs_is_waited_for_at_the_end_alone(wandb, folder, capfd, monkeypatch, fault):
     calls = wandb(fault)
-    monkeypatch.setattr(wandb_follow, "WAIT_SECONDS", 0.5 if "hangs" in fault else 20)
+    if "hangs" in fault:
+        monkeypatch.setattr(wandb_follow, "WAIT_SECONDS", 0.5)
     log = start(folder)
     log.log(**step(0))
     reached = "log" if fault.startswith("finish") else fault.split()[0]
@@ -185,33 +188,28 @@ def test_no_process_no_wandb(folder, monkeypatch, capsys):
 RUN = """
 import signal, sys, time
 from pathlib import Path
+from utils.run.wandb_follow import WandbFollower
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell's & has it ignored
-sys.path.insert(0, sys.argv[1])
-from utils.run import wandb_follow
-wandb_follow.WAIT_SECONDS = 60
-folder = Path(sys.argv[2])
-(folder / "metrics.jsonl").write_text('{"kind": "step", "iteration": 0, "loss": 0.5}\\n')
-follower = wandb_follow.WandbFollower.start(folder, sys.argv[3])
+follower = WandbFollower.start(Path(sys.argv[1]), "online")
 print(follower._process.pid, flush=True)
-time.sleep(float(sys.argv[4]))
-if sys.argv[5] == "finish":
-    follower.finish()
+time.sleep(float(sys.argv[2]))
 """
 
 
-def run(folder, mode, seconds, end):
-    """A run of its own, in its own process group, with its output in a pipe."""
-    command = [sys.executable, "-c", RUN, ROOT, folder, mode, seconds, end]
-    return subprocess.Popen(
-        [str(part) for part in command], stdout=subprocess.PIPE, text=True, start_new_session=True
+def run(folder, seconds):
+    """A run that ends without a word, in its own process group; and the process beside it."""
+    (folder / "metrics.jsonl").write_text(f"{json.dumps(step(0))}\n")
+    command = [sys.executable, "-c", RUN, str(folder), str(seconds)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT
     )
+    return process, int(process.stdout.readline())
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_is_killed_leaves_a_failed_wandb_run_and_no_process(wandb, folder, number):
     calls = wandb()
-    process = run(folder, "online", 60, "finish")
-    pid = int(process.stdout.readline())
+    process, pid = run(folder, 60)
     wait_for(lambda: calls() and calls()[-1][0] == "log")
     os.killpg(process.pid, number)  # as a terminal does
     process.communicate(timeout=60)
@@ -222,8 +220,7 @@ def test_a_run_that_is_killed_leaves_a_failed_wandb_run_and_no_process(wandb, fo
 def test_a_run_ends_at_once_without_finish(wandb, folder):
     wandb("finish hangs")
     began = time.monotonic()
-    process = run(folder, "online", 0.5, "exit")
-    pid = int(process.stdout.readline())
+    process, pid = run(folder, 0.5)
     process.communicate(timeout=10)  # to the end of its output too
     assert process.returncode == 0
     assert time.monotonic() - began < 5
@@ -260,20 +257,21 @@ def test_an_upload_that_cannot_be_is_one_line(wandb, folder):
 
 
 @pytest.mark.parametrize("how", ["beside a run", "afterwards"])
-def test_the_real_wandb_offline(folder, how):
+def test_the_real_wandb_offline(folder, capfd, how):
+    log = start(folder, "offline" if how == "beside a run" else "disabled")
+    log.log(**step(0))
+    log.finish(0)
     if how == "afterwards":
-        (folder / "metrics.jsonl").write_text(f"{json.dumps(step(0))}\n")
-        out = upload(folder, "--mode", "offline").stdout
-    else:
-        out, _ = run(folder, "offline", 0, "finish").communicate(timeout=60)
+        print(upload(folder, "--mode", "offline").stdout)
+    out = capfd.readouterr().out
     (files,) = re.findall(r"wandb logged offline; to upload: wandb sync (\S+)\n", out)
     assert Path(files).parent == folder / "wandb"
     (file,) = Path(files).glob("*.wandb")
     assert b"loss" in file.read_bytes()
 
 
-def test_the_real_wandb_without_a_key_asks_nobody(folder, monkeypatch):
+def test_the_real_wandb_without_a_key_asks_nobody(folder, capfd, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(folder))
-    out, _ = run(folder, "online", 0, "finish").communicate(timeout=60)
-    assert "going on without wandb: No API key configured" in out
+    start(folder).finish(0)
+    assert "going on without wandb: No API key configured" in capfd.readouterr().out

@@ -13,11 +13,7 @@ import torch
 from utils.core.errors import UserError
 
 INT_LIMIT, FLOAT_LIMIT = 2**31, torch.finfo(torch.float32).max
-
-
 METAVARS = {int: "N", float: "X", str: "NAME"}
-
-
 SHOWN = 80  # characters of a bad value
 
 

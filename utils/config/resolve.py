@@ -92,21 +92,13 @@ def resolve(
     for name, value in given.items():
         check_value(fields[name], value, f"--{name}")
     path = find_yaml(given)
-    from_yaml = _read_yaml(path, fields, _types(options)) if path is not None else {}
+    from_yaml = _read_yaml(path, fields, typing.get_type_hints(options)) if path is not None else {}
     for name, value in from_yaml.items():
         check_value(fields[name], value, f"{path}: {name}")
     find_presets: Presets = getattr(options, "presets", lambda known: ("", {}))
     origin, preset = find_presets(from_yaml | given)
-    sources = {
-        name: FLAG
-        if name in given
-        else str(path)
-        if name in from_yaml
-        else origin
-        if name in preset
-        else DEFAULT
-        for name in fields
-    }
+    sources = dict.fromkeys(fields, DEFAULT) | dict.fromkeys(preset, origin)
+    sources |= dict.fromkeys(from_yaml, str(path)) | dict.fromkeys(given, FLAG)
     return Resolved(options(**{**preset, **from_yaml, **given}), sources)
 
 
@@ -157,10 +149,6 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=28, width=100)
 
 
-def _types(options: type) -> dict[str, Any]:
-    return typing.get_type_hints(options)
-
-
 def _parser(options: type, description: str) -> argparse.ArgumentParser:
     parser = Parser(
         description=description,
@@ -168,7 +156,7 @@ def _parser(options: type, description: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    hints = _types(options)
+    hints = typing.get_type_hints(options)
     groups: dict[str, Any] = {}
     for field in dataclasses.fields(options):
         title, alias = field.metadata["group"], field.metadata["alias"]
@@ -219,16 +207,14 @@ def _read_yaml(
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(YAML_LIMIT + 1)  # a device may have no end
-        if len(text) > YAML_LIMIT:
-            raise UserError(f"{path} is too long for a file of settings")
-        content = yaml.safe_load(text)
+        content = yaml.safe_load(text) if len(text) <= YAML_LIMIT else None
     except OSError as error:
         raise UserError(f"cannot read --config {path}: {error.strerror}") from None
-    except UserError:
-        raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not valid YAML: {reason}") from None
+    if len(text) > YAML_LIMIT:
+        raise UserError(f"{path} is too long for a file of settings")
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 import torch
 
@@ -124,6 +124,16 @@ def _is_whole(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:
     except zipfile.BadZipFile:
         return False
     return True
+
+
+def is_dense(value: Any) -> TypeGuard[torch.Tensor]:
+    """Whether it is a tensor with values in memory, not a sparse, nested or empty shell of one."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and not value.is_nested
+        and value.device.type == "cpu"
+    )
 
 
 def write_text(text: str, path: str | Path) -> None:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,15 +12,16 @@ from utils.core import ranks
 from utils.core.cache import cached, digest
 from utils.core.errors import UserError
 from utils.data.normalisation import CHUNK, Normalisation, check_zca_size, fit_mean_std, fit_zca
-from utils.data.source import Source, SplitName
+from utils.data.source import DataRequest, Source, SplitName
 from utils.data.sources import find_cifar, find_digits, find_folder, find_imagenet, find_tiny
+from utils.data.spec import side_of
 
 MIN_RES = 8
 
-DATASETS: dict[str, Callable[..., Source]] = {
+DATASETS: dict[str, Callable[[DataRequest], Source]] = {
     "digits": find_digits,
-    "CIFAR10": partial(find_cifar, "CIFAR10"),
-    "CIFAR100": partial(find_cifar, "CIFAR100"),
+    "CIFAR10": find_cifar,
+    "CIFAR100": find_cifar,
     "Tiny": find_tiny,
     "ImageNet": find_imagenet,
     "folder": find_folder,
@@ -112,12 +112,12 @@ def find_dataset(
         raise UserError(f"--subset {subset} goes with --dataset ImageNet only, not with {name}")
     if res is not None and res < MIN_RES:
         raise UserError(f"--res {res} is too small: give {MIN_RES} or more")
-    root = _root(data_path)
+    request = DataRequest(name, subset, _root(data_path), splits, side_of(name, res))
     try:
         with ranks.main_first():
-            source = DATASETS[name](root, splits, subset=subset, res=res)
+            source = DATASETS[name](request)
     except OSError as error:
-        raise UserError(f"cannot look into {root}: {error}") from error
+        raise UserError(f"cannot look into {request.root}: {error}") from error
     if zca:
         check_zca_size(source.channels, source.image_size, source.image_size)
     if val_fraction > 0 and "train" in splits:

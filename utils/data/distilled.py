@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from networks import NETWORKS
 from utils.core.errors import UserError
-from utils.core.files import torch_load, torch_save
+from utils.core.files import is_dense, torch_load, torch_save
 from utils.data.dataset import DATASETS
 from utils.data.normalisation import Normalisation
 
@@ -84,18 +84,15 @@ def _problem(values: Any) -> str | None:
     """Say what is wrong with the content of a file; None if nothing is."""
     if not isinstance(values, dict):
         return f"it holds a {type(values).__name__} instead of a dict"
-    whole = {**values, **_config_of(values)}
-    if missing := [name for name in _FORM if name not in whole]:
-        return f"it lacks {', '.join(missing)}"
-    for name, (is_good, wanted) in (_FORM | _OPTIONAL).items():
-        if name in whole and not is_good(whole[name]):
-            return f"{name} is not {wanted}"
-    return next((problem for holds, problem in _relations(whole) if not holds), None)
-
-
-def _config_of(values: Mapping[str, Any]) -> dict[str, Any]:
     config = values.get("config")
-    return {f"config.{k}": v for k, v in config.items()} if isinstance(config, dict) else {}
+    of_config = config.items() if isinstance(config, dict) else ()
+    whole = {**values, **{f"config.{name}": value for name, value in of_config}}
+    if missing := [name for name in _FORMS if name not in whole]:
+        return f"it lacks {', '.join(missing)}"
+    for name, form in (_FORMS | _OPTIONAL).items():
+        if name in whole and not form.fits(whole[name]):
+            return f"{name} is not {form.what}"
+    return next((problem for holds, problem in _relations(whole) if not holds), None)
 
 
 def _relations(values: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
@@ -117,88 +114,72 @@ def _relations(values: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
     yield ("zca_mean" in values) == ("zca_matrix" in values), "it has one of zca_mean, zca_matrix"
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+class _Form(NamedTuple):
+    """What a value of a file must be, in words, and whether one is that."""
+
+    what: str
+    fits: Callable[[Any], bool]
 
 
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool)
+def _list_of(form: _Form, what: str) -> _Form:
+    def fits(value: Any) -> bool:
+        return isinstance(value, list | tuple) and len(value) > 0 and all(map(form.fits, value))
+
+    return _Form(what, fits)
+
+
+def _is_filled(value: Any, dims: int) -> bool:
+    """Whether it is a tensor with at least one value, and with all of them in its storage."""
+    is_whole = is_dense(value) and 0 < value.nbytes <= value.untyped_storage().nbytes()
+    return is_whole and value.ndim == dims
+
+
+def _is_finite(value: Any, dims: int) -> bool:
+    is_float = _is_filled(value, dims) and value.is_floating_point()
+    return is_float and bool(value.float().isfinite().all())
 
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e300
 
 
-def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > 0
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
-def _is_in_memory(value: Any) -> bool:
-    """Whether it is a tensor with at least one value, and with all of them in its storage."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and not value.is_nested
-        and value.device.type == "cpu"
-        and 0 < value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-    )
-
-
-def _is_finite(value: Any, *, dims: int) -> bool:
-    return (
-        _is_in_memory(value)
-        and value.is_floating_point()
-        and value.ndim == dims
-        and bool(value.float().isfinite().all())
-    )
-
-
-def _are_labels(value: Any) -> bool:
-    return _is_in_memory(value) and value.dtype == torch.int64 and value.ndim == 1
-
-
-def _all(is_good: Callable[[Any], bool], value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(is_good, value))
-
-
-# Whether a value of a file is good, and what it must be; config.<name> is what eval.py needs of it.
-_Form = dict[str, tuple[Callable[[Any], bool], str]]
-_FORM: _Form = {
-    "images": (partial(_is_finite, dims=4), "a finite float tensor (N, C, H, W)"),
-    "labels": (_are_labels, "an int64 tensor (N,)"),
-    "syn_lr": (_is_positive, "a finite number above 0"),
-    "dataset": (lambda value: _is_text(value) and value in DATASETS, "a known data set"),
-    "subset": (lambda value: value is None or _is_text(value), "text or None"),
-    "model": (lambda value: _is_text(value) and value in NETWORKS, "a known network"),
-    "ipc": (_is_count, "a whole number above 0"),
-    "iteration": (lambda value: type(value) is int and value >= 0, "a whole number from 0 on"),
-    "set": (lambda value: _is_text(value) and value in ("raw", "ema"), "raw or ema"),
-    "class_names": (partial(_all, _is_text), "a list of texts"),
-    "mean": (partial(_all, _is_number), "a list of finite numbers"),
-    "std": (partial(_all, _is_positive), "a list of finite numbers above 0"),
-    "zca": (_is_bool, "true or false"),
-    "config": (lambda value: isinstance(value, dict), "a dict"),
-    "config.data_path": (_is_text, "text"),
-    "config.res": (lambda value: value is None or _is_count(value), "a whole number or None"),
-    "config.dsa": (_is_bool, "true or false"),
-    "config.dsa_strategy": (_is_text, "text"),
-    "config.batch_train": (_is_count, "a whole number above 0"),
+_TEXT = _Form("text", lambda value: isinstance(value, str))
+_BOOL = _Form("true or false", lambda value: isinstance(value, bool))
+_DICT = _Form("a dict", lambda value: isinstance(value, dict))
+_NUMBER = _Form("a finite number", _is_number)
+_POSITIVE = _Form("a finite number above 0", lambda value: _is_number(value) and value > 0)
+_COUNT = _Form("a whole number above 0", lambda value: type(value) is int and value > 0)
+# config.<name> is what eval.py needs of it.
+_FORMS = {
+    "images": _Form("a finite float tensor (N, C, H, W)", partial(_is_finite, dims=4)),
+    "labels": _Form("an int64 tensor (N,)", lambda v: _is_filled(v, 1) and v.dtype == torch.int64),
+    "syn_lr": _POSITIVE,
+    "dataset": _Form("a known data set", lambda v: _TEXT.fits(v) and v in DATASETS),
+    "subset": _Form("text or None", lambda v: v is None or _TEXT.fits(v)),
+    "model": _Form("a known network", lambda v: _TEXT.fits(v) and v in NETWORKS),
+    "ipc": _COUNT,
+    "iteration": _Form("a whole number from 0 on", lambda v: type(v) is int and v >= 0),
+    "set": _Form("raw or ema", lambda v: _TEXT.fits(v) and v in ("raw", "ema")),
+    "class_names": _list_of(_TEXT, "a list of texts"),
+    "mean": _list_of(_NUMBER, "a list of finite numbers"),
+    "std": _list_of(_POSITIVE, "a list of finite numbers above 0"),
+    "zca": _BOOL,
+    "config": _DICT,
+    "config.data_path": _TEXT,
+    "config.res": _Form("a whole number or None", lambda v: v is None or _COUNT.fits(v)),
+    "config.dsa": _BOOL,
+    "config.dsa_strategy": _TEXT,
+    "config.batch_train": _COUNT,
 }
-_OPTIONAL: _Form = {
-    "zca_mean": (partial(_is_finite, dims=1), "a finite float tensor (D,)"),
-    "zca_matrix": (partial(_is_finite, dims=2), "a finite float tensor (D, D)"),
-    "config.buffer_path": (_is_text, "text"),
-    "config.flat": (_is_bool, "true or false"),
-    "config.val_fraction": (
-        lambda value: _is_number(value) and 0 <= value < 1,
-        "a number from 0 to below 1",
+_OPTIONAL = {
+    "zca_mean": _Form("a finite float tensor (D,)", partial(_is_finite, dims=1)),
+    "zca_matrix": _Form("a finite float tensor (D, D)", partial(_is_finite, dims=2)),
+    "config.buffer_path": _TEXT,
+    "config.flat": _BOOL,
+    "config.val_fraction": _Form(
+        "a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1
     ),
-    "rewinds": (
-        lambda value: isinstance(value, (list, tuple)) and all(isinstance(v, dict) for v in value),
-        "a list of dicts",
+    "rewinds": _Form(
+        "a list of dicts", lambda v: isinstance(v, list | tuple) and all(map(_DICT.fits, v))
     ),
 }

@@ -16,6 +16,23 @@ SplitName = Literal["train", "val", "test"]
 
 
 @dataclass(frozen=True)
+class DataRequest:
+    """What is looked for: a data set's `splits` under the folder `root`, with images of a side."""
+
+    name: str
+    subset: str | None
+    root: Path
+    splits: tuple[SplitName, ...]
+    size: int
+
+    @property
+    def cache(self) -> Path:
+        """The beginning of the names of files that keep what is derived from the images."""
+        name = "_".join(filter(None, (self.name, self.subset)))
+        return self.root / ".cache" / f"{name}_{self.size}"
+
+
+@dataclass(frozen=True)
 class Source:
     """A data set that was found but not yet read.
 

@@ -1,7 +1,6 @@
 """Find the files of each data set and check them: one function per data set.
 
 Finding is quick and refuses what is wrong; pixels are read only when a split's `read` is called.
-Every function takes the data path, the splits that are needed, and the options.
 """
 
 import socket
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +23,8 @@ from utils.data.folders import class_names as class_folders
 from utils.data.folders import list_images
 from utils.data.imagenet_subsets import IMAGENET_SUBSETS
 from utils.data.normalisation import Normalisation
-from utils.data.source import Source, SplitName
-from utils.data.spec import KNOWN, side_of
+from utils.data.source import DataRequest, Source, SplitName
+from utils.data.spec import KNOWN
 
 Files = list[tuple[Path, int]]  # (image file, label)
 
@@ -33,17 +32,14 @@ CIFAR_NORMALISATION = Normalisation((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0
 IMAGENET_NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def find_digits(
-    data_path: Path, splits: Sequence[SplitName], *, subset: str | None, res: int | None
-) -> Source:
+def find_digits(request: DataRequest) -> Source:
     """scikit-learn's 1,797 scans, 1x8x8, split 80/20 by class the same way every time.
 
-    `res` other than 8 resizes them. Nothing is read from `data_path`.
+    A `size` other than 8 resizes them. Nothing is read from `root`.
     """
     from sklearn.datasets import load_digits  # slow to import, needed only here
     from sklearn.model_selection import train_test_split
 
-    size = side_of("digits", res)
     scans = load_digits()
     labels = torch.from_numpy(scans.target).long()
     train, test = train_test_split(
@@ -53,10 +49,11 @@ def find_digits(
     return Source(
         class_names=tuple("0123456789"),
         channels=1,
-        image_size=size,
-        labels={split: labels[members[split]] for split in splits},
+        image_size=request.size,
+        labels={split: labels[members[split]] for split in request.splits},
         read={
-            split: partial(_digits_pixels, scans.images, members[split], size) for split in splits
+            split: partial(_digits_pixels, scans.images, members[split], request.size)
+            for split in request.splits
         },
     )
 
@@ -69,57 +66,51 @@ def _digits_pixels(scans: np.ndarray, members: Tensor, size: int) -> Tensor:
     return images.round().clamp(0, 255).to(torch.uint8)
 
 
-def find_cifar(
-    name: Literal["CIFAR10", "CIFAR100"],
-    data_path: Path,
-    splits: Sequence[SplitName],
-    *,
-    subset: str | None,
-    res: int | None,
-) -> Source:
-    """CIFAR, 3x32x32: torchvision's files in `data_path`, or a tree of class folders.
+def find_cifar(request: DataRequest) -> Source:
+    """CIFAR, 3x32x32: torchvision's files in `root`, or a tree of class folders.
 
-    A tree is `train/<class>/*` and `test/<class>/*` in `data_path/<name>` or in `data_path`.
-    Where there is neither, torchvision's files are downloaded.
+    A tree is `train/<class>/*` and `test/<class>/*` in `root/<name>` or in `root`. Where there is
+    neither, torchvision's files are downloaded.
     """
+    name, root, size = request.name, request.root, request.size
     spec = KNOWN[name].spec
-    if res not in (None, spec.side):
+    if size != spec.side:
         raise UserError(
-            f"--res {res} does not fit {name}, whose images are {spec.side}x{spec.side}: "
+            f"--res {size} does not fit {name}, whose images are {spec.side}x{spec.side}: "
             "leave it out"
         )
     from torchvision import datasets  # slow to import, needed only here
 
     files: type[Any] = getattr(datasets, name)
-    cache = _cache(data_path, name, spec.side)
-    if not (data_path / files.base_folder).is_dir():
-        for root in (data_path / name, data_path):
-            if folders := _split_folders(root, splits, test=("test", "val")):
-                source = _class_folders(folders, spec.side, cache, CIFAR_NORMALISATION)
-                return _with_classes(source, spec.classes, root)
-    batches = {split: _torchvision_cifar(files, data_path, split) for split in splits}
+    if not (root / files.base_folder).is_dir():
+        for tree in (root / name, root):
+            if folders := _split_folders(tree, request.splits, test=("test", "val")):
+                source = _class_folders(request, folders, CIFAR_NORMALISATION)
+                return _with_classes(source, spec.classes, tree)
+    batches = {split: _torchvision_cifar(files, root, split) for split in request.splits}
     return Source(
-        class_names=tuple(batches[splits[0]].classes),
+        class_names=tuple(batches[request.splits[0]].classes),
         channels=spec.channels,
-        image_size=spec.side,
+        image_size=size,
         labels={split: torch.tensor(batch.targets) for split, batch in batches.items()},
         read={split: partial(_cifar_pixels, batch.data) for split, batch in batches.items()},
         normalisation=CIFAR_NORMALISATION,
-        cache=cache,
+        cache=request.cache,
     )
 
 
-def _torchvision_cifar(files: type[Any], data_path: Path, split: SplitName) -> Any:
+def _torchvision_cifar(files: type[Any], root: Path, split: SplitName) -> Any:
     """torchvision's data set object, after its checksums; downloads what is missing."""
     if split == "test":  # the training files need not be there
         files = type(files.__name__, (files,), {"train_list": []})
     try:
         with _network_timeout(seconds=20):
-            return files(data_path, train=split == "train", download=True)
+            return files(root, train=split == "train", download=True)
     except (OSError, RuntimeError, HTTPException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"no complete {files.__name__} in {data_path}: looked for {files.base_folder}/ and for "
-            f"train/<class>/*, test/<class>/*, and the download failed ({_one_line(error)}); "
+            f"no complete {files.__name__} in {root}: looked for {files.base_folder}/ and for "
+            f"train/<class>/*, test/<class>/*, and the download failed ({reason}); "
             f"fetch {files.url} and put {files.filename} there as it is"
         ) from error
 
@@ -128,18 +119,16 @@ def _cifar_pixels(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
-def find_tiny(
-    data_path: Path, splits: Sequence[SplitName], *, subset: str | None, res: int | None
-) -> Source:
-    """Tiny ImageNet, 3x64x64 (or `res`), in `data_path` or `data_path/tiny-imagenet-200`.
+def find_tiny(request: DataRequest) -> Source:
+    """Tiny ImageNet, 3x64x64 (or `size`), in `root` or `root/tiny-imagenet-200`.
 
     Training images: `train/<wnid>/images/*`. Test images: `val/images/*` with
     `val/val_annotations.txt` as unzipped, or re-foldered `val/<wnid>/*`, with or without a
     folder `images` in between. Labels follow the sorted wnids.
     """
     folders = _locate(
-        (data_path / "tiny-imagenet-200", data_path),
-        splits,
+        request,
+        (request.root / "tiny-imagenet-200", request.root),
         "fetch http://cs231n.stanford.edu/tiny-imagenet-200.zip and unzip it there",
     )
     root = folders["test"].parent
@@ -153,10 +142,7 @@ def find_tiny(
             files[split] = _annotated_files(annotations, wnids)
         else:
             files[split] = list_images(_inner(folder / wnid) for wnid in wnids)
-    size = side_of("Tiny", res)
-    return _tree_source(
-        files, _words(root, wnids), size, _cache(data_path, "Tiny", size), IMAGENET_NORMALISATION
-    )
+    return _tree_source(request, files, _words(root, wnids), IMAGENET_NORMALISATION)
 
 
 def _tiny_wnids(root: Path) -> tuple[str, ...]:
@@ -191,53 +177,42 @@ def _annotated_files(annotations: Path, wnids: Sequence[str]) -> Files:
     return files
 
 
-def find_imagenet(
-    data_path: Path, splits: Sequence[SplitName], *, subset: str | None, res: int | None
-) -> Source:
-    """Ten classes of ImageNet, 3x128x128 (or `res`): `train/<wnid>/*` and `val/<wnid>/*`.
+def find_imagenet(request: DataRequest) -> Source:
+    """Ten classes of ImageNet, 3x128x128 (or `size`): `train/<wnid>/*` and `val/<wnid>/*`.
 
     Only the ten folders need be there. A label is the wnid's position in IMAGENET_SUBSETS.
     """
-    if subset not in IMAGENET_SUBSETS:
+    if request.subset not in IMAGENET_SUBSETS:
         raise UserError(
-            f"--dataset ImageNet with --subset {subset}: choose one of "
+            f"--dataset ImageNet with --subset {request.subset}: choose one of "
             f"{', '.join(IMAGENET_SUBSETS)}"
         )
-    wnids = IMAGENET_SUBSETS[subset]
+    wnids = IMAGENET_SUBSETS[request.subset]
     folders = _locate(
-        (data_path, data_path / "ImageNet"),
-        splits,
+        request,
+        (request.root, request.root / "ImageNet"),
         "get ImageNet (ILSVRC2012) from image-net.org and sort both into a folder a class",
     )
     files = {
         split: list_images(folder / wnid for wnid in wnids) for split, folder in folders.items()
     }
-    size = side_of("ImageNet", res)
-    return _tree_source(
-        files,
-        _words(folders["test"].parent, wnids),
-        size,
-        _cache(data_path, f"ImageNet_{subset}", size),
-        IMAGENET_NORMALISATION,
-    )
+    words = _words(folders["test"].parent, wnids)
+    return _tree_source(request, files, words, IMAGENET_NORMALISATION)
 
 
-def find_folder(
-    data_path: Path, splits: Sequence[SplitName], *, subset: str | None, res: int | None
-) -> Source:
-    """The user's pictures at 3x32x32 (or `res`): `train/<class>/*`, `test/<class>/*` or `val/`.
+def find_folder(request: DataRequest) -> Source:
+    """The user's pictures at 3x32x32 (or `size`): `train/<class>/*`, `test/<class>/*` or `val/`.
 
     Classes are the same in both, sorted by name, or by value where all names are numbers.
     """
-    folders = _locate((data_path,), splits, "make a folder a class in each", test=("test", "val"))
-    size = side_of("folder", res)
-    return _class_folders(folders, size, _cache(data_path, "folder", size))
+    advice = "make a folder a class in each"
+    folders = _locate(request, (request.root,), advice, test=("test", "val"))
+    return _class_folders(request, folders)
 
 
 def _class_folders(
+    request: DataRequest,
     folders: dict[SplitName, Path],
-    size: int,
-    cache: Path,
     normalisation: Normalisation | None = None,
 ) -> Source:
     """A source whose splits hold the same class folders, the class names."""
@@ -254,17 +229,17 @@ def _class_folders(
         split: list_images(folder / name for name in names[split])
         for split, folder in folders.items()
     }
-    return _tree_source(files, names["test"], size, cache, normalisation)
+    return _tree_source(request, files, names["test"], normalisation)
 
 
 def _tree_source(
+    request: DataRequest,
     files: dict[SplitName, Files],
     class_names: tuple[str, ...],
-    size: int,
-    cache: Path,
     normalisation: Normalisation | None,
 ) -> Source:
     """A source that decodes image files to 3 x size x size, once."""
+    cache, size = request.cache, request.size
     decoded = {split: cache.with_name(f"{cache.name}_{split}.pt") for split in files}
     return Source(
         class_names=class_names,
@@ -289,16 +264,13 @@ def _read_tree(files: Sequence[Path], size: int, cache_file: Path) -> Tensor:
 
 
 def _locate(
-    roots: Sequence[Path],
-    splits: Sequence[SplitName],
-    advice: str,
-    test: Sequence[str] = ("val",),
+    request: DataRequest, roots: Sequence[Path], advice: str, test: Sequence[str] = ("val",)
 ) -> dict[SplitName, Path]:
     """The folder of each split, in the first of `roots` that has all of them."""
     for root in roots:
-        if folders := _split_folders(root, splits, test):
+        if folders := _split_folders(root, request.splits, test):
             return folders
-    wanted = [*(["train"] if "train" in splits else []), " or ".join(test)]
+    wanted = [*(["train"] if "train" in request.splits else []), " or ".join(test)]
     raise UserError(
         f"no data: looked for the folders {' and '.join(wanted)} in "
         f"{' and in '.join(map(str, roots))}; {advice}, or give another --data_path"
@@ -347,18 +319,10 @@ def _lines(file: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _cache(data_path: Path, name: str, size: int) -> Path:
-    return data_path / ".cache" / f"{name}_{size}"
-
-
 def _some(names: set[str]) -> str:
     """The first few of `names`, for a message of one line."""
     first = sorted(names)[:5]
     return ", ".join(first) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager

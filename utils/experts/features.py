@@ -16,7 +16,7 @@ from utils.experts.kind import ExpertKind, open_experts
 
 
 @dataclass(frozen=True)
-class Observer:
+class ExpertFeatures:
     """Experts, and the network that they are parameters of; images are not augmented.
 
     Buffers hold no statistics of batch norm, so it takes those of each batch.
@@ -28,7 +28,7 @@ class Observer:
     @classmethod
     def open(
         cls, source: Source, kind: ExpertKind, buffer_path: str, *, most: int, skip_bad: bool
-    ) -> "Observer":
+    ) -> "ExpertFeatures":
         """Open at most `most` experts of exactly this `kind`.
 
         UserError where there are none names the command that makes them.

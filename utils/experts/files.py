@@ -11,17 +11,16 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from utils.config.resolve import check_unchanged
 from utils.core import ranks
 from utils.core.errors import UserError
-from utils.core.files import torch_load, torch_save, write_text
+from utils.core.files import is_dense, torch_load, torch_save, write_text
 from utils.core.locks import is_held, locked
 
 Snapshot = list[Tensor]
@@ -71,19 +70,12 @@ def _is_list_of_experts(content: Any) -> bool:
         and len(content) > 0
         and all(isinstance(expert, list) and len(expert) > 1 for expert in content)
         and all(isinstance(snap, list) for expert in content for snap in expert)
-        and all(_is_plain(param) for expert in content for snap in expert for param in snap)
+        and all(map(_is_param, chain.from_iterable(chain.from_iterable(content))))
     )
 
 
-def _is_plain(param: Any) -> bool:
-    """Whether it is a tensor of numbers in memory, not a sparse, nested or empty shell of one."""
-    return (
-        isinstance(param, Tensor)
-        and param.is_floating_point()
-        and param.layout == torch.strided
-        and not param.is_nested
-        and param.device.type == "cpu"
-    )
+def _is_param(value: Any) -> bool:
+    return is_dense(value) and value.is_floating_point()
 
 
 @contextmanager
@@ -178,22 +170,20 @@ def _first_numbers(numbers: Collection[int], experts_per_file: int) -> list[int]
 
 
 def _count(path: Path) -> int:
-    """How many experts a file holds, 0 where there is none."""
-    return _count_experts(path, _version(path)) if path.exists() else 0
+    """How many experts a file holds, 0 where there is none.
+
+    A file is read and checked once a call as long as it stays the same: a hundred experts take
+    seconds.
+    """
+    if not path.exists():
+        return 0
+    stat = path.stat()
+    return _count_experts(path, (stat.st_mtime_ns, stat.st_ino, stat.st_size))
 
 
 @cache
 def _count_experts(path: Path, version: tuple[int, ...]) -> int:
-    """Count the experts of a file, which is read and checked once a call as long as it stays the
-    same: a hundred experts take seconds.
-    """
     return len(read_file(path))
-
-
-def _version(path: Path) -> tuple[int, ...]:
-    """What changes when the file is replaced."""
-    stat = path.stat()
-    return stat.st_mtime_ns, stat.st_ino, stat.st_size
 
 
 def keep_expert(folder: Path, number: int, expert: Expert) -> None:

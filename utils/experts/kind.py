@@ -4,7 +4,7 @@ import shlex
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from networks import NETWORKS, canonical_name
 from utils.compute.cost import fitting_network, network_cost
@@ -12,27 +12,6 @@ from utils.core.errors import UserError
 from utils.data.spec import is_native, side_of
 from utils.experts.buffer import ExpertBuffer
 from utils.experts.files import buffer_files, kept_experts
-
-
-class TrainedOn(Protocol):
-    """The options of a call that say which experts it is about; without `res` the data set's."""
-
-    @property
-    def dataset(self) -> str: ...
-    @property
-    def subset(self) -> str | None: ...
-    @property
-    def res(self) -> int | None: ...
-    @property
-    def zca(self) -> bool: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def data_path(self) -> str: ...
-    @property
-    def flat(self) -> bool: ...
-    @property
-    def val_fraction(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +28,7 @@ class ExpertKind:
     val_fraction: float = 0.0
 
     @classmethod
-    def of(cls, options: TrainedOn) -> "ExpertKind":
+    def of(cls, options: Any) -> "ExpertKind":
         """The kind that the options of buffer.py or distill_att.py ask for."""
         values = {field.name: getattr(options, field.name) for field in fields(cls)}
         return cls(**values | {"res": side_of(options.dataset, options.res)})

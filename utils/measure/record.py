@@ -58,9 +58,9 @@ class EvalRecord:
         self._unfinished = folder / "eval_unfinished.json"
         self._lock = folder / ".eval.lock"
         read_evaluations(self.path)
-        if ranks.is_main() and self._is_unfinished_damaged():
+        if ranks.is_main() and self._unfinished.exists():
             with locked(self._lock):
-                self._move_aside_what_is_damaged()
+                self._move_aside_if_damaged()
 
     def networks(self, evaluation: Evaluation) -> dict[int, float]:
         """Find the accuracies of the networks of `evaluation` that have been trained, by number.
@@ -90,7 +90,7 @@ class EvalRecord:
         }
         with locked(self._lock):
             whole = read_evaluations(self.path)
-            if not any(_is(description, entry) for entry in whole):
+            if not any(_matches(description, entry) for entry in whole):
                 _write([*whole, description | result], self.path)
             # Last: whoever is interrupted in between has the networks twice, not lost, and the same
             # call again, which finds the evaluation whole, comes by here.
@@ -102,12 +102,14 @@ class EvalRecord:
         for k in range(evaluation.num_eval):
             description = evaluation.network(k)
             for entry in unfinished:
-                if _is(description, entry):
+                if _matches(description, entry):
                     found[k] = entry["acc"]
-        alike = [entry for entry in read_evaluations(self.path) if _is(evaluation.settings, entry)]
+        alike = [
+            entry for entry in read_evaluations(self.path) if _matches(evaluation.settings, entry)
+        ]
         # The one by just as many networks comes last, for its result stands.
         for entry in sorted(alike, key=lambda entry: len(entry["accs"]) == evaluation.num_eval):
-            if _is(evaluation.whole(len(entry["accs"])), entry):
+            if _matches(evaluation.whole(len(entry["accs"])), entry):
                 found |= dict(enumerate(entry["accs"][: evaluation.num_eval]))
         return found
 
@@ -115,7 +117,9 @@ class EvalRecord:
         """What is unfinished, without these networks of `evaluation`."""
         gone = [evaluation.network(k) for k in numbers]
         unfinished = self._read_unfinished()
-        return [entry for entry in unfinished if not any(_is(network, entry) for network in gone)]
+        return [
+            entry for entry in unfinished if not any(_matches(network, entry) for network in gone)
+        ]
 
     def _read_unfinished(self) -> list[Entry]:
         return [entry for entry in _read(self._unfinished) or [] if _is_network(entry)]
@@ -126,12 +130,9 @@ class EvalRecord:
         else:
             self._unfinished.unlink(missing_ok=True)
 
-    def _is_unfinished_damaged(self) -> bool:
+    def _move_aside_if_damaged(self) -> None:
         entries = _read(self._unfinished)
-        return entries is None or not all(_is_network(entry) for entry in entries)
-
-    def _move_aside_what_is_damaged(self) -> None:
-        if self._is_unfinished_damaged():  # another call may have been first
+        if entries is None or not all(map(_is_network, entries)):
             aside = self._unfinished.with_name(f"{self._unfinished.name}.damaged")
             os.replace(self._unfinished, aside)
             print(f"{self._unfinished} is damaged and now {aside.name}: going on without it")
@@ -143,7 +144,7 @@ def read_evaluations(path: Path) -> list[Entry]:
     Each has trained_on, model, accs, acc_mean and acc_std. UserError where the file is damaged.
     """
     entries = _read(path)
-    if entries is None or not all(_is_whole(entry) for entry in entries):
+    if entries is None or not all(map(_is_whole, entries)):
         raise UserError(
             f"{path} cannot be read as a list of evaluations: mend it, or move it away to measure "
             "again"
@@ -151,7 +152,7 @@ def read_evaluations(path: Path) -> list[Entry]:
     return entries
 
 
-def _is(description: Mapping[str, Any], entry: Entry) -> bool:
+def _matches(description: Mapping[str, Any], entry: Entry) -> bool:
     return description.items() <= entry.items()
 
 

@@ -13,7 +13,7 @@ from utils.core import ranks
 from utils.core.rng import stream
 from utils.data.dataset import ImageDataset, Split
 from utils.data.real_images import Rule, at_random, choose_of_each_class
-from utils.experts.features import Observer
+from utils.experts.features import ExpertFeatures
 
 
 def herding(features: Tensor, ipc: int, generator: torch.Generator) -> Tensor:
@@ -75,23 +75,23 @@ class Selection:
 
     trained_on: str
     rule: Rule
-    view: Callable[[Observer, int, Split], Tensor] | None = None
+    view: Callable[[ExpertFeatures, int, Split], Tensor] | None = None
 
-    def describe(self, observer: Observer | None, expert: int, train: Split) -> Tensor:
-        """A row (N, ...) for each training image, as `expert` of the `observer` sees it."""
+    def describe(self, expert_features: ExpertFeatures | None, expert: int, train: Split) -> Tensor:
+        """A row (N, ...) for each training image, as `expert` of the `expert_features` sees it."""
         if self.view is None:
             return train.labels
-        if observer is None:
+        if expert_features is None:
             raise ValueError(f"{self.trained_on} needs experts")
-        return self.view(observer, expert, train)
+        return self.view(expert_features, expert, train)
 
 
 # By the name of its flag in EvalOptions.
 SELECTIONS = {
     "random": Selection("random real", at_random),
-    "herding": Selection("herding", herding, Observer.features),
-    "k_center": Selection("k-center", k_center, Observer.features),
-    "forgetting": Selection("forgetting", forgetting, Observer.right_answers),
+    "herding": Selection("herding", herding, ExpertFeatures.features),
+    "k_center": Selection("k-center", k_center, ExpertFeatures.features),
+    "forgetting": Selection("forgetting", forgetting, ExpertFeatures.right_answers),
 }
 
 
@@ -100,7 +100,13 @@ def need_experts(names: Sequence[str]) -> bool:
 
 
 def select(
-    name: str, data: ImageDataset, ipc: int, *, networks: int, seed: int, observer: Observer | None
+    name: str,
+    data: ImageDataset,
+    ipc: int,
+    *,
+    networks: int,
+    seed: int,
+    expert_features: ExpertFeatures | None,
 ) -> list[Tensor]:
     """For each of `networks` networks, `ipc` training images of each class: (num_classes * ipc, C,
     H, W), in order of classes.
@@ -110,10 +116,10 @@ def select(
     UserError where a class has fewer images.
     """
     selection, train = SELECTIONS[name], data.require_train()
-    experts = networks if observer is None else min(networks, len(observer.experts))
+    experts = networks if expert_features is None else min(networks, len(expert_features.experts))
     own: dict[int, Tensor] = {}
     for expert in range(ranks.rank(), experts, ranks.world()):
-        described = selection.describe(observer, expert, train)
+        described = selection.describe(expert_features, expert, train)
         for k in range(expert, networks, experts):
             own[k] = choose_of_each_class(
                 data, ipc, selection.rule, described, stream(seed, name, k)

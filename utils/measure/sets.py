@@ -11,7 +11,7 @@ from utils.core.cache import digest
 from utils.data.dataset import ImageDataset
 from utils.data.distilled import SyntheticSet
 from utils.data.real_images import class_labels
-from utils.experts.features import Observer
+from utils.experts.features import ExpertFeatures
 from utils.measure.selection import SELECTIONS, select
 
 
@@ -45,7 +45,7 @@ def checksum(images: Tensor, labels: Tensor) -> str:
 def training_sets(
     distilled: SyntheticSet,
     data: ImageDataset,
-    observer: Observer | None,
+    expert_features: ExpertFeatures | None,
     *,
     selections: Sequence[str],
     full: bool,
@@ -69,7 +69,9 @@ def training_sets(
     )
     labels = class_labels(data.num_classes, distilled.ipc, device)
     for name in selections:
-        chosen = select(name, data, distilled.ipc, networks=networks, seed=seed, observer=observer)
+        chosen = select(
+            name, data, distilled.ipc, networks=networks, seed=seed, expert_features=expert_features
+        )
         yield TrainingSet(SELECTIONS[name].trained_on, chosen, labels, lr_real, epochs)
     if full:
         train = data.require_train()

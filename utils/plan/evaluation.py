@@ -9,7 +9,7 @@ from utils.compute.cohort import images_per_test_batch
 from utils.compute.cost import FLOAT_BYTES, NetworkCost, inference_bytes
 from utils.data.distilled import SyntheticSet
 from utils.data.source import Source
-from utils.experts.features import Observer
+from utils.experts.features import ExpertFeatures
 from utils.options import EvalOptions
 from utils.plan.choose import TrainingPlan, plan_training
 from utils.plan.machine import Machine, halvings
@@ -59,8 +59,10 @@ class EvalCall:
             at_once=options.eval_at_once,
         )
 
-    def demand(self, source: Source, machine: Machine, observer: Observer | None = None) -> Demand:
-        """Count what it needs, with real images that the `observer` may help to choose."""
+    def demand(
+        self, source: Source, machine: Machine, expert_features: ExpertFeatures | None = None
+    ) -> Demand:
+        """Count what it needs, with real images that the `expert_features` may help to choose."""
         options, size, images = self.options, self.size, len(self.distilled.images)
         wide, normalisation = float_words(options.precision), self.distilled.normalisation
         reading, caches = read_bytes(
@@ -83,10 +85,10 @@ class EvalCall:
         if options.selections:  # once more for a checksum, to train, or while others are chosen
             on_device += 2 * options.num_eval * images
         choosing = 0
-        if observer is not None:
+        if expert_features is not None:
             largest = int(source.labels["train"].bincount().max())
             cost = size.network(self.distilled.model)
-            choosing = choosing_bytes(cost, size, features=observer.width, largest=largest)
+            choosing = choosing_bytes(cost, size, features=expert_features.width, largest=largest)
 
         def need(
             nproc_per_node: int = machine.processes_here,

@@ -1,8 +1,8 @@
 """Write a run's sets, pictures, evaluations, log and checkpoints."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -36,37 +36,17 @@ BEST = {
 }
 
 
-@dataclass
 class Recorder:
     """Writes the files of one run; of several processes the main one, the others evaluate along.
 
-    `how` is what `auto` was taken for. `models` are evaluated on the raw and on the EMA images; the
-    first decides which iteration is the best, per set, by `select`: a key of BEST. `best` holds
-    those accuracies, `evaluated` is the iteration of the last evaluation.
+    `how` is what `auto` was taken for; `evaluations_left` counts those behind an iteration. Both
+    the raw and the EMA images are evaluated; the first of `evaluation_models` decides which
+    iteration is the best, per set, by `select`: a key of BEST. `best` holds those accuracies,
+    `evaluated` is the iteration of the last evaluation.
     """
 
-    run: RunDir
-    method: Method
-    log: MetricsLog
-    config: Mapping[str, Any]
-    data: ImageDataset
-    labels: Tensor
-    num_experts: int
-    how: Mapping[str, Any]
-    evaluations_left: Callable[[int], int]  # behind the iteration that was evaluated last
-    models: Sequence[str]
-    select: str
-    protocol: Protocol
-    evaluation: EvalExecution
-    best: dict[str, float] = field(default_factory=lambda: {"raw": -1.0, "ema": -1.0})
-    evaluated: int = -1
-    _seconds: list[float] = field(default_factory=list)
-    _checkpoint_at: float = field(default_factory=time.monotonic)
-    _evaluation_seconds: float | None = None
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         options: Any,
         *,
         run: RunDir,
@@ -76,41 +56,38 @@ class Recorder:
         experts: ExpertBuffer | None,
         how: Mapping[str, Any],
         evaluations_left: Callable[[int], int],
-    ) -> "Recorder":
+    ) -> None:
         """Write the configuration of a run with `options`, and be ready to record it."""
+        self.run, self.method, self.data, self.labels = run, method, data, labels
+        self.options, self.how, self.evaluations_left = options, how, evaluations_left
+        self.models = options.evaluation_models
+        self.num_experts = 0 if experts is None else len(experts)
+        self.log = MetricsLog(run.path, wandb_mode=options.wandb)
+        self.evaluation = EvalExecution(
+            at_once=how["eval_at_once"],
+            execution=Execution.on(
+                labels.device, compiled=how["eval_compiled"], cuda_graphs=options.cuda_graphs
+            ),
+            dtype=compute_dtype(options.precision),
+        )
+        self.protocol = Protocol(
+            num_eval=options.num_eval,
+            epochs=options.epoch_eval_train,
+            batch_size=options.batch_train,
+            dsa_groups=active_groups(dsa=options.dsa, strategy=options.dsa_strategy),
+        )
+        self.best = {"raw": -1.0, "ema": -1.0}
+        self.evaluated = -1
+        self._seconds: list[float] = []
+        self._checkpoint_at = time.monotonic()
+        self._evaluation_seconds: float | None = None
         hidden = {*foreign_flags(options.method), "force"}  # --force is decided anew each time
-        config = {name: value for name, value in asdict(options).items() if name not in hidden}
+        self.config = {name: each for name, each in asdict(options).items() if name not in hidden}
         known = {} if experts is None else {"number": len(experts), "epochs": experts.epochs}
         run.save_config(
-            config,
+            self.config,
             experts=known if experts is None else experts.settings | known,
             environment=describe_environment() | {"processes": str(ranks.world())},
-        )
-        return cls(
-            run=run,
-            method=method,
-            log=MetricsLog(run.path, wandb_mode=options.wandb),
-            config=config,
-            data=data,
-            labels=labels,
-            num_experts=0 if experts is None else len(experts),
-            how=how,
-            evaluations_left=evaluations_left,
-            models=options.evaluation_models,
-            select=options.select,
-            evaluation=EvalExecution(
-                at_once=how["eval_at_once"],
-                execution=Execution.on(
-                    labels.device, compiled=how["eval_compiled"], cuda_graphs=options.cuda_graphs
-                ),
-                dtype=compute_dtype(options.precision),
-            ),
-            protocol=Protocol(
-                num_eval=options.num_eval,
-                epochs=options.epoch_eval_train,
-                batch_size=options.batch_train,
-                dsa_groups=active_groups(dsa=options.dsa, strategy=options.dsa_strategy),
-            ),
         )
 
     def begin(self) -> None:
@@ -149,7 +126,7 @@ class Recorder:
         self.log.say(f"{reason}: now {entry['rate']} {entry['value']:.3g}")
 
     def _measured_by(self) -> dict[str, Any]:
-        return {**asdict(self.protocol), "model": self.models[0], "select": self.select}
+        return {**asdict(self.protocol), "model": self.models[0], "select": self.options.select}
 
     def log_step(self, state: OuterState, step: Step, seconds: float) -> None:
         """Log the step that `state` has just taken; after a few, say how long the rest takes."""
@@ -169,7 +146,7 @@ class Recorder:
             self.log.say(
                 time_left(
                     self._seconds,
-                    self.config["Iteration"] - state.iteration,
+                    self.options.Iteration - state.iteration,
                     evaluations=self.evaluations_left(self.evaluated),
                     evaluation_seconds=self._evaluation_seconds,
                 )
@@ -207,8 +184,8 @@ class Recorder:
             syn_lr=state.syn_lr,
             dataset=self.data.name,
             subset=self.data.subset,
-            model=self.config["model"],
-            ipc=self.config["ipc"],
+            model=self.options.model,
+            ipc=self.options.ipc,
             class_names=self.data.class_names,
             normalisation=self.data.normalisation,
             iteration=state.iteration,
@@ -217,7 +194,7 @@ class Recorder:
             rewinds=tuple(state.rewinds),
         ).save(self.run.distilled(tag), include_whitening=include_whitening)
         pixels = self.data.normalisation.inverse(images)
-        save_grid(pixels, self.run.picture(tag), ipc=self.config["ipc"])
+        save_grid(pixels, self.run.picture(tag), ipc=self.options.ipc)
 
     def save_last(self, state: OuterState) -> None:
         self.save(state, "last")
@@ -236,7 +213,7 @@ class Recorder:
                     model=model,
                     lr=state.syn_lr,
                     protocol=self.protocol,
-                    seed=derive_seed(self.config["seed"], "evaluation", state.iteration, set),
+                    seed=derive_seed(self.options.seed, "evaluation", state.iteration, set),
                     run=self.evaluation,
                     val=self.data.val,
                 )
@@ -254,7 +231,7 @@ class Recorder:
                 line += f"  held out {accuracies.val}" if accuracies.val else ""
                 if model == self.models[0] and self._is_best(set, accuracies):
                     self.save(state, "best" if set == "raw" else "ema_best", set=set)
-                    line += f"  {BEST[self.select]}"
+                    line += f"  {BEST[self.options.select]}"
                 self.log.say(line)
         self.evaluated = state.iteration
         self._evaluation_seconds = time.monotonic() - began
@@ -262,14 +239,14 @@ class Recorder:
     def result(self) -> str:
         """Name the accuracies of the best sets, where some were measured."""
         best = [f"{set} {accuracy:.2%}" for set, accuracy in self.best.items() if accuracy >= 0]
-        measured_on = "images held out" if self.select == "val" else "test images"
+        measured_on = "images held out" if self.options.select == "val" else "test images"
         return f"; best accuracy on {measured_on}: {', '.join(best)}" if best else ""
 
     def _is_best(self, set: str, accuracies: Accuracies) -> bool:
         """Whether these are, as selected, the best of the set so far; remembers it."""
-        chosen_on = accuracies.val if self.select == "val" else accuracies
+        chosen_on = accuracies.val if self.options.select == "val" else accuracies
         assert chosen_on is not None
-        is_best = self.select == "last" or chosen_on.mean > self.best[set]
+        is_best = self.options.select == "last" or chosen_on.mean > self.best[set]
         if is_best:
             self.best[set] = chosen_on.mean
         return is_best

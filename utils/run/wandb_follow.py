@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 import yaml
@@ -39,7 +39,7 @@ WAIT_SECONDS = 8
 # How long the process sleeps before it looks for new lines.
 POLL_SECONDS = 1.0
 
-UNSENT = "wandb could not send everything in time"
+LATE = "wandb could not send everything in time"
 SETTINGS = {
     "init_timeout": INIT_SECONDS,
     "silent": True,
@@ -67,7 +67,7 @@ class WandbFollower:
         try:
             return cls(folder, mode)
         except OSError as error:
-            tqdm.write(f"going on without wandb: {error}; {_later(folder)}")
+            tqdm.write(_unsent(folder, f"going on without wandb: {error}"))
             return None
 
     def __init__(self, folder: Path, mode: str) -> None:
@@ -88,9 +88,7 @@ class WandbFollower:
             return
         assert self._process.stdout is not None
         said = self._process.stdout.read().decode().strip()
-        if not said and self._process.returncode:
-            said = f"going on without wandb: its process has ended; {_later(self._folder)}"
-        self._end(said)
+        self._end(said or _unsent(self._folder, "going on without wandb: its process has ended"))
 
     def finish(self, status: int = 0) -> None:
         """End the wandb run, as one that failed where `status` is not 0, and print what is left to
@@ -106,16 +104,16 @@ class WandbFollower:
             _kill_tree(self._process.pid)
             with suppress(subprocess.TimeoutExpired):  # not even killed, as with a disk that hangs
                 self._process.wait(1)
-            self._end(f"{UNSENT}; {_later(self._folder)}")
+            self._end(_unsent(self._folder, LATE))
 
     def _end(self, said: str) -> None:
         self._is_over = True
-        if said:
-            tqdm.write(said)
+        tqdm.write(said)
 
 
-def _later(folder: Path) -> str:
-    return f"to upload: python -m utils.run.wandb_follow {shlex.quote(str(folder))}"
+def _unsent(folder: Path, reason: str) -> str:
+    command = f"python -m utils.run.wandb_follow {shlex.quote(str(folder))}"
+    return f"{reason}; to upload: {command}"
 
 
 def _kill_tree(pid: int) -> None:
@@ -127,41 +125,43 @@ def _kill_tree(pid: int) -> None:
                 each.kill()
 
 
-def new_lines(path: Path, is_over: Callable[[], bool]) -> Iterator[bytes]:
-    """Each different line of `path` once, as they come, until `is_over()`, which may wait.
+class GrowingLog:
+    """A log that another process adds lines to, or replaces as a whole, as a rewind does."""
 
-    A file that is renamed over `path`, as a rewind does, is read from its start. A line without
-    its end is left for later.
-    """
-    seen: set[int] = set()
-    file = None
-    while True:
-        is_last = is_over()  # first: what was written before the end is read
-        if path.exists() and (
-            file is None or not os.path.samestat(os.fstat(file.fileno()), path.stat())
-        ):
-            file = open(path, "rb")  # noqa: SIM115 (the one before is closed with its last reference)
-        while file is not None and (line := file.readline()):
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._seen: set[int] = set()
+
+    def new_lines(self) -> Iterator[bytes]:
+        """Each different line that was not there before; one without its end is left for later."""
+        if self._path.exists() and not self._is_open():
+            self._file = open(self._path, "rb")  # noqa: SIM115 (closed with its last reference)
+        while self._file is not None and (line := self._file.readline()):
             if not line.endswith(b"\n"):
-                file.seek(-len(line), os.SEEK_CUR)
-                break
-            if hash(line) not in seen:
-                seen.add(hash(line))
+                self._file.seek(-len(line), os.SEEK_CUR)
+                return
+            if hash(line) not in self._seen:
+                self._seen.add(hash(line))
                 yield line
-        if is_last:
-            return
+
+    def _is_open(self) -> bool:
+        """Whether the open file is the one that is at the path by now."""
+        return self._file is not None and os.path.samestat(
+            os.fstat(self._file.fileno()), self._path.stat()
+        )
 
 
 def send(
     folder: Path,
     mode: Any,
     *,
-    is_over: Callable[[], bool] = lambda: True,
-    status: Callable[[], int] = lambda: 0,
+    ended: Callable[[], int | None] = lambda: 0,
     limit: int = 0,
     **settings: Any,
 ) -> str:
-    """Make a wandb run of the run in `folder`, with every line of its log until `is_over()`.
+    """Make a wandb run of the run in `folder`, with every line of its log until that has `ended`:
+    until the exit status is known, which may be waited for.
 
     A call of wandb that takes more than `limit` seconds ends the process (0: no limit). Returns
     what to say: where the wandb run is.
@@ -179,12 +179,16 @@ def send(
         settings={**SETTINGS, **settings},
     )
     run.define_metric("*", step_metric="iteration")
-    for line in new_lines(folder / "metrics.jsonl", is_over):
-        signal.alarm(limit)
-        with suppress(ValueError, RecursionError):  # a line that a killed call has cut off
-            if isinstance(record := json.loads(line), dict):
-                run.log(record)
-    run.finish(exit_code=status())
+    log = GrowingLog(folder / "metrics.jsonl")
+    status: int | None = None
+    while status is None:
+        status = ended()  # first: what was written before the end is read
+        for line in log.new_lines():
+            signal.alarm(limit)
+            with suppress(ValueError, RecursionError):  # a line that a killed call has cut off
+                if isinstance(record := json.loads(line), dict):
+                    run.log(record)
+    run.finish(exit_code=status)
     if mode == "offline":
         files = shlex.quote(os.path.dirname(run.dir))
         return f"wandb logged offline; to upload: wandb sync {files}"
@@ -193,7 +197,7 @@ def send(
 
 def send_beside_a_run(folder: Path, mode: str) -> None:
     """Send the log of the run that has started this process, until its exit status comes on stdin;
-    print one line at most. Does not return.
+    print one line. Does not return.
 
     The end of stdin, or of that process, without a status is a failure.
     """
@@ -202,30 +206,23 @@ def send_beside_a_run(folder: Path, mode: str) -> None:
     # What wandb prints, and the service that it starts, must not get hold of the pipe.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
-    told, starter = b"", os.getppid()
+    starter = os.getppid()
 
-    def is_over() -> bool:
-        nonlocal told
+    def ended() -> int | None:
         signal.alarm(0)
         ready, _, _ = select.select([0], [], [], POLL_SECONDS)
         signal.alarm(CALL_SECONDS)
-        told = os.read(0, 16) if ready else b""
-        return bool(ready) or os.getppid() != starter
+        if ready:
+            return int(os.read(0, 16) or 1)
+        return None if os.getppid() == starter else 1
 
+    limits = {"finish_timeout": SEND_SECONDS, "finish_timeout_raises": True}
     try:
-        said = send(
-            folder,
-            mode,
-            is_over=is_over,
-            status=lambda: int(told or 1),
-            limit=CALL_SECONDS,
-            finish_timeout=SEND_SECONDS,
-            finish_timeout_raises=True,
-        )
+        said = send(folder, mode, ended=ended, limit=CALL_SECONDS, **limits)
     except TimeoutError:
-        said = f"{UNSENT}; {_later(folder)}"
+        said = _unsent(folder, LATE)
     except BaseException as error:
-        said = f"going on without wandb: {_one_line(error)}; {_later(folder)}"
+        said = _unsent(folder, f"going on without wandb: {_one_line(error)}")
     with suppress(OSError):  # the run may be gone
         print(said, file=answers, flush=True)
     os._exit(0)  # wandb's exit hooks wait for its service
