@@ -353,9 +353,9 @@ runpy.run_path(f"{root}/eval.py", run_name="__main__")
 
 def test_the_networks_of_all_processes_are_kept(argv, trained, uninterrupted, tmp_path):
     argv = [*argv, "--num_eval", "6"]
-    (tmp_path / ".fails.py").write_text(FAILS)
+    (tmp_path / "failing_eval.py").write_text(FAILS)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*torchrun, str(tmp_path / ".fails.py"), str(ROOT), "eval.py", *argv]
+    command = [*torchrun, str(tmp_path / "failing_eval.py"), str(ROOT), "eval.py", *argv]
     environment = forking.environment(OMP_NUM_THREADS="1")
     done = subprocess.run(command, capture_output=True, env=environment, timeout=300)
     assert done.returncode != 0

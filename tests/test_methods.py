@@ -159,6 +159,6 @@ def test_a_run_of_dm_that_is_cut_off_goes_on_alike(dm_run, tmp_path, monkeypatch
 
 def test_a_run_is_not_continued_by_another_method(finished):
     """`finished` is a run of ATT."""
-    flags = "--method dm --dataset digits --ipc 1 --run_name run --model ConvNetD2".split()
+    flags = "--method dm --dataset digits --ipc 1 --run_name run --model ConvNetD1".split()
     with pytest.raises(UserError, match="was begun with --method att, not dm"):
         distill_att.main([*flags, "--save_path", str(finished.parents[3])])

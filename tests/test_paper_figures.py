@@ -150,7 +150,7 @@ def repeat_flags(experts, tmp_path, monkeypatch):
 
 def test_repeats_are_the_runs_of_calls_of_their_own(repeat_flags, experts, tmp_path):
     assert repeats.main(["2", *repeat_flags]) == 0
-    few = [tmp_path / f"digits/ConvNetD2/ipc1/few_seed{seed}" for seed in (0, 1)]
+    few = [tmp_path / f"digits/ConvNetD1/ipc1/few_seed{seed}" for seed in (0, 1)]
     alone = ["--Iteration", "2", "--eval_it", "0", "--seed", "1"]
     assert without_time(few[1]) == without_time(distill(experts, tmp_path / "alone", *alone))
     assert without_time(few[0]) != without_time(few[1])
@@ -161,7 +161,7 @@ def test_repeats_are_the_runs_of_calls_of_their_own(repeat_flags, experts, tmp_p
     before = {path: path.stat().st_mtime_ns for path in few[0].iterdir()}
     assert repeats.main(["3", *repeat_flags]) == 0
     assert {path: path.stat().st_mtime_ns for path in few[0].iterdir()} == before
-    assert (tmp_path / "digits/ConvNetD2/ipc1/few_seed2/metrics.jsonl").exists()
+    assert (tmp_path / "digits/ConvNetD1/ipc1/few_seed2/metrics.jsonl").exists()
 
 
 def test_a_repeat_that_diverges_is_an_outcome_and_is_not_tried_again(

@@ -816,7 +816,8 @@ def test_times_are_expected_before_the_work():
 def test_the_queue_and_the_script_estimate_the_same(experts, tmp_path, monkeypatch, capsys):
     """A dry run on an A100 says what scripts/plan says of one."""
     monkeypatch.setattr(Machine, "here", lambda device: replace(A100, disk=disk_of))
-    flags = "--dataset digits --ipc 2 --max_start_epoch 1 --expert_epochs 1 --run_name x".split()
+    flags = "--dataset digits --model ConvNetD1 --ipc 2 --max_start_epoch 1 --expert_epochs 1"
+    flags = [*flags.split(), "--run_name", "x"]
     where = ["--buffer_path", str(experts), "--save_path", str(tmp_path), "--dry_run"]
     assert distill_att.main([*flags, *where]) == 0
     said = capsys.readouterr().out

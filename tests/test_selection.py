@@ -137,7 +137,7 @@ def test_features_are_what_the_logits_are_made_of(tmp_path, model):
 
 def test_what_an_expert_sees_in_batches_of_any_size(digits, tmp_path, monkeypatch):
     """Features and answers against a network whose weights are set by hand, in float64."""
-    seen = make_expert_features(tmp_path, "ConvNetD2", experts=2, epochs=3, size=8)
+    seen = make_expert_features(tmp_path, "ConvNetD1", experts=2, epochs=3, size=8)
     train = digits.require_train()
     split = Split(train.images[:50].double(), train.labels[:50])
     whole = seen.features(1, split), seen.right_answers(1, split)
@@ -146,7 +146,7 @@ def test_what_an_expert_sees_in_batches_of_any_size(digits, tmp_path, monkeypatc
     assert torch.equal(whole[1], seen.right_answers(1, split))
     assert whole[0].dtype == torch.float64 and whole[1].shape == (50, 3)
 
-    network = build_network("ConvNetD2", channels=1, num_classes=10, image_size=8).double()
+    network = build_network("ConvNetD1", channels=1, num_classes=10, image_size=8).double()
     for epoch, snap in enumerate(read_file(tmp_path / "replay_buffer_0.pt")[1]):
         for param, value in zip(network.parameters(), snap, strict=True):
             param.data = value.double()
@@ -181,9 +181,9 @@ def test_random_images_are_drawn_class_by_class_from_a_stream_for_each_network(d
 @pytest.mark.parametrize("name", EXPERT_RULES)
 def test_network_k_is_of_expert_k_modulo_their_number(digits, experts, name):
     shape = {"channels": 1, "num_classes": 10, "image_size": 8}
-    network = build_network("ConvNetD2", **shape)
+    network = build_network("ConvNetD1", **shape)
     buffer = ExpertBuffer(
-        experts / "digits/ConvNetD2", [param.shape for param in network.parameters()]
+        experts / "digits/ConvNetD1", [param.shape for param in network.parameters()]
     )
     expert_features, selection = ExpertFeatures(buffer, network), SELECTIONS[name]
     train = digits.require_train()
@@ -248,8 +248,8 @@ def test_missing_experts_are_one_line_with_the_command(argv, tmp_path, monkeypat
     with pytest.raises(UserError) as error:
         script.main([*argv, f"--{name}", "--buffer_path", str(tmp_path / "none")])
     assert str(error.value) == (
-        f"no expert buffers in {tmp_path}/none/digits/ConvNetD2; make them with: python buffer.py "
-        f"--dataset digits --model ConvNetD2 --buffer_path {tmp_path}/none --data_path data"
+        f"no expert buffers in {tmp_path}/none/digits/ConvNetD1; make them with: python buffer.py "
+        f"--dataset digits --model ConvNetD1 --buffer_path {tmp_path}/none --data_path data"
     )
 
 
@@ -263,7 +263,7 @@ def test_experts_of_another_kind_are_none(finished, tmp_path):
     other = train_experts(tmp_path / "b", 1, "--model", "MLP", "--train_epochs", "1")
     train_experts(other, 1, "--zca", "--train_epochs", "1")
     argv = ["--distilled", str(finished / "distilled_best.pt"), "--herding", "--dry_run"]
-    with pytest.raises(UserError, match=r"no expert buffers in .*digits/ConvNetD2;"):
+    with pytest.raises(UserError, match=r"no expert buffers in .*digits/ConvNetD1;"):
         script.main([*argv, "--buffer_path", str(other)])
 
 
@@ -274,14 +274,14 @@ def test_experts_are_flat_and_have_not_seen_what_is_held_out_as_those_of_the_set
     config = {**one.config, "flat": True, "val_fraction": 0.1}
     replace(one, config=config).save(path, include_whitening=True)
     with pytest.raises(
-        UserError, match=r"digits_FLAT_VAL0.1/ConvNetD2; .*--val_fraction 0.1 --flat"
+        UserError, match=r"digits_FLAT_VAL0.1/ConvNetD1; .*--val_fraction 0.1 --flat"
     ):
         script.main(["--distilled", str(path), "--k_center"])
 
 
 def test_a_damaged_expert_file_is_named_or_skipped(argv, experts, tmp_path):
     shutil.copytree(experts, tmp_path / "b")
-    file = tmp_path / "b/digits/ConvNetD2/replay_buffer_0.pt"
+    file = tmp_path / "b/digits/ConvNetD1/replay_buffer_0.pt"
     save_expert(file.parent, 10, read_file(file)[0], experts_per_file=10)
     file.write_bytes(file.read_bytes()[:-1000])
     call = [*argv, "--k_center", "--buffer_path", str(tmp_path / "b"), "--dry_run"]

@@ -9,7 +9,7 @@ importing torch takes seconds each time.
 import os
 import sys
 
-SCRIPTS = ("buffer.py", "distill_att.py", "eval.py", "run_in_ranks.py")
+SCRIPTS = ("buffer.py", "distill_att.py", "eval.py", "run_in_ranks.py", "failing_eval.py")
 MODULES = ("scripts.", "torch.distributed.run")
 
 
@@ -45,5 +45,6 @@ def hand_over(address, arguments):
     os._exit(status)
 
 
-if "FORK_SERVER" in os.environ and is_ours(sys.orig_argv[1:]):
-    hand_over(os.environ["FORK_SERVER"], sys.orig_argv[1:])
+ARGUMENTS = [argument for argument in sys.orig_argv[1:] if argument != "-u"]  # torchrun's
+if "FORK_SERVER" in os.environ and is_ours(ARGUMENTS):
+    hand_over(os.environ["FORK_SERVER"], ARGUMENTS)
