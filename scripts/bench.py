@@ -299,7 +299,7 @@ class Trainings:
                     optimizer.step()
 
     def train(self, execution: Execution, at_once: int) -> None:
-        """As the scripts do, so many networks at once."""
+        """As many networks at once as the scripts would train."""
         recipe = Recipe(
             self.args.model,
             **shape_of(self.args),

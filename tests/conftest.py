@@ -3,13 +3,13 @@
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read where torch is imported
+# Read where torch is imported. Tests run side by side: each on one thread that sleeps as it waits.
+os.environ |= {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"}
 
 import pytest
+from filelock import FileLock
 from short_runs import distill, train_experts
 
 UNPACK = Path(__file__).resolve().parents[2] / "shared" / "data" / "unpack.py"
@@ -21,13 +21,17 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def cifar10_path() -> Iterator[Path]:
-    """A data path with the real CIFAR-10 as torchvision's files, removed after the session."""
+def cifar10_path(tmp_path_factory) -> Path:
+    """A data path with the real CIFAR-10 as torchvision's files, one for all workers."""
     if not UNPACK.exists():
         pytest.skip(f"the real CIFAR-10 is not here: {UNPACK} is missing")
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, UNPACK, folder], check=True, stdout=subprocess.DEVNULL)
-        yield Path(folder)
+    of_all = tmp_path_factory.getbasetemp()
+    of_all = of_all.parent if "PYTEST_XDIST_WORKER" in os.environ else of_all
+    folder = of_all / "cifar10"
+    with FileLock(of_all / "cifar10.lock"):
+        if not folder.exists():
+            subprocess.run([sys.executable, UNPACK, folder], check=True, stdout=subprocess.DEVNULL)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Runs on digits that take seconds, and what they leave behind: for several test files."""
+"""Runs on digits that take seconds, and what they write: for several test files."""
 
 import json
 import subprocess

@@ -29,14 +29,13 @@ WAYS = {
 }
 
 
-def torchrun(script, *argv, processes=2, env=None, **keywords):
+def torchrun(script, *argv, env=None):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", str(processes), str(ROOT / script), *map(str, argv)]
-    env = env or forking.environment(OMP_NUM_THREADS="1")
+    command += ["--nproc_per_node", "2", str(ROOT / script), *map(str, argv)]
+    env = env or forking.environment()
     return subprocess.Popen(
-        command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        **keywords,
-    )  # fmt: skip
+        command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def commands(where):

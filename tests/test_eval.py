@@ -356,7 +356,7 @@ def test_the_networks_of_all_processes_are_kept(argv, trained, uninterrupted, tm
     (tmp_path / "failing_eval.py").write_text(FAILS)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*torchrun, str(tmp_path / "failing_eval.py"), str(ROOT), "eval.py", *argv]
-    environment = forking.environment(OMP_NUM_THREADS="1")
+    environment = forking.environment()
     done = subprocess.run(command, capture_output=True, env=environment, timeout=300)
     assert done.returncode != 0
     assert len(json.loads((tmp_path / "eval_unfinished.json").read_text())) == 4

@@ -76,7 +76,7 @@ class ExecutionOptions:
     )
     precision: str | None = option(
         None,
-        "of products (default: tf32 on CUDA, fp32 elsewhere)",
+        "precision of matrix products and convolutions (default: tf32 on CUDA, fp32 elsewhere)",
         group=_SPEED,
         choices=PRECISIONS,
         may_change=True,
@@ -127,7 +127,7 @@ class BufferOptions(RoomOptions, ExecutionOptions, DsaOptions, DataOptions):
         minimum=0,
     )
     experts_at_once: int | None = option(
-        None, "experts trained in step, per process", group=_SPEED, minimum=1, **_AUTO
+        None, "experts trained together in a process", group=_SPEED, minimum=1, **_AUTO
     )
     buffer_path: str = option(
         "buffers", "folder of expert trajectories", group=_FILES, may_change=True
@@ -153,7 +153,7 @@ class EvaluationOptions(RoomOptions, ExecutionOptions):
         1000, "epochs that train an evaluation network", group=_EVAL, minimum=1, may_change=True
     )
     eval_at_once: int | None = option(
-        None, "evaluation networks trained in step, per process", group=_SPEED, minimum=1, **_AUTO
+        None, "evaluation networks trained together in a process", group=_SPEED, minimum=1, **_AUTO
     )
     eval_mode: str = option(
         "S",
@@ -192,7 +192,7 @@ class SetOptions(EvaluationOptions, DsaOptions, DataOptions):
 class DistillOptions(MethodOptions, SetOptions):
     micro_batch: int | None = option(
         None,
-        "work through each inner batch in pieces of so many images; same gradient, less memory",
+        "work through inner batches in pieces of this many images: same gradient, less memory",
         group=_SPEED,
         minimum=1,
         **_AUTO,

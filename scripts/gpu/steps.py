@@ -1,4 +1,4 @@
-"""Run commands as steps of a session, each within its time, and pack what they leave behind."""
+"""Run commands as steps of a session, each within its time, and pack what they write."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Train networks on images that lie on their device, several in step, and measure them."""
+"""Train networks on images that lie on their device, several together, and measure them."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -61,7 +61,7 @@ class Progress:
 
 
 class Cohort:
-    """k networks of one recipe that train in step, each as it would alone.
+    """k networks of one recipe that train together, each exactly as it would alone.
 
     Between calls of `train` the weights are in `networks`.
     """

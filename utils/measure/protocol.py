@@ -67,7 +67,7 @@ def mean_and_std(mean: float, std: float, n: int, *, unit: str = "") -> str:
 class EvalExecution:
     """How evaluation networks are computed; the same numbers up to rounding."""
 
-    at_once: int = 1  # networks that train in step, a process
+    at_once: int = 1  # networks that train together in a process
     execution: Execution = PLAIN
     dtype: torch.dtype | None = None  # that networks compute in; None: that of the images
 

@@ -129,7 +129,7 @@ def choose_compile(
     kind: Kind = "training",
     layers: int,
 ) -> bool:
-    """Whether to compile functions of so many layers in all, for work that takes `seconds` without.
+    """Decide whether to compile functions of `layers` in all, for work of `seconds` uncompiled.
 
     A bool is a choice made before. UserError where "on" is asked for and compiling fails.
     """

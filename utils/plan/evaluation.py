@@ -49,7 +49,7 @@ class EvalCall:
         return config["dsa_strategy"] if (config["dsa"] if asked is None else asked) else None
 
     def plan(self, model: str, images: int, epochs: int, machine: Machine) -> TrainingPlan:
-        """Decide how networks `model` are trained on so many images."""
+        """Decide how networks `model` are trained on that number of images."""
         options = self.options
         return plan_training(
             self.size.training(model, images, batch=self.batch_size, epochs=epochs),

@@ -89,10 +89,10 @@ class TrajectoryOptions:
         may_change=True,
     )
     max_files: int | None = option(
-        None, "use only so many buffer files", group=_FILES, minimum=1, may_change=True
+        None, "buffer files to use at most", group=_FILES, minimum=1, may_change=True
     )
     max_experts: int | None = option(
-        None, "use only so many experts", group=_FILES, minimum=1, may_change=True
+        None, "experts to use at most", group=_FILES, minimum=1, may_change=True
     )
     load_all: bool = option(
         False, "read all experts into memory at the start", group=_FILES, may_change=True
