@@ -15,9 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from utils.compute.device import default_device, storage_dtype
 from utils.config.resolve import (
     DEFAULT,
+    FOUND,
     Resolved,
     check_unchanged,
     fixed_values,
@@ -34,7 +37,7 @@ from utils.data.real_images import check_ipc, class_labels, initial_images
 from utils.data.source import Source
 from utils.experts.buffer import ExpertBuffer
 from utils.experts.kind import ExpertKind, open_experts
-from utils.methods.base import Setting
+from utils.methods.base import Method, Setting
 from utils.methods.outer_state import Diverged, OuterState
 from utils.methods.registry import (
     DEFAULT_METHOD,
@@ -101,7 +104,7 @@ def run(resolved: Resolved[DistillOptions]) -> int:
     if resolved.options.dry_run:
         return 0
     with prepared.run.exclusive(prepared.checkpoint):
-        state, recorder = build(prepared)
+        state, recorder = build(resolved, prepared)
         status = run_to_end(resolved.options, prepared.checkpoint, state, recorder)
         recorder.log.finish(status)
     return status
@@ -114,7 +117,10 @@ def prepare(resolved: Resolved[DistillOptions]) -> Prepared:
     check_ipc(resolved.options.ipc, source.labels["train"], source.class_names)
     experts = open_chosen_experts(resolved, source)
     run = name_run(resolved)
-    checkpoint = resumable_checkpoint(run, resolved.options, experts)
+    checkpoint = readable_checkpoint(run)
+    settle_lengths(resolved, source, experts, checkpoint)
+    if checkpoint is not None:
+        check_resumable(run, checkpoint, resolved.options, experts)
     machine = Machine.here(default_device())
     call = DistillCall.planned(resolved.options, DataSize.of(source), machine, checkpoint)
     return Prepared(call, source, experts, run, checkpoint)
@@ -137,8 +143,7 @@ def open_chosen_experts(resolved: Resolved[DistillOptions], source: Source) -> E
     follows what is there.
     """
     options = resolved.options
-    spec = METHODS[options.method]
-    if not spec.needs_experts:
+    if not METHODS[options.method].needs_experts:
         return None
     asked = ExpertKind.of(options)
     found, experts = open_experts(
@@ -161,7 +166,6 @@ def open_chosen_experts(resolved: Resolved[DistillOptions], source: Source) -> E
     for name in ("zca", "model"):
         if getattr(found, name) != getattr(asked, name):
             resolved.set(name, getattr(found, name), str(experts.folder))
-    spec.check_experts(resolved.options, experts)
     return experts
 
 
@@ -179,10 +183,8 @@ def name_run(resolved: Resolved[DistillOptions]) -> RunDir:
     return run
 
 
-def resumable_checkpoint(
-    run: RunDir, options: DistillOptions, experts: ExpertBuffer | None
-) -> dict[str, Any] | None:
-    """Load the run's checkpoint, if any; refuse one made with other settings or experts."""
+def readable_checkpoint(run: RunDir) -> dict[str, Any] | None:
+    """Load the run's checkpoint, if any; refuse a run that cannot be continued without one."""
     check_writable(run.path)
     checkpoint = run.agreed_checkpoint()
     if checkpoint is None and run.has_steps():
@@ -190,26 +192,66 @@ def resumable_checkpoint(
             f"{run.path} holds a run without a checkpoint, which cannot be continued: "
             "choose another --run_name"
         )
-    if checkpoint is not None:
-        begun = checkpoint["config"].get("method", DEFAULT_METHOD)
-        check_same_method(begun, options.method, where=str(run.path))
-        check_unchanged(
-            checkpoint["config"], fixed_values(options), where=run.path, instead="--run_name"
-        )
-        before = checkpoint["num_experts"]
-        if experts is not None and before != len(experts):
-            raise UserError(
-                f"{run.path} was begun with {before} experts, now there are {len(experts)} in "
-                f"{experts.folder}: pass --max_experts {before} or another --run_name"
-            )
     return checkpoint
+
+
+def settle_lengths(
+    resolved: Resolved[DistillOptions],
+    source: Source,
+    experts: ExpertBuffer | None,
+    checkpoint: Mapping[str, Any] | None,
+) -> None:
+    """Find N_S, N_T and start epochs where nobody gives them; a run that was begun keeps its own,
+    and its rates. UserError where the experts are too short for what was given.
+    """
+    options = resolved.options
+    spec = METHODS[options.method]
+    recorded = checkpoint["config"] if checkpoint else {}
+    for name in resolved.open_names:
+        if name in recorded:
+            resolved.set(name, recorded[name], "recorded in the run")
+    if experts is None:
+        return
+    lengths = spec.find_lengths(
+        options,
+        epochs=experts.epochs,
+        steps_an_epoch=-(-len(source.labels["train"]) // options.batch_train),
+        is_open=resolved.is_open,
+    )
+    for name, value in lengths.items():
+        resolved.set(name, value, FOUND)
+    spec.check_experts(resolved.options, experts)
+
+
+def check_resumable(
+    run: RunDir,
+    checkpoint: Mapping[str, Any],
+    options: DistillOptions,
+    experts: ExpertBuffer | None,
+) -> None:
+    """Refuse to continue a run with other settings or experts."""
+    begun = checkpoint["config"].get("method", DEFAULT_METHOD)
+    check_same_method(begun, options.method, where=str(run.path))
+    check_unchanged(
+        checkpoint["config"], fixed_values(options), where=run.path, instead="--run_name"
+    )
+    before = checkpoint["num_experts"]
+    if experts is not None and before != len(experts):
+        raise UserError(
+            f"{run.path} was begun with {before} experts, now there are {len(experts)} in "
+            f"{experts.folder}: pass --max_experts {before} or another --run_name"
+        )
 
 
 def announce(resolved: Resolved[DistillOptions], prepared: Prepared) -> None:
     """Print what will be done, time, memory and disk; UserError where there is too little room."""
     options, experts, run = resolved.options, prepared.experts, prepared.run
     print(f"distill_att.py -> {run.path}")
-    print(resolved.table(whole=options.dry_run, hidden=foreign_flags(options.method)))
+    open_names = set() if prepared.checkpoint else {*resolved.open_names}
+    hidden = foreign_flags(options.method) | open_names
+    print(resolved.table(whole=options.dry_run, hidden=hidden))
+    if open_names - foreign_flags(options.method):
+        print(f"{', '.join(sorted(open_names - foreign_flags(options.method)))}: to be {FOUND}")
     if experts is not None:
         print(f"{len(experts)} experts of {experts.epochs} epochs", *experts.skipped, sep="\n")
     if options.eval_it > 0:
@@ -221,18 +263,22 @@ def announce(resolved: Resolved[DistillOptions], prepared: Prepared) -> None:
     check_room(demand, call.machine, force=options.force)
 
 
-def build(prepared: Prepared) -> tuple[OuterState, Recorder]:
+def build(resolved: Resolved[DistillOptions], prepared: Prepared) -> tuple[OuterState, Recorder]:
     """Read the images; make what is learned, and what records the method that learns it."""
-    options, plan, experts = prepared.call.options, prepared.call.plan, prepared.experts
-    spec, device = METHODS[options.method], default_device()
-    dtype = storage_dtype(options.precision)
+    plan, experts = prepared.call.plan, prepared.experts
+    options, device = resolved.options, default_device()
+    spec, dtype = METHODS[options.method], storage_dtype(options.precision)
     data = read_dataset(prepared.source, zca=options.zca, val=True)
-    images = initial_images(data, options.ipc, options.pix_init, options.seed)
+    images = initial_images(data, options.ipc, options.pix_init, options.seed).to(device, dtype)
     data = data if prepared.call.work.keeps_train else data.without_train()
     data = data.to(device, dtype)
     labels = class_labels(data.num_classes, options.ipc, device)
+    method = spec.build(Setting.of(options, data, labels, experts, plan))
+    if prepared.checkpoint is None:
+        find_rates(resolved, method, images)
+    options = resolved.options
     state = OuterState(
-        spec.learned(options, images.to(device, dtype)),
+        spec.learned(options, images),
         syn_lr=spec.syn_lr(options),
         ema_decay=options.ema_decay,
         if_not_finite=spec.if_not_finite,
@@ -240,7 +286,7 @@ def build(prepared: Prepared) -> tuple[OuterState, Recorder]:
     recorder = Recorder(
         options,
         run=prepared.run,
-        method=spec.build(Setting.of(options, data, labels, experts, plan)),
+        method=method,
         data=data,
         labels=labels,
         experts=experts,
@@ -248,6 +294,16 @@ def build(prepared: Prepared) -> tuple[OuterState, Recorder]:
         evaluations_left=partial(evaluations_left, options),
     )
     return state, recorder
+
+
+def find_rates(resolved: Resolved[DistillOptions], method: Method, images: Tensor) -> None:
+    """Find the rates that nobody gives, by a few outer steps that are not taken."""
+    options = resolved.options
+    rates = METHODS[options.method].find_rates(options, method, images, is_open=resolved.is_open)
+    for name, value in rates.items():
+        resolved.set(name, value, FOUND)
+    if rates:
+        print(f"{FOUND}:", ", ".join(f"{name} {value}" for name, value in rates.items()))
 
 
 def run_to_end(

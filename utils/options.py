@@ -182,7 +182,16 @@ class SetOptions(EvaluationOptions, DsaOptions, DataOptions):
     pix_init: str = option(
         "real", "start from real images or noise", group=_SET, choices=("real", "noise")
     )
-    lr_img: float = option(1000.0, "learning rate of the images", group=_SET, above=0)
+    lr_img: float = option(1000.0, "learning rate of the images", group=_SET, above=0, found=True)
+    max_update: float | None = option(
+        None,
+        "the most that an outer step moves what is learned: root mean square, of images in their "
+        "standard deviations, of syn_lr by its logarithm (default: no bound, or 0.1 where lr_img "
+        "is found)",
+        group=_SET,
+        above=0,
+        found="lr_img",
+    )
     ema_decay: float = option(
         0.999, "decay of the moving average of the images", group=_SET, minimum=0, maximum=1
     )

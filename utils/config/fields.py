@@ -30,12 +30,15 @@ def option(
     check: Callable[[Any], object] | None = None,
     may_change: bool = False,
     auto: bool = False,
+    found: bool | str = False,
 ) -> Any:
     """Declare a field of an options dataclass; `minimum` and `maximum` are allowed, `above` is not.
 
     `check` raises ValueError for a bad value, with the choices in its message. `may_change` marks
     what does not alter a result, so it may differ between the calls of one run. With `auto` the
-    word auto may be written for None.
+    word auto may be written for None. What is `found` follows from the data where neither a flag
+    nor a file gives it, or the flag that `found` names; the default is then only what a plan
+    without data assumes.
     """
     metadata = {
         "help": help,
@@ -48,6 +51,7 @@ def option(
         "check": check,
         "may_change": may_change,
         "auto": auto,
+        "found": found,
     }
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)

@@ -27,6 +27,7 @@ YAML_LIMIT = 2**20  # characters
 Presets = Callable[[Mapping[str, Any]], tuple[str, Mapping[str, Any]]]
 
 FLAG, DEFAULT = "flag", "default"
+FOUND = "found on the data"
 RECORDS = ("experts", "environment")  # in a run's own config.yaml, beside its options
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -52,6 +53,17 @@ class Resolved(Generic[T]):
 
     def given_by_hand(self, name: str) -> bool:
         return self.sources[name] == FLAG
+
+    def is_open(self, name: str) -> bool:
+        """Whether the value of `name` is still to be found on the data: nobody has given one."""
+        fields = {field.name: field for field in dataclasses.fields(self.options)}  # type: ignore[arg-type]
+        found = fields[name].metadata["found"]
+        is_found = self.is_open(found) if isinstance(found, str) else found
+        return self.sources[name] == DEFAULT and is_found
+
+    @property
+    def open_names(self) -> list[str]:
+        return [name for name in self.sources if self.is_open(name)]
 
     def set(self, name: str, value: Any, source: str) -> None:
         """Replace one value, remembering where the new one came from."""
@@ -189,7 +201,8 @@ def _help(field: dataclasses.Field) -> str:
     # A long list of choices is named by the error message instead.
     shown = f" [{', '.join(choices)}]" if choices and len(choices) <= 10 else ""
     default = "auto" if field.metadata["auto"] else _default(field)
-    if default is None:
+    default = "the row's, or found on the data" if field.metadata["found"] is True else default
+    if default is None or "(default: " in text:
         return text + shown
     value = " ".join(default) if isinstance(default, list) else default
     return f"{text}{shown} (default: {value})"

@@ -49,7 +49,10 @@ class Learned:
     """Something that outer steps update by SGD with momentum: where it starts, and its rate.
 
     `rate_flag` is the flag that sets the rate, so the one to lower where it diverges. The values
-    must stay finite and, where `positive`, above zero.
+    must stay finite and, where `positive`, above zero. With `log` it is the logarithm that SGD
+    changes, so that they stay positive. A gradient by which a step would move further than `bound`,
+    as a root mean square, is scaled down to that. `start` names the flag of the initial value and
+    one that is known to work.
     """
 
     name: str
@@ -57,6 +60,9 @@ class Learned:
     rate: float
     rate_flag: str
     positive: bool = False
+    log: bool = False
+    bound: float | None = None
+    start: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -168,5 +174,14 @@ class MethodSpec:
     syn_lr: Callable[[Any], float]  # the rate of networks that train on the set, where not learned
     if_not_finite: str  # what the loss is called then, and which flags to lower
     needs_experts: bool = False
+    # What is found where nobody gives it; is_open(name) says so of a flag. Before the run from
+    # (options, *, epochs, steps_an_epoch, is_open), of the experts; when it begins from (options,
+    # method, initial images, *, is_open).
+    find_lengths: Callable[..., Mapping[str, int]] = lambda options, **experts: {}
+    find_rates: Callable[..., Mapping[str, Any]] = lambda *arguments, is_open: {}
+    # (losses, records) of many steps in a row -> why nothing is learned in them, and what to do.
+    stalled: Callable[[Sequence[float], Sequence[Mapping[str, Any]]], str | None] = (
+        lambda losses, records: None
+    )
     check: Callable[[Any, Callable[[str], bool]], None] = lambda options, by_hand: None
     check_experts: Callable[[Any, ExpertBuffer], None] = lambda options, experts: None

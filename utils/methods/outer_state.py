@@ -1,5 +1,6 @@
 """What outer steps change: whatever a method learns, its momenta, the images' moving average."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from torch import Tensor
 from utils.methods.base import Learned, Step
 
 MOMENTUM = 0.5  # of all optimisers, as in the field
+# Small and large steps: by this part of the value or, of images, of their standard deviation.
+SMALL_STEP, LARGE_STEP = 0.02, 0.5
 
 
 class Diverged(Exception):
@@ -44,8 +47,17 @@ class OuterState:
         self._given_syn_lr = syn_lr
         self._ema_decay = ema_decay
         self._if_not_finite = if_not_finite
+        self._moves: dict[str, float] = {}  # how far the last step moved each, relatively
+        # What SGD changes: the values, or of a logarithm how far a step moves it.
+        self._moved = [
+            torch.zeros_like(each.initial) if each.log else self.learned[each.name]
+            for each in learned
+        ]
         self._optimizer = torch.optim.SGD(
-            [{"params": [self.learned[each.name]], "lr": each.rate} for each in learned],
+            [
+                {"params": [moved], "lr": each.rate}
+                for each, moved in zip(learned, self._moved, strict=True)
+            ],
             momentum=MOMENTUM,
         )
 
@@ -60,22 +72,47 @@ class OuterState:
     def update(self, step: Step) -> None:
         """Update from the gradients of `step`. Raises Diverged, leaving all as it was."""
         if not step.loss.isfinite():
-            raise Diverged(self._if_not_finite, rate=self._specs[0].rate_flag)
+            raise self._diverged(self._if_not_finite)
         before = {name: value.clone() for name, value in self.learned.items()}
-        for name, value in self.learned.items():
-            value.grad = step.grads[name]
-        for group, rate in zip(self._optimizer.param_groups, self.rates.values(), strict=True):
-            group["lr"] = rate * step.factor
+        groups = self._optimizer.param_groups
+        moves = {}
+        for each, moved, group in zip(self._specs, self._moved, groups, strict=True):
+            group["lr"] = self.rates[each.rate_flag] * step.factor
+            grad = step.grads[each.name]
+            grad = grad * before[each.name] if each.log else grad
+            move = group["lr"] * _rms(grad)
+            scale = _rms(before[each.name]) if each.positive and not each.log else 1
+            moves[each.name] = (move / scale).item()
+            moved.grad = grad if each.bound is None else grad * (each.bound / move).clamp(max=1)
         self._optimizer.step()
-        try:
-            for each in reversed(self._specs):
-                _check(each, self.learned[each.name])
-        except Diverged:
-            for name, value in self.learned.items():
-                value.copy_(before[name])
-            raise
+        for each, moved in zip(self._specs, self._moved, strict=True):
+            if each.log:
+                self.learned[each.name].mul_(moved.exp())
+                moved.zero_()
+        # The last of them, a scalar, is what makes the others diverge.
+        for each in reversed(self._specs):
+            if problem := _problem(each, self.learned[each.name]):
+                for name, value in before.items():
+                    self.learned[name].copy_(value)
+                self._moves = moves
+                raise self._diverged(f"{problem}: lower --{each.rate_flag}", each)
+        self._moves = moves
         self.ema_images.lerp_(self.images, 1 - self._ema_decay)
         self.iteration += 1
+
+    def _diverged(self, reason: str, each: Learned | None = None) -> Diverged:
+        """Name the rate of `each`, or of what the last step moved furthest, with a value by which
+        that step would have been small; where it was, or there was none, a value to start from.
+        """
+        each = each or max(self._specs, key=lambda spec: self._moves.get(spec.name, 0.0))
+        move = self._moves.get(each.name, 0.0)
+        starts = [spec.start for spec in self._specs if spec.start]
+        if move <= LARGE_STEP and starts:
+            flag, value = starts[0]
+        else:
+            part = SMALL_STEP / move if SMALL_STEP < move < math.inf else SMALL_STEP
+            flag, value = each.rate_flag, self.rates[each.rate_flag] * part
+        return Diverged(f"{reason} (--{flag} {value:.1g}, say)", rate=each.rate_flag)
 
     @property
     def rates(self) -> dict[str, float]:
@@ -120,15 +157,12 @@ class OuterState:
         self._optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
 
 
-def _check(spec: Learned, value: Tensor) -> None:
-    """Raise Diverged where a learned value has become useless."""
+def _rms(values: Tensor) -> Tensor:
+    return values.square().mean().sqrt()
+
+
+def _problem(spec: Learned, value: Tensor) -> str | None:
+    """Say why a learned value has become useless; None if it has not."""
     if spec.positive and not (value > 0).all():  # also true of NaN
-        raise Diverged(
-            f"{spec.name} became {value.min().item():.3g}: lower --{spec.rate_flag}",
-            rate=spec.rate_flag,
-        )
-    if not value.isfinite().all():
-        raise Diverged(
-            f"the {spec.name} are not finite any more: lower --{spec.rate_flag}",
-            rate=spec.rate_flag,
-        )
+        return f"{spec.name} became {value.min().item():.3g}"
+    return None if value.isfinite().all() else f"the {spec.name} are not finite any more"

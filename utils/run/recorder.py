@@ -1,6 +1,7 @@
 """Write a run's sets, pictures, evaluations, log and checkpoints."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -22,12 +23,13 @@ from utils.experts.buffer import ExpertBuffer
 from utils.measure.protocol import Accuracies, EvalExecution, Protocol, evaluate
 from utils.methods.base import Method, Step
 from utils.methods.outer_state import Diverged, OuterState
-from utils.methods.registry import foreign_flags
+from utils.methods.registry import METHODS, foreign_flags
 from utils.run.directory import RunDir
 from utils.run.log import MetricsLog
 
 CHECKPOINT_SECONDS = 600
 STEPS_TO_JUDGE = 5  # steps of a call before it says how long the rest takes
+STEPS_TO_LEARN = 50  # steps in which something is learned, or it is said
 # What distilled_best.pt is, by --select.
 BEST = {
     "test": "best so far, chosen on the test set",
@@ -79,6 +81,7 @@ class Recorder:
         self.best = {"raw": -1.0, "ema": -1.0}
         self.evaluated = -1
         self._seconds: list[float] = []
+        self._latest: deque[tuple[float, Mapping[str, Any]]] = deque(maxlen=STEPS_TO_LEARN)
         self._checkpoint_at = time.monotonic()
         self._evaluation_seconds: float | None = None
         hidden = {*foreign_flags(options.method), "force"}  # --force is decided anew each time
@@ -141,6 +144,7 @@ class Recorder:
             **self._learned_rate(state),
             seconds=seconds,
         )
+        self._say_if_stalled(step)
         self._seconds.append(seconds)
         if len(self._seconds) == STEPS_TO_JUDGE:
             self.log.say(
@@ -151,6 +155,15 @@ class Recorder:
                     evaluation_seconds=self._evaluation_seconds,
                 )
             )
+
+    def _say_if_stalled(self, step: Step) -> None:
+        """Say so, every STEPS_TO_LEARN steps, where nothing was learned in them."""
+        self._latest.append((step.loss.item(), step.record))
+        if len(self._latest) == STEPS_TO_LEARN:
+            losses, records = zip(*self._latest, strict=True)
+            if complaint := METHODS[self.options.method].stalled(losses, records):
+                self.log.say(complaint)
+            self._latest.clear()
 
     @staticmethod
     def _learned_rate(state: OuterState) -> dict[str, float]:

@@ -10,14 +10,22 @@ from utils.experts.buffer import ExpertBuffer
 from utils.methods.base import Learned, MethodSpec
 from utils.methods.trajectory.method import TrajectoryMatching
 from utils.methods.trajectory.options import TrajectoryOptions, title
+from utils.methods.trajectory.tuning import find_lengths, find_rates, stalled
 from utils.methods.trajectory.work import count_work
 
 
 def _learned(options: Any, images: Tensor) -> Sequence[Learned]:
     return [
-        Learned("images", images, options.lr_img, "lr_img"),
+        Learned("images", images, options.lr_img, "lr_img", bound=options.max_update),
         Learned(
-            "syn_lr", images.new_tensor(options.lr_teacher), options.lr_lr, "lr_lr", positive=True
+            "syn_lr",
+            images.new_tensor(options.lr_teacher),
+            options.lr_lr,
+            "lr_lr",
+            positive=True,
+            log=options.log_syn_lr,
+            bound=options.max_update if options.log_syn_lr else None,
+            start=("lr_teacher", TrajectoryOptions.lr_teacher),  # that of the experts
         ),
     ]
 
@@ -62,8 +70,11 @@ def _relative(summary: str, check: Any = _check, **presets: Any) -> MethodSpec:
         count_work=count_work,
         syn_lr=lambda options: options.lr_teacher,
         if_not_finite="the matching loss is not finite: "
-        "lower --lr_img, --lr_teacher or --syn_steps",
+        "lower --lr_img, --lr_lr, --lr_teacher or --syn_steps",
         needs_experts=True,
+        find_lengths=find_lengths,
+        find_rates=find_rates,
+        stalled=stalled,
         check=check,
         check_experts=_check_experts,
     )

@@ -16,16 +16,36 @@ _SPEED = "speed and memory (the same result up to rounding)"
 @dataclass(frozen=True)
 class TrajectoryOptions:
     flat: bool = option(False, "experts trained by buffer.py --flat (FTD)", group=_EXPERTS)
-    lr_lr: float = option(1e-5, "learning rate of syn_lr", group=_SET, minimum=0)
-    lr_teacher: float = option(0.01, "initial syn_lr", group=_SET, above=0)
+    lr_lr: float = option(1e-5, "learning rate of syn_lr", group=_SET, minimum=0, found=True)
+    log_syn_lr: bool = option(
+        False,
+        "let lr_lr move the logarithm of syn_lr, which then stays positive (default: where lr_lr "
+        "is found)",
+        group=_SET,
+        found="lr_lr",
+    )
+    lr_teacher: float = option(0.01, "initial syn_lr", group=_SET, above=0, found=True)
     syn_steps: int = option(
-        50, "N_S, the most steps that a student takes", group=_MATCHING, minimum=1, maximum=100_000
+        50,
+        "N_S, the most steps that a student takes",
+        group=_MATCHING,
+        minimum=1,
+        maximum=100_000,
+        found=True,
     )
     expert_epochs: int = option(
-        2, "N_T, epochs between an expert's start and target", group=_MATCHING, minimum=1
+        2,
+        "N_T, epochs between an expert's start and target",
+        group=_MATCHING,
+        minimum=1,
+        found=True,
     )
     max_start_epoch: int = option(
-        20, "start epochs are drawn from 0 ... max_start_epoch - 1", group=_MATCHING, minimum=1
+        20,
+        "start epochs are drawn from 0 ... max_start_epoch - 1",
+        group=_MATCHING,
+        minimum=1,
+        found=True,
     )
     start_epochs: list[int] | None = option(
         None,
