@@ -30,6 +30,7 @@ from utils.core.files import check_writable
 from utils.core.progress import progress_bar
 from utils.core.script import run_script
 from utils.data.dataset import read_dataset
+from utils.data.identity import KEY, DataIdentity, identity_of
 from utils.data.real_images import check_ipc, class_labels, initial_images
 from utils.data.source import Source
 from utils.experts.buffer import ExpertBuffer
@@ -61,6 +62,7 @@ class Prepared:
 
     call: DistillCall
     source: Source
+    images: DataIdentity
     experts: ExpertBuffer | None
     run: RunDir
     checkpoint: dict[str, Any] | None
@@ -112,12 +114,13 @@ def prepare(resolved: Resolved[DistillOptions]) -> Prepared:
     check_flags(resolved)
     source = settle_images(resolved)
     check_ipc(resolved.options.ipc, source.labels["train"], source.class_names)
-    experts = open_chosen_experts(resolved, source)
+    images = identity_of(source, resolved.options.data_path)
+    experts = open_chosen_experts(resolved, source, images)
     run = name_run(resolved)
-    checkpoint = resumable_checkpoint(run, resolved.options, experts)
+    checkpoint = resumable_checkpoint(run, resolved.options, images, experts)
     machine = Machine.here(default_device())
     call = DistillCall.planned(resolved.options, DataSize.of(source), machine, checkpoint)
-    return Prepared(call, source, experts, run, checkpoint)
+    return Prepared(call, source, images, experts, run, checkpoint)
 
 
 def check_flags(resolved: Resolved[DistillOptions]) -> None:
@@ -132,7 +135,9 @@ def check_flags(resolved: Resolved[DistillOptions]) -> None:
         )
 
 
-def open_chosen_experts(resolved: Resolved[DistillOptions], source: Source) -> ExpertBuffer | None:
+def open_chosen_experts(
+    resolved: Resolved[DistillOptions], source: Source, images: DataIdentity
+) -> ExpertBuffer | None:
     """Find and check the experts, where the method needs some; a model or zca not given by hand
     follows what is there.
     """
@@ -144,6 +149,7 @@ def open_chosen_experts(resolved: Resolved[DistillOptions], source: Source) -> E
     found, experts = open_experts(
         asked,
         options.buffer_path,
+        images=images,
         channels=source.channels,
         num_classes=len(source.class_names),
         model_fixed=resolved.given_by_hand("model"),
@@ -180,9 +186,9 @@ def name_run(resolved: Resolved[DistillOptions]) -> RunDir:
 
 
 def resumable_checkpoint(
-    run: RunDir, options: DistillOptions, experts: ExpertBuffer | None
+    run: RunDir, options: DistillOptions, images: DataIdentity, experts: ExpertBuffer | None
 ) -> dict[str, Any] | None:
-    """Load the run's checkpoint, if any; refuse one made with other settings or experts."""
+    """Load the run's checkpoint, if any; refuse one made with other settings, images or experts."""
     check_writable(run.path)
     checkpoint = run.agreed_checkpoint()
     if checkpoint is None and run.has_steps():
@@ -195,6 +201,12 @@ def resumable_checkpoint(
         check_same_method(begun, options.method, where=str(run.path))
         check_unchanged(
             checkpoint["config"], fixed_values(options), where=run.path, instead="--run_name"
+        )
+        images.check_same_as(
+            checkpoint.get(KEY),
+            ("train", "test"),
+            what=f"run {run.path}",
+            advice="give the --data_path that it is from, or another --run_name",
         )
         before = checkpoint["num_experts"]
         if experts is not None and before != len(experts):
@@ -242,6 +254,7 @@ def build(prepared: Prepared) -> tuple[OuterState, Recorder]:
         run=prepared.run,
         method=spec.build(Setting.of(options, data, labels, experts, plan)),
         data=data,
+        identity=prepared.images,
         labels=labels,
         experts=experts,
         how=asdict(plan),

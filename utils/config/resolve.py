@@ -27,7 +27,7 @@ YAML_LIMIT = 2**20  # characters
 Presets = Callable[[Mapping[str, Any]], tuple[str, Mapping[str, Any]]]
 
 FLAG, DEFAULT = "flag", "default"
-RECORDS = ("experts", "environment")  # in a run's own config.yaml, beside its options
+RECORDS = ("experts", "data", "environment")  # in a run's own config.yaml, beside its options
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
