@@ -46,8 +46,8 @@ class Source:
         normalisation: the field's constants, or None: computed from the training images.
         cache: what is derived from the images is kept in `<cache>_<what>.pt`; None: nowhere.
         decoded: for each split of picture files, where its pixels are kept once they are decoded.
-        hashes: for each split of picture files, a function that returns a hash of each, uint8
-            (N, 16).
+        contents: for splits whose pixels depend on the size or are slow to read, a function that
+            returns what their images are told apart by, uint8 (N, ...).
         val_fraction: the part of the training images that has been held out of them.
         name, subset: what it was asked for as.
     """
@@ -60,7 +60,7 @@ class Source:
     normalisation: Normalisation | None = None
     cache: Path | None = None
     decoded: dict[SplitName, Path] = field(default_factory=dict)
-    hashes: dict[SplitName, Callable[[], Tensor]] = field(default_factory=dict)
+    contents: dict[SplitName, Callable[[], Tensor]] = field(default_factory=dict)
     parts: dict[SplitName, Tensor] = field(default_factory=dict)
     val_fraction: float = 0.0
     name: str = ""
@@ -86,9 +86,9 @@ class Source:
     def content(self, split: SplitName) -> Tensor:
         """Read what the images of a split on disk are told apart by, uint8 (N, ...).
 
-        Pixels; of picture files a hash of each, so that nothing is decoded.
+        Their pixels; of picture files a hash of each, so that nothing is decoded.
         """
-        return self.hashes.get(split, self.read[split])()
+        return self.contents.get(split, self.read[split])()
 
     def pixels(self, splits: Iterable[SplitName]) -> dict[SplitName, Tensor]:
         """Read the pixels of `splits`, uint8 (N, C, H, W) each; training images once."""

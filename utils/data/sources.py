@@ -56,6 +56,10 @@ def find_digits(request: DataRequest) -> Source:
             split: partial(_digits_pixels, scans.images, members[split], request.size)
             for split in request.splits
         },
+        contents={
+            split: partial(_digits_pixels, scans.images, members[split], KNOWN["digits"].spec.side)
+            for split in request.splits
+        },
     )
 
 
@@ -254,7 +258,7 @@ def _tree_source(
         normalisation=normalisation,
         cache=cache,
         decoded=decoded,
-        hashes={
+        contents={
             split: partial(_hash_tree, paths[split], decoded[split].with_suffix(".hashes.pt"))
             for split in files
         },
