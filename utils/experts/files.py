@@ -23,11 +23,13 @@ from utils.core.errors import UserError
 from utils.core.files import is_dense, torch_load, torch_save, write_text
 from utils.core.locks import is_held, locked
 from utils.data.identity import KEY, DataIdentity
+from utils.data.source import SplitName
 
 Snapshot = list[Tensor]
 Expert = list[Snapshot]
 
 SETTINGS = "experts.json"
+SEEN: tuple[SplitName, ...] = ("train",)  # what experts are trained on
 LOCKS = ".replay_buffer_*.lock"
 
 
@@ -161,7 +163,7 @@ def check_images(folder: Path, images: DataIdentity) -> None:
     """
     images.check_same_as(
         (read_settings(folder) or {}).get(KEY),
-        ("train",),
+        SEEN,
         what=f"experts in {folder}",
         advice="give the --data_path that they are from, or another --buffer_path",
     )
