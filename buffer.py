@@ -27,10 +27,13 @@ from utils.core.progress import progress_bar, time_left
 from utils.core.script import run_script
 from utils.data.augment import active_groups
 from utils.data.dataset import read_dataset
+from utils.data.identity import identity_of
 from utils.data.source import Source
 from utils.experts.files import (
     Expert,
+    check_images,
     fill_files,
+    holds_experts,
     keep_expert,
     lock_and_list_missing,
     missing_experts,
@@ -68,6 +71,9 @@ def run(resolved: Resolved[BufferOptions]) -> Path:
     kind = ExpertKind.of(options)
     folder = kind.folder(options.buffer_path)
     check_writable(folder)
+    images = identity_of(source, options.data_path)
+    if holds_experts(folder):
+        check_images(folder, images)
     numbers = range(options.first_expert, options.num_experts)
     in_files = {"experts_per_file": options.save_interval}
     missing = missing_experts(folder, numbers, **in_files) if ranks.is_main() else []
@@ -84,7 +90,8 @@ def run(resolved: Resolved[BufferOptions]) -> Path:
     ranks.barrier()  # nothing is written before everyone has looked
     if options.dry_run:
         return folder
-    with lock_and_list_missing(folder, fixed_values(options), numbers, **in_files) as missing:
+    settings = fixed_values(options)
+    with lock_and_list_missing(folder, settings, numbers, **in_files, images=images) as missing:
         if missing:
             train_missing(call, trainer(call, source, folder), folder, missing)
             print(f"{len(numbers)} experts of {options.train_epochs} epochs are in {folder}")

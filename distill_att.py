@@ -33,6 +33,7 @@ from utils.core.files import check_writable
 from utils.core.progress import progress_bar
 from utils.core.script import run_script
 from utils.data.dataset import read_dataset
+from utils.data.identity import KEY, DataIdentity, identity_of
 from utils.data.real_images import check_ipc, class_labels, initial_images
 from utils.data.source import Source
 from utils.experts.buffer import ExpertBuffer
@@ -64,6 +65,7 @@ class Prepared:
 
     call: DistillCall
     source: Source
+    images: DataIdentity
     experts: ExpertBuffer | None
     run: RunDir
     checkpoint: dict[str, Any] | None
@@ -115,15 +117,16 @@ def prepare(resolved: Resolved[DistillOptions]) -> Prepared:
     check_flags(resolved)
     source = settle_images(resolved)
     check_ipc(resolved.options.ipc, source.labels["train"], source.class_names)
-    experts = open_chosen_experts(resolved, source)
+    images = identity_of(source, resolved.options.data_path)
+    experts = open_chosen_experts(resolved, source, images)
     run = name_run(resolved)
     checkpoint = readable_checkpoint(run)
     settle_lengths(resolved, source, experts, checkpoint)
     if checkpoint is not None:
-        check_resumable(run, checkpoint, resolved.options, experts)
+        check_resumable(run, checkpoint, resolved.options, images, experts)
     machine = Machine.here(default_device())
     call = DistillCall.planned(resolved.options, DataSize.of(source), machine, checkpoint)
-    return Prepared(call, source, experts, run, checkpoint)
+    return Prepared(call, source, images, experts, run, checkpoint)
 
 
 def check_flags(resolved: Resolved[DistillOptions]) -> None:
@@ -138,7 +141,9 @@ def check_flags(resolved: Resolved[DistillOptions]) -> None:
         )
 
 
-def open_chosen_experts(resolved: Resolved[DistillOptions], source: Source) -> ExpertBuffer | None:
+def open_chosen_experts(
+    resolved: Resolved[DistillOptions], source: Source, images: DataIdentity
+) -> ExpertBuffer | None:
     """Find and check the experts, where the method needs some; a model or zca not given by hand
     follows what is there.
     """
@@ -149,6 +154,7 @@ def open_chosen_experts(resolved: Resolved[DistillOptions], source: Source) -> E
     found, experts = open_experts(
         asked,
         options.buffer_path,
+        images=images,
         channels=source.channels,
         num_classes=len(source.class_names),
         model_fixed=resolved.given_by_hand("model"),
@@ -227,13 +233,20 @@ def check_resumable(
     run: RunDir,
     checkpoint: Mapping[str, Any],
     options: DistillOptions,
+    images: DataIdentity,
     experts: ExpertBuffer | None,
 ) -> None:
-    """Refuse to continue a run with other settings or experts."""
+    """Refuse to continue a run with other settings, images or experts."""
     begun = checkpoint["config"].get("method", DEFAULT_METHOD)
     check_same_method(begun, options.method, where=str(run.path))
     check_unchanged(
         checkpoint["config"], fixed_values(options), where=run.path, instead="--run_name"
+    )
+    images.check_same_as(
+        checkpoint.get(KEY),
+        ("train", "test"),
+        what=f"run {run.path}",
+        advice="give the --data_path that it is from, or another --run_name",
     )
     before = checkpoint["num_experts"]
     if experts is not None and before != len(experts):
@@ -288,6 +301,7 @@ def build(resolved: Resolved[DistillOptions], prepared: Prepared) -> tuple[Outer
         run=prepared.run,
         method=method,
         data=data,
+        identity=prepared.images,
         labels=labels,
         experts=experts,
         how=asdict(plan),

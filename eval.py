@@ -25,8 +25,9 @@ from utils.core.script import run_script
 from utils.data.augment import active_groups
 from utils.data.dataset import ImageDataset, find_dataset, needed_splits, read_dataset
 from utils.data.distilled import SyntheticSet
+from utils.data.identity import DataIdentity, identity_of
 from utils.data.real_images import check_ipc
-from utils.data.source import Source
+from utils.data.source import Source, SplitName
 from utils.experts.features import ExpertFeatures
 from utils.experts.kind import ExpertKind
 from utils.measure.protocol import Accuracies, EvalExecution, Protocol, evaluate
@@ -59,8 +60,11 @@ def run(options: EvalOptions) -> Path:
     check_writable(path.parent)
     record = EvalRecord(path.parent)
     source = find_images(options, distilled)
+    images = identify(options, distilled, source)
     needs_experts = need_experts(options.selections)
-    expert_features = open_expert_features(options, distilled, source) if needs_experts else None
+    expert_features = (
+        open_expert_features(options, distilled, source, images) if needs_experts else None
+    )
     call, machine = EvalCall(options, distilled, DataSize.of(source)), Machine.here(device)
     check_room(call.demand(source, machine, expert_features), machine, force=options.force)
     if options.dry_run:
@@ -69,7 +73,7 @@ def run(options: EvalOptions) -> Path:
         source, normalisation=distilled.normalisation, test_only=not options.needs_train
     )
     data = data.to(device, storage_dtype(options.precision))
-    fill_table(Measurement(call, data), expert_features, record)
+    fill_table(Measurement(call, data, images), expert_features, record)
     return record.path
 
 
@@ -118,8 +122,22 @@ def check_classes(distilled: SyntheticSet, theirs: tuple[str, ...]) -> None:
         )
 
 
+def identify(options: EvalOptions, distilled: SyntheticSet, source: Source) -> DataIdentity:
+    """Tell the images apart; UserError where the set was made from others."""
+    images = identity_of(source, options.data_path or distilled.config["data_path"])
+    splits: tuple[SplitName, ...] = ("train",) if options.other_test else ("test", "train")
+    advice = "" if options.other_test else ", or pass --other_test to measure on other test images"
+    images.check_same_as(
+        distilled.data,
+        splits,
+        what=f"set {options.distilled}",
+        advice=f"give the --data_path that it is from{advice}",
+    )
+    return images
+
+
 def open_expert_features(
-    options: EvalOptions, distilled: SyntheticSet, source: Source
+    options: EvalOptions, distilled: SyntheticSet, source: Source, images: DataIdentity
 ) -> ExpertFeatures:
     """The experts of the kind that the set was distilled from."""
     config = distilled.config
@@ -135,7 +153,7 @@ def open_expert_features(
     )
     buffer_path = options.buffer_path or config.get("buffer_path", DistillOptions.buffer_path)
     return ExpertFeatures.open(
-        source, kind, buffer_path, most=options.num_eval, skip_bad=options.skip_bad_buffers
+        source, images, kind, buffer_path, most=options.num_eval, skip_bad=options.skip_bad_buffers
     )
 
 
@@ -145,6 +163,14 @@ class Measurement:
 
     call: EvalCall
     data: ImageDataset
+    images: DataIdentity
+
+    @cached_property
+    def has_other_test(self) -> bool:
+        """Whether the test images are, or may be, others than those of the distillation."""
+        before = self.call.distilled.data
+        known = before and DataIdentity.from_dict(before).parts.get("test")
+        return self.call.options.other_test and known != self.images.parts["test"]
 
     @cached_property
     def tested_on(self) -> str:
@@ -166,7 +192,10 @@ class Measurement:
             "precision": options.precision,
             "seed": options.seed,
         }
-        return Evaluation(settings, training_set.digest, options.num_eval)
+        if self.has_other_test:
+            settings["other_test"] = True
+        data = self.images.to_dict()
+        return Evaluation(settings, training_set.digest, options.num_eval, data)
 
     def evaluate(
         self,

@@ -377,7 +377,7 @@ def test_a_recorded_evaluation_is_one_on_the_same_test_images(tmp_path, capsys):
     argv = ["--distilled", str(file), "--num_eval", "1", "--epoch_eval_train", "1"]
     for tree, known in (("a", False), ("b", False), ("b", True)):
         capsys.readouterr()
-        assert evaluation.main([*argv, "--data_path", str(tmp_path / tree)]) == 0
+        assert evaluation.main([*argv, "--data_path", str(tmp_path / tree), "--other_test"]) == 0
         assert ("recorded before" in capsys.readouterr().out) is known
     (tmp_path / "b/test/dark").rename(tmp_path / "b/test/black")
     shutil.rmtree(tmp_path / "b/train")

@@ -332,6 +332,9 @@ class EvalOptions(EvaluationOptions):
     data_path: str | None = option(
         None, "folder of the data set (default: the one of the distillation)", group=_DATA
     )
+    other_test: bool = option(
+        False, "measure on other test images than those of the distillation", group=_DATA
+    )
     buffer_path: str | None = option(
         None,
         "folder of expert trajectories, for herding, k_center and forgetting (default: the "

@@ -45,12 +45,16 @@ def _row(trained_on: str, record: Record, epochs: int, seed: int, chosen_by: str
 
 
 def _evaluated(run: Run) -> Iterator[dict[str, Any]]:
-    """Of what eval.py has measured, the entries that are augmented as the distillation is, or do
-    not say.
+    """Of what eval.py has measured on the distillation's test images, the entries that are
+    augmented as the distillation is, or do not say.
     """
     options = run.options
     own_dsa = options.dsa_strategy if options.dsa else None
-    alike = [entry for entry in run.evaluations if entry.get("dsa", own_dsa) == own_dsa]
+    alike = [
+        entry
+        for entry in run.evaluations
+        if entry.get("dsa", own_dsa) == own_dsa and not entry.get("other_test")
+    ]
 
     def rank(entry: Record) -> tuple[Any, ...]:
         tag = _tag(entry)

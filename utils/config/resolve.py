@@ -28,7 +28,7 @@ Presets = Callable[[Mapping[str, Any]], tuple[str, Mapping[str, Any]]]
 
 FLAG, DEFAULT = "flag", "default"
 FOUND = "found on the data"
-RECORDS = ("experts", "environment")  # in a run's own config.yaml, beside its options
+RECORDS = ("experts", "data", "environment")  # in a run's own config.yaml, beside its options
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 

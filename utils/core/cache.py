@@ -16,11 +16,13 @@ from utils.core.locks import locked
 Tensors = dict[str, Tensor]
 
 
-def cached(path: Path, key: str, build: Callable[[], Tensors]) -> Tensors:
+def cached(
+    path: Path, key: str, build: Callable[[], Tensors], *, level: int = logging.WARNING
+) -> Tensors:
     """Read the CPU tensors of `key` from `path`; make them by `build` where it does not hold them.
 
     A file with another key, or a damaged one (its checksum does not match), is replaced by one
-    process while others wait. Where `path` cannot be written, one warning is logged.
+    process while others wait. Where `path` cannot be written, one line is logged at `level`.
     """
     stored = _load(path, key)
     if stored is not None:
@@ -33,7 +35,7 @@ def cached(path: Path, key: str, build: Callable[[], Tensors]) -> Tensors:
         try:
             torch_save({"key": key, "checksum": digest(tensors), "tensors": tensors}, path)
         except UserError as error:
-            logging.getLogger(__name__).warning("going on without a cache: %s", error)
+            logging.getLogger(__name__).log(level, "going on without a cache: %s", error)
         return tensors
 
 

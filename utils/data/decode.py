@@ -20,11 +20,14 @@ from utils.core.errors import UserError
 
 # What those suffixes stand for. Others stay closed: Pillow hands EPS, for one, to an interpreter.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+HASH_BYTES = 16
 DECODER_VERSION = 2  # to be raised when `decode` changes what it returns
 
 
-def fingerprint(files: Iterable[Path], res: int) -> str:
-    """Compute a key that changes with any file's path, size or modification time, and with `res`.
+def fingerprint(files: Iterable[Path], res: int | None = None) -> str:
+    """Compute a key that changes with any file's path, size or times, and with `res`.
+
+    The time of modification alone would not do: archives set it, and bitmaps have equal sizes.
 
     Raises:
         UserError: a file is not there, or is something else that reading might wait for forever.
@@ -37,7 +40,8 @@ def fingerprint(files: Iterable[Path], res: int) -> str:
             raise UserError(f"cannot read the image {shown(file)}: {_reason(error)}") from error
         if not stat.S_ISREG(status.st_mode):
             raise UserError(f"cannot read the image {shown(file)}, which is no file: remove it")
-        state.update(os.fsencode(file) + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        stamp = f"\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\0"
+        state.update(os.fsencode(file) + stamp.encode())
     return state.hexdigest()
 
 
@@ -65,6 +69,40 @@ def decode(files: Sequence[Path], res: int) -> Tensor:
         for _ in tqdm(done, total=len(files), desc="decoding", unit="image", disable=None):
             pass
     return images
+
+
+def hash_files(files: Sequence[Path]) -> Tensor:
+    """Hash what each file holds, in parallel: uint8 (N, 16).
+
+    Raises:
+        UserError: a file cannot be read; it is named.
+    """
+    with ThreadPoolExecutor() as pool:  # hashing frees the GIL
+        progress = tqdm(
+            pool.map(_hash_one, files),
+            total=len(files),
+            desc="hashing",
+            unit="image",
+            leave=False,
+            delay=2,
+            disable=None,
+        )
+        hashes = bytearray(b"".join(progress))
+    return torch.frombuffer(hashes, dtype=torch.uint8).view(len(files), HASH_BYTES)
+
+
+def _hash_one(file: Path) -> bytes:
+    try:
+        with open(file, "rb") as content:
+            return hashlib.file_digest(content, _new_hash).digest()
+    except OSError as error:
+        raise UserError(
+            f"cannot read the image {shown(file)}: {_reason(error)}; replace or remove it"
+        ) from error
+
+
+def _new_hash() -> "hashlib.blake2b":
+    return hashlib.blake2b(digest_size=HASH_BYTES)
 
 
 def shown(path: str | Path) -> str:

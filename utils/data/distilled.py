@@ -18,6 +18,7 @@ from networks import NETWORKS
 from utils.core.errors import UserError
 from utils.core.files import is_dense, torch_load, torch_save
 from utils.data.dataset import DATASETS
+from utils.data.identity import KEY, is_identity
 from utils.data.normalisation import Normalisation
 
 
@@ -38,6 +39,7 @@ class SyntheticSet:
     set: str  # raw or ema
     config: Mapping[str, Any]
     rewinds: tuple[Mapping[str, Any], ...] = ()  # the run's, see OuterState
+    data: Mapping[str, Any] | None = None  # the DataIdentity that it was distilled from
 
     def save(self, path: Path, *, include_whitening: bool) -> None:
         """Write the set, atomically.
@@ -53,6 +55,8 @@ class SyntheticSet:
             "config": dict(self.config),
             "rewinds": [dict(rewind) for rewind in self.rewinds],
         }
+        if self.data is not None:
+            values[KEY] = dict(self.data)
         torch_save(values | self.normalisation.to_dict(include_whitening), path)
 
     @classmethod
@@ -73,6 +77,7 @@ class SyntheticSet:
             class_names=tuple(values["class_names"]),
             config=values["config"],
             rewinds=tuple(values.get("rewinds", ())),
+            data=values.get(KEY),
             normalisation=Normalisation.from_dict(values),
         )
 
@@ -174,6 +179,7 @@ _FORMS = {
 _OPTIONAL = {
     "zca_mean": _Form("a finite float tensor (D,)", partial(_is_finite, dims=1)),
     "zca_matrix": _Form("a finite float tensor (D, D)", partial(_is_finite, dims=2)),
+    KEY: _Form("a record of images", is_identity),
     "config.buffer_path": _TEXT,
     "config.flat": _BOOL,
     "config.val_fraction": _Form(

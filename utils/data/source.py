@@ -46,6 +46,8 @@ class Source:
         normalisation: the field's constants, or None: computed from the training images.
         cache: what is derived from the images is kept in `<cache>_<what>.pt`; None: nowhere.
         decoded: for each split of picture files, where its pixels are kept once they are decoded.
+        contents: for splits whose pixels depend on the size or are slow to read, a function that
+            returns what their images are told apart by, uint8 (N, ...).
         val_fraction: the part of the training images that has been held out of them.
         name, subset: what it was asked for as.
     """
@@ -58,6 +60,7 @@ class Source:
     normalisation: Normalisation | None = None
     cache: Path | None = None
     decoded: dict[SplitName, Path] = field(default_factory=dict)
+    contents: dict[SplitName, Callable[[], Tensor]] = field(default_factory=dict)
     parts: dict[SplitName, Tensor] = field(default_factory=dict)
     val_fraction: float = 0.0
     name: str = ""
@@ -79,6 +82,13 @@ class Source:
         parts = _divide(whole, fraction, self.class_names)
         labels = {split: whole[members] for split, members in parts.items()}
         return replace(self, labels=self.labels | labels, parts=parts, val_fraction=fraction)
+
+    def content(self, split: SplitName) -> Tensor:
+        """Read what the images of a split on disk are told apart by, uint8 (N, ...).
+
+        Their pixels; of picture files a hash of each, so that nothing is decoded.
+        """
+        return self.contents.get(split, self.read[split])()
 
     def pixels(self, splits: Iterable[SplitName]) -> dict[SplitName, Tensor]:
         """Read the pixels of `splits`, uint8 (N, C, H, W) each; training images once."""

@@ -3,6 +3,7 @@
 Finding is quick and refuses what is wrong; pixels are read only when a split's `read` is called.
 """
 
+import logging
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,6 +54,10 @@ def find_digits(request: DataRequest) -> Source:
         labels={split: labels[members[split]] for split in request.splits},
         read={
             split: partial(_digits_pixels, scans.images, members[split], request.size)
+            for split in request.splits
+        },
+        contents={
+            split: partial(_digits_pixels, scans.images, members[split], KNOWN["digits"].spec.side)
             for split in request.splits
         },
     )
@@ -241,6 +246,7 @@ def _tree_source(
     """A source that decodes image files to 3 x size x size, once."""
     cache, size = request.cache, request.size
     decoded = {split: cache.with_name(f"{cache.name}_{split}.pt") for split in files}
+    paths = {split: [file for file, _ in items] for split, items in files.items()}
     return Source(
         class_names=class_names,
         channels=3,
@@ -248,19 +254,28 @@ def _tree_source(
         labels={
             split: torch.tensor([label for _, label in items]) for split, items in files.items()
         },
-        read={
-            split: partial(_read_tree, [file for file, _ in items], size, decoded[split])
-            for split, items in files.items()
-        },
+        read={split: partial(_read_tree, paths[split], size, decoded[split]) for split in files},
         normalisation=normalisation,
         cache=cache,
         decoded=decoded,
+        contents={
+            split: partial(_hash_tree, paths[split], decoded[split].with_suffix(".hashes.pt"))
+            for split in files
+        },
     )
 
 
 def _read_tree(files: Sequence[Path], size: int, cache_file: Path) -> Tensor:
     key = decode.fingerprint(files, size)
     return cached(cache_file, key, lambda: {"images": decode.decode(files, size)})["images"]
+
+
+def _hash_tree(files: Sequence[Path], cache_file: Path) -> Tensor:
+    key = decode.fingerprint(files)
+    tensors = cached(
+        cache_file, key, lambda: {"hashes": decode.hash_files(files)}, level=logging.INFO
+    )  # quick without it, and where it cannot be written, the pixels' warns
+    return tensors["hashes"]
 
 
 def _locate(

@@ -10,6 +10,7 @@ from utils.compute.cohort import images_per_test_batch
 from utils.compute.cost import fitting_network
 from utils.compute.flat import FlatNetwork
 from utils.data.dataset import Split
+from utils.data.identity import DataIdentity
 from utils.data.source import Source
 from utils.experts.buffer import ExpertBuffer
 from utils.experts.kind import ExpertKind, open_experts
@@ -27,9 +28,16 @@ class ExpertFeatures:
 
     @classmethod
     def open(
-        cls, source: Source, kind: ExpertKind, buffer_path: str, *, most: int, skip_bad: bool
+        cls,
+        source: Source,
+        images: DataIdentity,
+        kind: ExpertKind,
+        buffer_path: str,
+        *,
+        most: int,
+        skip_bad: bool,
     ) -> "ExpertFeatures":
-        """Open at most `most` experts of exactly this `kind`.
+        """Open at most `most` experts of exactly this `kind`, trained on `images`.
 
         UserError where there are none names the command that makes them.
         """
@@ -37,6 +45,7 @@ class ExpertFeatures:
         _, experts = open_experts(
             kind,
             buffer_path,
+            images=images,
             **shape,
             model_fixed=True,
             zca_fixed=True,

@@ -22,11 +22,14 @@ from utils.core import ranks
 from utils.core.errors import UserError
 from utils.core.files import is_dense, torch_load, torch_save, write_text
 from utils.core.locks import is_held, locked
+from utils.data.identity import KEY, DataIdentity
+from utils.data.source import SplitName
 
 Snapshot = list[Tensor]
 Expert = list[Snapshot]
 
 SETTINGS = "experts.json"
+SEEN: tuple[SplitName, ...] = ("train",)  # what experts are trained on
 LOCKS = ".replay_buffer_*.lock"
 
 
@@ -80,13 +83,18 @@ def _is_param(value: Any) -> bool:
 
 @contextmanager
 def lock_and_list_missing(
-    folder: Path, settings: dict[str, Any], numbers: range, *, experts_per_file: int
+    folder: Path,
+    settings: dict[str, Any],
+    numbers: range,
+    *,
+    experts_per_file: int,
+    images: DataIdentity | None = None,
 ) -> Iterator[list[int]]:
     """Lock the files of the experts `numbers` during the block; yield the numbers still to train.
 
     Of the processes of one call the main one does so, and tells the others. Another call may add
     other files meanwhile. UserError where one is at work on these, and where the experts in
-    `folder` are trained otherwise than with `settings`.
+    `folder` are trained otherwise than with `settings`, or on other `images`.
     """
     if not ranks.is_main():
         yield ranks.from_main([])
@@ -102,7 +110,7 @@ def lock_and_list_missing(
                 held.enter_context(locked(lock, refusal=refusal))
             missing = missing_experts(folder, numbers, experts_per_file=experts_per_file)
             is_alone = not any(is_held(lock) for lock in set(folder.glob(LOCKS)) - taken)
-            begin(folder, settings, adding=bool(missing), alone=is_alone)
+            begin(folder, settings, images=images, adding=bool(missing), alone=is_alone)
         fill_files(folder, numbers, experts_per_file=experts_per_file)  # what a kill cut off
         yield ranks.from_main(missing)
 
@@ -112,18 +120,28 @@ def _lock_of(file: Path) -> Path:
 
 
 def begin(
-    folder: Path, settings: dict[str, Any], *, adding: bool = True, alone: bool = True
+    folder: Path,
+    settings: dict[str, Any],
+    *,
+    images: DataIdentity | None = None,
+    adding: bool = True,
+    alone: bool = True,
 ) -> None:
     """Record how the experts of `folder` are trained; refuse to mix them with others.
 
-    Settings without a single finished expert are replaced where this process is `alone`. Experts
-    from elsewhere have no settings beside them: good as they are, but not for `adding`.
+    Settings without a single finished expert are replaced where this process is `alone`, images
+    without a begun one. Experts from elsewhere have no settings beside them: good as they are, but
+    not for `adding`.
     """
     path, recorded = folder / SETTINGS, read_settings(folder)
     unfinished, finished = (kept_experts(folder, name) for name in ("unfinished", "finished"))
-    if alone and recorded != settings and not (buffer_files(folder) or finished):
+    is_new = alone and not (buffer_files(folder) or finished)
+    if images is not None and KEY in (recorded or {}) and (unfinished or not is_new):
+        check_images(folder, images)
+    if is_new and (not unfinished or _without_images(recorded) != settings):
         _forget(folder, unfinished)
-        write_text(json.dumps(settings, indent=1) + "\n", path)
+        of_images = {} if images is None else {KEY: images.to_dict()}
+        write_text(json.dumps(settings | of_images, indent=1) + "\n", path)
     elif recorded is None:
         raise UserError(f"{path} holds no settings as JSON; move {folder} away or mend it")
     elif recorded:
@@ -133,6 +151,27 @@ def begin(
             f"the experts in {folder} are not from this buffer.py (no {SETTINGS} beside them): "
             "they can be used, but not added to; pass another --buffer_path"
         )
+
+
+def _without_images(recorded: dict[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (recorded or {}).items() if name != KEY}
+
+
+def check_images(folder: Path, images: DataIdentity) -> None:
+    """UserError where the experts of `folder` were trained on others than `images`; print a line
+    where nothing tells.
+    """
+    images.check_same_as(
+        (read_settings(folder) or {}).get(KEY),
+        SEEN,
+        what=f"experts in {folder}",
+        advice="give the --data_path that they are from, or another --buffer_path",
+    )
+
+
+def holds_experts(folder: Path) -> bool:
+    """Whether experts have been begun in `folder`."""
+    return bool(buffer_files(folder) or _own_files(folder))
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:

@@ -9,9 +9,10 @@ from typing import Any
 from networks import NETWORKS, canonical_name
 from utils.compute.cost import fitting_network, network_cost
 from utils.core.errors import UserError
+from utils.data.identity import DataIdentity
 from utils.data.spec import is_native, side_of
 from utils.experts.buffer import ExpertBuffer
-from utils.experts.files import buffer_files, kept_experts
+from utils.experts.files import buffer_files, check_images, kept_experts
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def open_experts(
     asked: ExpertKind,
     buffer_path: str,
     *,
+    images: DataIdentity,
     channels: int,
     num_classes: int,
     model_fixed: bool,
@@ -116,13 +118,15 @@ def open_experts(
     """Find experts as `find_experts` does and check them all; also of what kind they are.
 
     Two names of one architecture are one kind: the found one then has the name that was asked for.
-    UserError where the network does not fit the images, and as of ExpertBuffer.
+    UserError where the network does not fit the images, where the experts were trained on others
+    than `images`, and as of ExpertBuffer.
     """
     shape = {"channels": channels, "num_classes": num_classes, "image_size": asked.res}
     if model_fixed:
         network_cost(asked.model, **shape)  # refused rather than sent to make experts of it
     found = find_experts(buffer_path, asked, model_fixed=model_fixed, zca_fixed=zca_fixed)
     network = fitting_network(found.model, **shape)
+    check_images(found.folder(buffer_path), images)
     experts = ExpertBuffer(
         found.folder(buffer_path),
         [param.shape for param in network.parameters()],

@@ -1,7 +1,8 @@
 """Record what eval.py has measured: whole evaluations, and single networks of unfinished ones.
 
-    eval.json               a list of evaluations: settings, acc_mean, acc_std, accs, environment
-    eval_unfinished.json    a list of networks: settings, network (its number), acc
+    eval.json               a list of evaluations: settings, acc_mean, acc_std, accs, data,
+                            environment
+    eval_unfinished.json    a list of networks: settings, network (its number), acc, data
 
 A network follows from its settings, the images that it sees and its number. So one that has been
 trained counts in every evaluation that it belongs to, whatever the number of networks in that.
@@ -10,7 +11,7 @@ trained counts in every evaluation that it belongs to, whatever the number of ne
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from utils.core.errors import UserError
 from utils.core.files import write_text
 from utils.core.locks import locked
 from utils.core.provenance import describe_environment
+from utils.data.identity import KEY
 from utils.measure.protocol import Accuracies
 
 Entry = dict[str, Any]
@@ -29,11 +31,14 @@ class Evaluation:
     """An evaluation by `num_eval` networks.
 
     `settings` is what they share, `images` gives a checksum of what a range of them is trained on.
+    `data`, a DataIdentity as plain values, is recorded and not compared: earlier records lack it,
+    and the checksums in `settings` and of `images` say more.
     """
 
     settings: Mapping[str, Any]
     images: Callable[[range], str]
     num_eval: int
+    data: Mapping[str, Any] = field(default_factory=dict)
 
     def whole(self, num_eval: int) -> Entry:
         """Its entry in eval.json, without the results, if it were by `num_eval` networks."""
@@ -74,7 +79,8 @@ class EvalRecord:
         """Record networks, by number, of an evaluation that is not whole yet."""
         if ranks.is_main():
             with locked(self._lock):
-                new = [{**evaluation.network(k), "acc": acc} for k, acc in accs.items()]
+                data = {KEY: dict(evaluation.data)}
+                new = [{**evaluation.network(k), "acc": acc, **data} for k, acc in accs.items()]
                 self._write_unfinished([*self._without(evaluation, accs), *new])
 
     def add(self, evaluation: Evaluation, accuracies: Accuracies) -> None:
@@ -86,6 +92,7 @@ class EvalRecord:
             "acc_mean": accuracies.mean,
             "acc_std": accuracies.std,
             "accs": list(accuracies.accs),
+            KEY: dict(evaluation.data),
             "environment": describe_environment(),
         }
         with locked(self._lock):

@@ -15,6 +15,7 @@ from utils.core import ranks
 from utils.core.errors import UserError
 from utils.core.files import torch_load, torch_save, write_text
 from utils.core.locks import locked
+from utils.data.identity import KEY, DataIdentity
 from utils.run.log import METRICS, iterate_records
 
 CHECKPOINT = {
@@ -82,10 +83,11 @@ class RunDir:
         config: Mapping[str, Any],
         *,
         experts: Mapping[str, Any],
+        images: DataIdentity,
         environment: Mapping[str, str],
     ) -> None:
-        """Write config.yaml: options, experts, and the `environment` of this call after those of
-        the earlier calls. `--config` reads the options in it.
+        """Write config.yaml: options, experts, what tells the images apart, and the `environment`
+        of this call after those of the earlier calls. `--config` reads the options in it.
         """
         if not ranks.is_main():
             return
@@ -94,8 +96,12 @@ class RunDir:
         if path.exists():
             with suppress(OSError, ValueError, yaml.YAMLError, TypeError, KeyError, RecursionError):
                 earlier = list(yaml.safe_load(path.read_text(encoding="utf-8"))["environment"])
-        records = {"experts": dict(experts), "environment": [*earlier, dict(environment)]}
-        content = {**config, **records}
+        content = {
+            **config,
+            "experts": dict(experts),
+            KEY: images.to_dict(),
+            "environment": [*earlier, dict(environment)],
+        }
         write_text(yaml.safe_dump(content, sort_keys=False), path)
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:

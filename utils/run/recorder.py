@@ -19,6 +19,7 @@ from utils.core.rng import derive_seed
 from utils.data.augment import active_groups
 from utils.data.dataset import ImageDataset
 from utils.data.distilled import SyntheticSet
+from utils.data.identity import KEY, DataIdentity
 from utils.experts.buffer import ExpertBuffer
 from utils.measure.protocol import Accuracies, EvalExecution, Protocol, evaluate
 from utils.methods.base import Method, Step
@@ -54,6 +55,7 @@ class Recorder:
         run: RunDir,
         method: Method,
         data: ImageDataset,
+        identity: DataIdentity,
         labels: Tensor,
         experts: ExpertBuffer | None,
         how: Mapping[str, Any],
@@ -61,6 +63,7 @@ class Recorder:
     ) -> None:
         """Write the configuration of a run with `options`, and be ready to record it."""
         self.run, self.method, self.data, self.labels = run, method, data, labels
+        self.identity = identity
         self.options, self.how, self.evaluations_left = options, how, evaluations_left
         self.models = options.evaluation_models
         self.num_experts = 0 if experts is None else len(experts)
@@ -90,6 +93,7 @@ class Recorder:
         run.save_config(
             self.config,
             experts=known if experts is None else experts.settings | known,
+            images=identity,
             environment=describe_environment() | {"processes": str(ranks.world())},
         )
 
@@ -205,6 +209,7 @@ class Recorder:
             set=set,
             config=self.config,
             rewinds=tuple(state.rewinds),
+            data=self.identity.to_dict(),
         ).save(self.run.distilled(tag), include_whitening=include_whitening)
         pixels = self.data.normalisation.inverse(images)
         save_grid(pixels, self.run.picture(tag), ipc=self.options.ipc)
@@ -285,6 +290,7 @@ class Recorder:
                 "state": state.state_dict(),
                 "method": self.method.state_dict(),
                 "config": dict(self.config),
+                KEY: self.identity.to_dict(),
             }
         )
 
