@@ -91,9 +91,10 @@ def trained(monkeypatch):
 
 
 def results(folder):
-    """eval.json without what it was made with, which names the command."""
+    """eval.json without what it was made with and from."""
     entries = json.loads((folder / "eval.json").read_text())
-    return [{k: v for k, v in entry.items() if k != "environment"} for entry in entries]
+    made = ("environment", "data")
+    return [{k: v for k, v in entry.items() if k not in made} for entry in entries]
 
 
 def files(folder):

@@ -272,7 +272,7 @@ def test_experts_are_flat_and_have_not_seen_what_is_held_out_as_those_of_the_set
 ):
     one, path = SyntheticSet.load(finished / "distilled_best.pt"), tmp_path / "distilled_best.pt"
     config = {**one.config, "flat": True, "val_fraction": 0.1}
-    replace(one, config=config).save(path, include_whitening=True)
+    replace(one, config=config, data=None).save(path, include_whitening=True)
     with pytest.raises(
         UserError, match=r"digits_FLAT_VAL0.1/ConvNetD1; .*--val_fraction 0.1 --flat"
     ):
