@@ -260,11 +260,11 @@ def announce(resolved: Resolved[DistillOptions], prepared: Prepared) -> None:
     """Print what will be done, time, memory and disk; UserError where there is too little room."""
     options, experts, run = resolved.options, prepared.experts, prepared.run
     print(f"distill_att.py -> {run.path}")
-    open_names = set() if prepared.checkpoint else {*resolved.open_names}
-    hidden = foreign_flags(options.method) | open_names
-    print(resolved.table(whole=options.dry_run, hidden=hidden))
-    if open_names - foreign_flags(options.method):
-        print(f"{', '.join(sorted(open_names - foreign_flags(options.method)))}: to be {FOUND}")
+    foreign = foreign_flags(options.method)
+    to_find = [] if prepared.checkpoint else sorted({*resolved.open_names} - foreign)
+    print(resolved.table(whole=options.dry_run, hidden=foreign.union(to_find)))
+    if to_find:
+        print(f"{', '.join(to_find)}: to be {FOUND}")
     if experts is not None:
         print(f"{len(experts)} experts of {experts.epochs} epochs", *experts.skipped, sep="\n")
     if options.eval_it > 0:

@@ -9,6 +9,7 @@ import yaml
 from short_runs import SHORT, distill, images, records, without_time
 
 import distill_att
+from utils.config.resolve import Resolved
 from utils.core.errors import UserError
 from utils.methods.base import Learned, Step
 from utils.methods.outer_state import OuterState
@@ -92,6 +93,13 @@ def test_what_is_given_is_left_alone():
         is_open=lambda name: name == "lr_img",
     )
     assert found.keys() == {"lr_img"}
+
+
+@pytest.mark.parametrize("start_epochs", [None, [1, 2]])
+def test_a_bound_that_another_flag_replaces_is_not_found(start_epochs):
+    resolved = Resolved.of(DistillOptions(start_epochs=start_epochs))
+    assert resolved.is_open("max_start_epoch") == (start_epochs is None)
+    assert resolved.is_open("expert_epochs")
 
 
 @pytest.fixture(scope="module")

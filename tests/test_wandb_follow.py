@@ -136,6 +136,7 @@ def test_disabled_starts_nothing(folder, monkeypatch):
     log = start(folder, "disabled")
     log.log(**step(0))
     log.finish(0)
+    assert json.loads((folder / "metrics.jsonl").read_text()) == step(0)
 
 
 @pytest.mark.parametrize(

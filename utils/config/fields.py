@@ -31,6 +31,7 @@ def option(
     may_change: bool = False,
     auto: bool = False,
     found: bool | str = False,
+    unless: str | None = None,
 ) -> Any:
     """Declare a field of an options dataclass; `minimum` and `maximum` are allowed, `above` is not.
 
@@ -38,7 +39,7 @@ def option(
     what does not alter a result, so it may differ between the calls of one run. With `auto` the
     word auto may be written for None. What is `found` follows from the data where neither a flag
     nor a file gives it, or the flag that `found` names; the default is then only what a plan
-    without data assumes.
+    without data assumes. It is of no use where the flag `unless` has a value.
     """
     metadata = {
         "help": help,
@@ -52,6 +53,7 @@ def option(
         "may_change": may_change,
         "auto": auto,
         "found": found,
+        "unless": unless,
     }
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)

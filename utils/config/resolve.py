@@ -57,9 +57,10 @@ class Resolved(Generic[T]):
     def is_open(self, name: str) -> bool:
         """Whether the value of `name` is still to be found on the data: nobody has given one."""
         fields = {field.name: field for field in dataclasses.fields(self.options)}  # type: ignore[arg-type]
-        found = fields[name].metadata["found"]
+        found, unless = (fields[name].metadata[key] for key in ("found", "unless"))
         is_found = self.is_open(found) if isinstance(found, str) else found
-        return self.sources[name] == DEFAULT and is_found
+        is_of_use = unless is None or getattr(self.options, unless) is None
+        return self.sources[name] == DEFAULT and is_found and is_of_use
 
     @property
     def open_names(self) -> list[str]:

@@ -47,7 +47,7 @@ class OuterState:
         self._given_syn_lr = syn_lr
         self._ema_decay = ema_decay
         self._if_not_finite = if_not_finite
-        self._moves: dict[str, float] = {}  # how far the last step moved each, relatively
+        self._moves: dict[str, Tensor] = {}  # how far the last step moved each, relatively
         # What SGD changes: the values, or of a logarithm how far a step moves it.
         self._moved = [
             torch.zeros_like(each.initial) if each.log else self.learned[each.name]
@@ -74,15 +74,15 @@ class OuterState:
         if not step.loss.isfinite():
             raise self._diverged(self._if_not_finite)
         before = {name: value.clone() for name, value in self.learned.items()}
-        groups = self._optimizer.param_groups
-        moves = {}
+        groups, rates = self._optimizer.param_groups, self.rates
         for each, moved, group in zip(self._specs, self._moved, groups, strict=True):
-            group["lr"] = self.rates[each.rate_flag] * step.factor
+            group["lr"] = rates[each.rate_flag] * step.factor
             grad = step.grads[each.name]
             grad = grad * before[each.name] if each.log else grad
-            move = group["lr"] * _rms(grad)
-            scale = _rms(before[each.name]) if each.positive and not each.log else 1
-            moves[each.name] = (move / scale).item()
+            move = group["lr"] * root_mean_square(grad)
+            is_relative = each.positive and not each.log
+            scale = root_mean_square(before[each.name]) if is_relative else 1
+            self._moves[each.name] = move / scale
             moved.grad = grad if each.bound is None else grad * (each.bound / move).clamp(max=1)
         self._optimizer.step()
         for each, moved in zip(self._specs, self._moved, strict=True):
@@ -94,9 +94,7 @@ class OuterState:
             if problem := _problem(each, self.learned[each.name]):
                 for name, value in before.items():
                     self.learned[name].copy_(value)
-                self._moves = moves
                 raise self._diverged(f"{problem}: lower --{each.rate_flag}", each)
-        self._moves = moves
         self.ema_images.lerp_(self.images, 1 - self._ema_decay)
         self.iteration += 1
 
@@ -104,8 +102,11 @@ class OuterState:
         """Name the rate of `each`, or of what the last step moved furthest, with a value by which
         that step would have been small; where it was, or there was none, a value to start from.
         """
-        each = each or max(self._specs, key=lambda spec: self._moves.get(spec.name, 0.0))
-        move = self._moves.get(each.name, 0.0)
+        moves = dict.fromkeys(self.learned, 0.0) | {
+            name: move.item() for name, move in self._moves.items()
+        }
+        each = each or max(self._specs, key=lambda spec: moves[spec.name])
+        move = moves[each.name]
         starts = [spec.start for spec in self._specs if spec.start]
         if move <= LARGE_STEP and starts:
             flag, value = starts[0]
@@ -157,7 +158,8 @@ class OuterState:
         self._optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
 
 
-def _rms(values: Tensor) -> Tensor:
+def root_mean_square(values: Tensor) -> Tensor:
+    """How large values are on the whole, a scalar."""
     return values.square().mean().sqrt()
 
 

@@ -46,6 +46,7 @@ class TrajectoryOptions:
         group=_MATCHING,
         minimum=1,
         found=True,
+        unless="start_epochs",
     )
     start_epochs: list[int] | None = option(
         None,

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from utils.methods.base import Method, Step
+from utils.methods.outer_state import root_mean_square
 
 EXPERT_STEPS = 20  # that a target is at least behind its start
 MOST_STEPS, LEAST_STEPS = 50, 20  # of a student
@@ -43,12 +44,7 @@ def find_lengths(
         "expert_epochs": apart,
         "max_start_epoch": max(1, min(starts, epochs - apart + 1)),
     }
-    bounded = options.start_epochs is not None  # by a range of its own
-    return {
-        name: value
-        for name, value in found.items()
-        if is_open(name) and not (bounded and name == "max_start_epoch")
-    }
+    return {name: value for name, value in found.items() if is_open(name)}
 
 
 def find_rates(
@@ -59,7 +55,6 @@ def find_rates(
     syn_lr starts where students come nearest to their targets. The first steps then move the images
     by IMAGE_STEP and syn_lr by the part RATE_STEP of itself.
     """
-
     if not any(map(is_open, ("lr_teacher", "lr_img", "lr_lr"))):
         return {}
 
@@ -119,7 +114,7 @@ def _loss(steps: list[Step]) -> float:
 
 def _typical(steps: list[Step], name: str) -> float:
     """The median size of a gradient, as a root mean square; 1 where none is of use."""
-    sizes = [step.grads[name].square().mean().sqrt().item() for step in steps]
+    sizes = [root_mean_square(step.grads[name]).item() for step in steps]
     return statistics.median([size for size in sizes if 0 < size < math.inf] or [1.0])
 
 
