@@ -10,6 +10,8 @@ import torch
 
 import buffer
 import distill_att
+from utils.data.distilled import SyntheticSet
+from utils.data.real_images import class_labels
 from utils.experts.files import fill_files, keep_expert, read_file
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +51,23 @@ def distill(buffer_path, save_path, *arguments):
     argv = [*SHORT, "--buffer_path", str(buffer_path), "--save_path", str(save_path)]
     assert distill_att.main([*argv, "--run_name", "run", *arguments]) == 0
     return Path(save_path) / "digits/ConvNetD1/ipc1/run"
+
+
+def digits_set(data, images, **values):
+    """A distilled set of one image a class, of `data`, digits; `values` are the other fields."""
+    config = {"data_path": "data", "res": 8, "dsa": True, "dsa_strategy": "flip"}
+    defaults = {
+        "labels": class_labels(10, 1, torch.device("cpu")),
+        "syn_lr": 0.02,
+        "dataset": "digits",
+        "subset": None,
+        "ipc": 1,
+        "class_names": data.class_names,
+        "normalisation": data.normalisation,
+        "iteration": 7,
+        "config": config | values.pop("config"),
+    }
+    return SyntheticSet(images=images, **defaults | values)
 
 
 def records(run_dir, kind):

@@ -10,40 +10,31 @@ from pathlib import Path
 
 import forking
 import pytest
-import torch
+from short_runs import digits_set
 
 import eval as script
 from utils.core.errors import UserError
 from utils.core.rng import stream
 from utils.data.dataset import load_dataset
-from utils.data.distilled import SyntheticSet
-from utils.data.real_images import class_labels, random_real_images
+from utils.data.real_images import random_real_images
 from utils.measure import protocol as evaluation
 from utils.measure import record as eval_record
 from utils.measure.protocol import Accuracies
 from utils.measure.record import EvalRecord, Evaluation
 
 ROOT = Path(__file__).parent.parent
-CONFIG = {"data_path": "data", "res": 8, "dsa": True, "dsa_strategy": "flip", "batch_train": 256}
 SETTINGS = "--model MLP --epoch_eval_train 3 --precision fp64".split()
 
 
 @pytest.fixture(scope="module")
 def distilled():
     data = load_dataset("digits")
-    return SyntheticSet(
-        images=random_real_images(data, 1, stream(0, "test")),
-        labels=class_labels(10, 1, torch.device("cpu")),
-        syn_lr=0.02,
-        dataset="digits",
-        subset=None,
+    return digits_set(
+        data,
+        random_real_images(data, 1, stream(0, "test")),
         model="MLP",
-        ipc=1,
-        class_names=data.class_names,
-        normalisation=data.normalisation,
-        iteration=7,
         set="raw",
-        config=CONFIG,
+        config={"batch_train": 256},
     )
 
 
@@ -185,7 +176,7 @@ def test_no_dsa_is_as_after_a_distillation_without(argv, distilled, uninterrupte
     assert entry["accs"] != uninterrupted[0]["accs"]
     plain = tmp_path / "plain"
     plain.mkdir()
-    without = replace(distilled, config={**CONFIG, "dsa": False})
+    without = replace(distilled, config={**distilled.config, "dsa": False})
     without.save(plain / "distilled_x.pt", include_whitening=True)
     script.main([argv[0], str(plain / "distilled_x.pt"), *argv[2:]])
     assert results(plain)[0]["accs"] == entry["accs"]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from short_runs import digits_set
 
 from utils.core.errors import UserError
 from utils.core.rng import stream
@@ -21,21 +22,8 @@ def whitened_digits():
 
 
 def make_set(data):
-    config = {"data_path": "data", "res": 8, "dsa": True, "dsa_strategy": "flip", "batch_train": 9}
-    return SyntheticSet(
-        images=torch.randn(10, 1, 8, 8),
-        labels=class_labels(10, 1, torch.device("cpu")),
-        syn_lr=0.02,
-        dataset="digits",
-        subset=None,
-        model="ConvNetD2",
-        ipc=1,
-        class_names=data.class_names,
-        normalisation=data.normalisation,
-        iteration=7,
-        set="ema",
-        config=config,
-    )
+    images = torch.randn(10, 1, 8, 8)
+    return digits_set(data, images, model="ConvNetD2", set="ema", config={"batch_train": 9})
 
 
 def test_the_file_explains_itself_to_plain_torch(whitened_digits, tmp_path):
