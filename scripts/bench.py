@@ -58,9 +58,9 @@ from utils.methods.trajectory.matching import (
     match_by_adjoint,
     match_by_autograd,
 )
-from utils.methods.trajectory.problems import draw_problem
-from utils.methods.trajectory.unroll import Loss, Problem, Steps
 from utils.methods.trajectory.work import count_work
+from utils.methods.unroll.problem import Problem, draw_problem
+from utils.methods.unroll.steps import Loss, Steps
 from utils.options import DistillOptions
 from utils.plan.choose import choose_at_once, choose_micro_batch, choose_unroll
 from utils.plan.machine import Machine

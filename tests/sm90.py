@@ -40,7 +40,7 @@ from utils.compute.cohort import Recipe, _training_step
 from utils.compute.device import use_precision
 from utils.compute.execution import Execution, Function
 from utils.compute.flat import FlatNetwork
-from utils.methods.trajectory.unroll import Steps
+from utils.methods.unroll.steps import Steps
 
 aten = torch.ops.aten
 CUDA = torch.device("cuda", 0)

@@ -15,7 +15,7 @@ from utils.compute import execution
 from utils.compute.channels_last import with_channels_last
 from utils.compute.execution import PLAIN, Execution
 from utils.compute.flat import FlatNetwork, flatten
-from utils.methods.trajectory.unroll import Steps, _forward_over_reverse
+from utils.methods.unroll.steps import Steps, _forward_over_reverse
 
 CUDA = torch.device("cuda")
 BUILD = {"channels": 3, "num_classes": 4, "image_size": 32, "seed": 0}

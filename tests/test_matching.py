@@ -19,8 +19,8 @@ from utils.methods.trajectory import matching, method
 from utils.methods.trajectory.lengths import DISTANCES, LENGTH_POLICIES
 from utils.methods.trajectory.matching import Objective
 from utils.methods.trajectory.method import Sampling, TrajectoryMatching
-from utils.methods.trajectory.problems import draw_problem
 from utils.methods.trajectory.starts import StartEpochs
+from utils.methods.unroll.problem import draw_problem
 
 SHAPE = {"channels": 1, "num_classes": 2, "image_size": 8}
 LABELS = torch.tensor([0, 0, 1, 1])

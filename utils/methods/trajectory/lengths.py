@@ -4,14 +4,10 @@ A policy maps distances (N_S,), where entry t - 1 is the distance of theta_t to 
 t = 1 ... N_S, to a step in 1 ... N_S. Step 0 is no candidate: it does not depend on the images.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-LengthPolicy = Callable[[Tensor], int]
-# Of each theta (T, P) to the target, (P,) or one for each (T, P): (T,)
-Distance = Callable[[Tensor, Tensor], Tensor]
+from utils.methods.unroll.stop import Distance, LengthPolicy, squared_l2
 
 
 def att(distances: Tensor) -> int:
@@ -30,6 +26,6 @@ def fixed(distances: Tensor) -> int:
 LENGTH_POLICIES: dict[str, LengthPolicy] = {"att": att, "fixed": fixed}
 
 DISTANCES: dict[str, Distance] = {
-    "l2": lambda thetas, target: (thetas - target).square().sum(1),
+    "l2": squared_l2,
     "l1": lambda thetas, target: (thetas - target).abs().sum(1),
 }

@@ -6,18 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from utils.methods.trajectory.lengths import Distance, LengthPolicy, att
-from utils.methods.trajectory.unroll import (
-    NOTHING,
-    Loss,
-    Problem,
-    Steps,
-    Stop,
-    Sum,
-    itself,
-    unroll,
-    unroll_by_autograd,
-)
+from utils.methods.trajectory.lengths import att
+from utils.methods.unroll.engine import unroll, unroll_by_autograd
+from utils.methods.unroll.problem import Problem
+from utils.methods.unroll.steps import Loss, Steps, Sum, itself
+from utils.methods.unroll.stop import NOTHING, Distance, LengthPolicy, Stop
 
 # (theta_n (K, P), theta* (K, P)) -> the weights (K, P) of the parameters in J
 Weights = Callable[[Tensor, Tensor], Tensor]
@@ -71,6 +64,7 @@ class Matching:
     grad_images: Tensor  # dJ/dimages, shaped like the images
     grad_syn_lr: Tensor  # dJ/deta, a scalar
     curves: Mapping[str, Tensor]  # (K, N_S), by the watched distances
+    grad_labels: Tensor | None = None  # dJ/dlabels, where they are learned
 
     @property
     def nearest(self) -> list[int]:
@@ -90,7 +84,7 @@ def match_by_adjoint(
     micro_batch: int | None = None,
     sum_over_ranks: Sum = itself,
 ) -> Matching:
-    """Match K students from images (N, C, H, W) with labels (N,) at the rate syn_lr, a scalar.
+    """Match K students from images (N, C, H, W) with labels (N, ...) at the rate syn_lr, a scalar.
 
     The distances by the functions `watched` are returned as curves. Memory and the last two
     arguments: see `unroll`.
@@ -111,8 +105,10 @@ def match_by_adjoint(
     loss = torch.zeros_like(syn_lr)
     for n in sorted(set(lengths), reverse=True):  # added up in the order of the sweep
         loss += values[[length == n for length in lengths]].sum() / k
-    by_images, by_rate = unrolled.pull_back(slopes / k)
-    return Matching(loss, lengths, unrolled.distances, by_images, by_rate, unrolled.curves)
+    by = unrolled.pull_back(slopes / k)
+    return Matching(
+        loss, lengths, unrolled.distances, by.images, by.rates, unrolled.curves, by.labels
+    )
 
 
 def match_by_autograd(
@@ -126,14 +122,28 @@ def match_by_autograd(
     watched: Mapping[str, Distance] = NOTHING,
 ) -> Matching:
     """Return the same by differentiating J through the graph of all steps."""
-    inputs = images.detach().requires_grad_(), syn_lr.detach().requires_grad_()
     stop = Stop(objective.policy, objective.distance, watched)
-    unrolled = unroll_by_autograd(*inputs, labels, problem, loss, stop=stop, exact=objective.exact)
+    unrolled = unroll_by_autograd(
+        images.detach(),
+        syn_lr.detach(),
+        labels.detach(),
+        problem,
+        loss,
+        stop=stop,
+        exact=objective.exact,
+    )
     with torch.enable_grad():
         j = _mismatch(problem, objective)(unrolled.theta_n).mean()
-    by_images, by_rate = torch.autograd.grad(j, inputs)
+    (slopes,) = torch.autograd.grad(j, unrolled.theta_n, retain_graph=True)
+    by = unrolled.pull_back(slopes)
     return Matching(
-        j.detach(), unrolled.lengths, unrolled.distances, by_images, by_rate, unrolled.curves
+        j.detach(),
+        unrolled.lengths,
+        unrolled.distances,
+        by.images,
+        by.rates,
+        unrolled.curves,
+        by.labels,
     )
 
 

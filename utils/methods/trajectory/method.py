@@ -18,17 +18,18 @@ from utils.core.errors import UserError
 from utils.core.rng import stream
 from utils.experts.buffer import ExpertBuffer
 from utils.methods.base import Setting, Step
-from utils.methods.trajectory.lengths import DISTANCES, LENGTH_POLICIES, Distance, LengthPolicy
+from utils.methods.trajectory.lengths import DISTANCES, LENGTH_POLICIES
 from utils.methods.trajectory.matching import (
     Matching,
     Objective,
     match_by_adjoint,
     match_by_autograd,
 )
-from utils.methods.trajectory.problems import draw_problem
 from utils.methods.trajectory.pruning import prune_dissimilar
 from utils.methods.trajectory.starts import StartEpochs
-from utils.methods.trajectory.unroll import NOTHING, Problem, Steps, itself
+from utils.methods.unroll.problem import Problem, draw_problem
+from utils.methods.unroll.steps import Steps, itself
+from utils.methods.unroll.stop import NOTHING, Distance, LengthPolicy
 
 
 @dataclass(frozen=True)

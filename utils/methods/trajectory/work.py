@@ -5,7 +5,7 @@ from typing import Any
 from utils.compute.cost import FLOAT_BYTES, GRADIENT_PASSES, NetworkCost
 from utils.core.errors import UserError
 from utils.methods.base import Work
-from utils.methods.trajectory.unroll import KEPT_STEPS
+from utils.methods.unroll.engine import KEPT_STEPS
 
 # In units of one forward pass: the product of the reverse sweep has the forward pass and the
 # backward to inputs three times, to weights twice.
