@@ -18,6 +18,8 @@ from utils.methods.trajectory.lengths import DISTANCES, att, fixed
 from utils.methods.trajectory.matching import Objective, match_by_adjoint, match_by_autograd
 from utils.methods.trajectory.pruning import prune_dissimilar
 from utils.methods.unroll import engine
+from utils.methods.unroll.losses import soft_loss
+from utils.methods.unroll.optimisers import OPTIMISERS, PLAIN_SGD, Adam, first_state
 from utils.methods.unroll.problem import Problem, draw_problem
 from utils.methods.unroll.steps import Loss, Steps
 from utils.methods.unroll.stop import Stop
@@ -36,6 +38,7 @@ class Case:
     images: torch.Tensor
     syn_lr: torch.Tensor
     labels: torch.Tensor
+    network: FlatNetwork | None = None
 
     def adjoint(self, objective, *, execution=PLAIN, **keywords):
         steps = Steps.of(self.loss, execution, rows=len(self.problem.theta_0))
@@ -76,7 +79,15 @@ def as_objective(objective):
 
 
 def make_case(
-    *, syn_steps, batch_syn=None, strategy=None, activation="relu", seed=0, device="cpu", rows=1
+    *,
+    syn_steps,
+    batch_syn=None,
+    strategy=None,
+    activation="relu",
+    seed=0,
+    device="cpu",
+    rows=1,
+    first=0,
 ):
     """Drawn on the CPU; `rows` students."""
     torch.manual_seed(seed)
@@ -95,6 +106,7 @@ def make_case(
         batch_syn=batch_syn,
         dsa_groups=parse_strategy(strategy) if strategy else None,
         generators=[torch.Generator().manual_seed(seed + k) for k in range(rows)],
+        first=first,
     )
     syn_lr = torch.tensor(0.3, dtype=torch.float64, device=device)
     labels = torch.arange(CLASSES, device=device).repeat_interleave(IPC)
@@ -104,6 +116,7 @@ def make_case(
         images.to(device),
         syn_lr,
         labels,
+        flat,
     )
 
 
@@ -504,12 +517,39 @@ def any_loss(theta_n):
     return (weights * theta_n).sum().tanh() + theta_n.square().mean()
 
 
-def unroll_both(case, images, rates, **keywords):
-    """theta_n by the sweep and by its twin, both differentiable in images and rates."""
-    steps = Steps.of(case.loss, PLAIN, rows=len(case.problem.theta_0))
-    arguments = images, rates, case.labels, case.problem
-    swept = engine.unroll(*arguments, steps, **keywords)
-    return swept, engine.unroll_by_autograd(*arguments, case.loss, **keywords)
+def unroll_both(
+    case,
+    images,
+    rates,
+    labels=None,
+    *,
+    optimiser=PLAIN_SGD,
+    execution=PLAIN,
+    micro_batch=None,
+    **on,
+):
+    """theta_n by the sweep and by its twin, both differentiable in what requires gradients."""
+    labels = case.labels if labels is None else labels
+    steps = Steps.of(
+        case.loss,
+        execution,
+        rows=len(case.problem.theta_0),
+        by_labels=labels.requires_grad,
+        optimiser=optimiser,
+    )
+    arguments = images, rates, labels, case.problem
+    swept = engine.unroll(*arguments, steps, micro_batch=micro_batch, **on)
+    return swept, engine.unroll_by_autograd(*arguments, case.loss, optimiser=optimiser, **on)
+
+
+def assert_same_ends(swept, twin, inputs):
+    """Also the gradients of some loss behind them, by the inputs."""
+    assert swept.lengths == twin.lengths
+    assert relative_error(swept.theta_n.detach(), twin.theta_n.detach()) < 1e-12
+    by_call, by_twin = (torch.autograd.grad(any_loss(end.theta_n), inputs) for end in (swept, twin))
+    for value, reference in zip(by_call, by_twin, strict=True):
+        assert value.shape == reference.shape and reference.abs().sum() > 0
+        assert relative_error(value, reference) < 1e-9
 
 
 @pytest.mark.parametrize("rows", [1, 2])
@@ -551,3 +591,156 @@ def test_unroll_passes_gradcheck_in_images_and_rates():
     rates = torch.full((3,), 0.3, dtype=torch.float64, requires_grad=True)
     inputs = case.images.requires_grad_(), rates
     assert torch.autograd.gradcheck(end, inputs, eps=1e-6, atol=1e-8, rtol=1e-5, fast_mode=True)
+
+
+def soft(case, form):
+    """The case with labels that say something of every class, as probabilities or logits."""
+    torch.manual_seed(5)
+    logits = torch.randn(len(case.labels), CLASSES, dtype=torch.float64)
+    labels = logits if form == "logits" else logits.softmax(1)
+    loss = soft_loss(case.network, form)
+    return replace(case, loss=loss), labels.requires_grad_()
+
+
+def rates_of(case, one_a_step=True):
+    steps = torch.arange(case.problem.syn_steps, dtype=torch.float64)
+    rates = case.syn_lr * (1 + 0.05 * steps if one_a_step else torch.ones(()))
+    return rates.clone().requires_grad_()
+
+
+@pytest.mark.parametrize("form", ["probabilities", "logits"])
+@pytest.mark.parametrize(
+    ("rows", "micro_batch", "execution"),
+    [(1, None, PLAIN), (2, 3, PLAIN), (2, None, Execution(vectorised=True))],
+)
+def test_labels_are_learned(form, rows, micro_batch, execution):
+    case = make_case(syn_steps=5, batch_syn=4, strategy="_".join(GROUPS), rows=rows)
+    case, labels = soft(case, form)
+    inputs = case.images.clone().requires_grad_(), rates_of(case, one_a_step=False), labels
+    on = {"execution": execution, "micro_batch": micro_batch, "stop": Stop(stop_at(4))}
+    assert_same_ends(*unroll_both(case, *inputs, **on), inputs)
+
+
+def test_soft_labels_of_one_class_are_hard_labels():
+    case = make_case(syn_steps=4, batch_syn=4)
+    probabilities = F.one_hot(case.labels, CLASSES).double()
+    loss = soft_loss(case.network, "probabilities")
+    hard, soft = case.adjoint(fixed), replace(case, loss=loss, labels=probabilities).adjoint(fixed)
+    assert_same(soft, hard)
+
+
+# The gradients of biases in front of an instance norm are rounding errors, which Adam would make as
+# large as all others.
+TAMED = OPTIMISERS | {"adam": Adam(eps=1e-4)}
+
+
+@pytest.mark.parametrize("optimiser", TAMED)
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize(
+    ("rows", "micro_batch", "execution", "length"),
+    [(1, None, PLAIN, 6), (2, 3, PLAIN, 5), (3, None, Execution(vectorised=True), 6)],
+)
+def test_any_optimiser_is_differentiated(optimiser, first, rows, micro_batch, execution, length):
+    """The whole run, or a window of it; labels and rates are learned as well."""
+    case = make_case(syn_steps=6, batch_syn=4, strategy="_".join(GROUPS), rows=rows, first=first)
+    case, labels = soft(case, "logits")
+    case = replace(case, syn_lr=0.1 * case.syn_lr)
+    inputs = case.images.clone().requires_grad_(), rates_of(case), labels
+    on = {"execution": execution, "micro_batch": micro_batch}
+    ends = unroll_both(
+        case,
+        *inputs,
+        optimiser=TAMED[optimiser],
+        stop=Stop(stop_at(length - first)),
+        **on,
+    )
+    assert ends[0].lengths == [length] * rows
+    assert_same_ends(*ends, inputs)
+
+
+@pytest.mark.parametrize("optimiser", ["momentum", "adam"])
+@pytest.mark.parametrize("kept", [1, 2])
+@pytest.mark.parametrize("first", [0, 3])
+def test_states_that_were_not_kept_are_computed_again(monkeypatch, optimiser, kept, first):
+    case = make_case(syn_steps=8, batch_syn=4, first=first)
+    case = replace(case, syn_lr=0.1 * case.syn_lr)
+    monkeypatch.setattr(engine, "KEPT_STEPS", kept)
+    inputs = case.images.clone().requires_grad_(), rates_of(case)
+    on = {"optimiser": TAMED[optimiser], "stop": Stop(stop_at(7 - first))}
+    assert_same_ends(*unroll_both(case, *inputs, **on), inputs)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "momentum"])
+def test_a_window_is_the_run_from_where_it_begins(optimiser):
+    """Of SGD the gradient of a window is that of a run which starts there; what is remembered from
+    before counts as given.
+    """
+    whole = make_case(syn_steps=6, batch_syn=4)
+    windowed = replace(whole, problem=replace(whole.problem, first=2))
+    inputs = whole.images.clone().requires_grad_(), rates_of(whole)
+    window, _ = unroll_both(windowed, *inputs, optimiser=OPTIMISERS[optimiser])
+    everything, _ = unroll_both(whole, *inputs, optimiser=OPTIMISERS[optimiser])
+    assert torch.equal(window.theta_n, everything.theta_n)
+    (of_rates,) = torch.autograd.grad(any_loss(window.theta_n), inputs[1])
+    (of_all,) = torch.autograd.grad(any_loss(everything.theta_n), inputs[1])
+    assert torch.equal(of_rates[:2], torch.zeros(2, dtype=torch.float64))
+    torch.testing.assert_close(of_rates[2:], of_all[2:], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "rtol"),
+    [
+        ("sgd", lambda params: torch.optim.SGD(params, 0.1), 1e-12),
+        ("momentum", lambda params: torch.optim.SGD(params, 0.1, momentum=0.9), 1e-12),
+        ("adam", lambda params: torch.optim.Adam(params, 0.1), 1e-5),  # eps stands elsewhere
+    ],
+)
+def test_optimisers_are_those_of_torch(name, theirs, rtol):
+    torch.manual_seed(0)
+    optimiser, theta = OPTIMISERS[name], torch.randn(1, 7, dtype=torch.float64)
+    param = theta.clone().requires_grad_()
+    reference, state = theirs([param]), first_state(optimiser, theta)
+    for time in range(1, 6):
+        param.grad = torch.randn_like(theta)
+        rate, now = torch.tensor([0.1, time], dtype=torch.float64)
+        state = optimiser.update(state, param.grad, rate, now)
+        reference.step()
+    torch.testing.assert_close(state[:, :7], param.detach(), rtol=rtol, atol=0)
+
+
+def test_adam_is_differentiable_where_gradients_are_zero():
+    """As of a unit that no image ever activates."""
+    g = torch.tensor([[0.0, 0.3]], dtype=torch.float64, requires_grad=True)
+    state = first_state(OPTIMISERS["adam"], torch.ones(1, 2, dtype=torch.float64))
+    end = OPTIMISERS["adam"].update(state, g, torch.tensor(0.1), torch.tensor(1.0))
+    assert torch.autograd.grad(end.sum(), g)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_gradcheck_of_labels_rates_and_images(optimiser):
+    case = make_case(syn_steps=3, batch_syn=4, strategy="color", activation="sigmoid")
+    case, labels = soft(case, "logits")
+    steps = Steps.of(case.loss, PLAIN, by_labels=True, optimiser=TAMED[optimiser])
+
+    def end(images, rates, labels):
+        return engine.unroll(images, rates, labels, case.problem, steps).theta_n
+
+    rates = (0.1 * rates_of(case)).detach().requires_grad_()
+    inputs = case.images.requires_grad_(), rates, labels
+    assert torch.autograd.gradcheck(end, inputs, eps=1e-6, atol=1e-7, rtol=1e-4, fast_mode=True)
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_graph_memory_is_flat_for_every_optimiser(monkeypatch, optimiser):
+    monkeypatch.setitem(batches.BLOCK_BYTES, "cpu", 1)
+    peaks = []
+    for syn_steps in (4, 16):
+        case, labels = soft(make_case(syn_steps=syn_steps), "logits")
+        steps = Steps.of(case.loss, PLAIN, by_labels=True, optimiser=OPTIMISERS[optimiser])
+        counter = SavedBytes()
+        with torch.autograd.graph.saved_tensors_hooks(counter.pack, counter.unpack):
+            arguments = case.images, case.syn_lr, labels.detach(), case.problem
+            end = engine.unroll(*arguments, steps)
+            end.pull_back(torch.ones_like(end.theta_n))
+        peaks.append(counter.peak)
+    assert peaks[0] == peaks[1] > 0

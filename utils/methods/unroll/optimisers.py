@@ -8,7 +8,7 @@ g_t, is the same for every optimiser. A state (K, vectors x P) holds K students.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -112,11 +112,11 @@ def _back_by_vjp(
 ) -> Back:
     """The way back of an update whose gradient g is known."""
     assert g is not None
-    rates = rate.expand(len(state), 1)
-    pull_back: Any = torch.func.vjp(
-        lambda *inputs: optimiser.update(*inputs, time), state, g, rates
-    )[1]
-    by_state, by_g, by_rate = pull_back(lam)
+    with torch.enable_grad():
+        rates = rate.expand(len(state), 1)
+        inputs = [each.detach().requires_grad_() for each in (state, g, rates)]
+        end = optimiser.update(*inputs, time)
+    by_state, by_g, by_rate = torch.autograd.grad(end, inputs, lam)
     return Back(by_state, by_g, by_rate=by_rate[:, 0])
 
 
