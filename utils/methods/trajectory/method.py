@@ -1,6 +1,5 @@
 """Trajectory matching as a method: draw expert segments and student batches, unroll, match."""
 
-import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -8,13 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from utils.compute.batches import to_device
 from utils.compute.execution import PLAIN, Execution
 from utils.compute.flat import FlatNetwork
 from utils.core import ranks
-from utils.core.errors import UserError
 from utils.core.rng import stream
 from utils.experts.buffer import ExpertBuffer
 from utils.methods.base import Setting, Step
@@ -27,9 +24,10 @@ from utils.methods.trajectory.matching import (
 )
 from utils.methods.trajectory.pruning import prune_dissimilar
 from utils.methods.trajectory.starts import StartEpochs
+from utils.methods.unroll.losses import hard_loss
 from utils.methods.unroll.problem import Problem, draw_problem
-from utils.methods.unroll.steps import Steps, itself
 from utils.methods.unroll.stop import NOTHING, Distance, LengthPolicy
+from utils.methods.unroll.students import Students
 
 
 @dataclass(frozen=True)
@@ -74,29 +72,31 @@ class TrajectoryMatching:
         log_distances: int = 0,
     ) -> None:
         self.experts = experts
-        self.micro_batch = micro_batch
         self._labels = labels
         self._sampling = sampling
-        self._engine = engine
         self._trajectories = trajectories
-        self._execution = execution
         self._log_distances = log_distances
-        self._shares_batches = ranks.world() > 1 and trajectories == 1
+        self._students = Students(
+            hard_loss(network),
+            count=trajectories,
+            engine=engine,
+            execution=execution,
+            micro_batch=micro_batch,
+        )
         self._objective = (
             replace(objective, policy=_agreed(objective.policy))
-            if self._shares_batches
+            if self._students.shares_batches
             else objective
         )
-
-        def loss(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            return F.cross_entropy(network(theta, x), y)
-
-        self._loss = loss
-        self._steps = self._prepare_steps()
         self._background = ThreadPoolExecutor(
             1, "prefetch", torch.cuda.set_device if labels.is_cuda else _nothing, (labels.device,)
         )
         self._ahead: tuple[int, Future[tuple[Problem, list[int]]]] | None = None
+
+    @property
+    def micro_batch(self) -> int | None:
+        """Images of a piece; None: all of a batch."""
+        return self._students.micro_batch
 
     @classmethod
     def build(cls, setting: Setting) -> "TrajectoryMatching":
@@ -195,72 +195,39 @@ class TrajectoryMatching:
     def _match(
         self, problem: Problem, images: Tensor, syn_lr: Tensor, watched: Mapping[str, Distance]
     ) -> Matching:
-        """Match; where the device's memory runs out, again with half the micro-batch."""
-        arguments = (problem, images, syn_lr, self._labels)
-        while True:
-            try:
-                if self._engine == "autograd":
-                    return match_by_autograd(
-                        *arguments, self._loss, self._objective, watched=watched
-                    )
-                return match_by_adjoint(
-                    *arguments,
-                    self._steps,
-                    self._objective,
-                    watched=watched,
-                    micro_batch=self.micro_batch,
-                    sum_over_ranks=ranks.sum_over_ranks if self._shares_batches else itself,
+        """Match; where the device's memory runs out, again in smaller pieces."""
+        students, arguments = self._students, (problem, images, syn_lr, self._labels)
+
+        def match() -> Matching:
+            if students.engine == "autograd":
+                return match_by_autograd(
+                    *arguments, students.loss, self._objective, watched=watched
                 )
-            except torch.OutOfMemoryError:
-                pass  # handled outside, where nothing of the failed sweep is held any more
-            self._halve_micro_batch(max(problem.batch_sizes))
+            return match_by_adjoint(
+                *arguments,
+                students.steps,
+                self._objective,
+                watched=watched,
+                micro_batch=students.micro_batch,
+                sum_over_ranks=students.sum_over_ranks,
+            )
 
-    def _halve_micro_batch(self, batch: int) -> None:
-        size = min(self.micro_batch or batch, batch)
-        if self._engine == "autograd":
-            raise UserError("out of memory: pass --unroll adjoint")
-        if size == 1:
-            raise UserError("out of memory even at --micro_batch 1: use a device with more memory")
-        if ranks.world() > 1:
-            raise UserError(f"out of memory: pass --micro_batch {size // 2} or lower")
-        self.micro_batch = size // 2
-        self._steps = self._prepare_steps()  # lets go of what the old ones hold
-        torch.cuda.empty_cache()
-        logging.getLogger(__name__).warning(
-            "out of memory: going on with --micro_batch %d, the same result in more pieces",
-            self.micro_batch,
-        )
-
-    def _prepare_steps(self) -> Steps:
-        return Steps.of(
-            self._loss,
-            self._execution,
-            rows=len(self._own_trajectories()),
-            one_by_one=self._shares_batches,
-        )
-
-    def _own_trajectories(self) -> range:
-        """Those that this process works on."""
-        if self._shares_batches:
-            return range(1)
-        own = self._trajectories // ranks.world()
-        return range(ranks.rank() * own, (ranks.rank() + 1) * own)
+        return students.attempt(match, batch=max(problem.batch_sizes))
 
     def _over_ranks(self, matching: Matching, starts: list[int]) -> tuple[Matching, list[int]]:
         """The outcome of all processes together."""
         if ranks.world() == 1:
             return matching, starts
-        count = 1 if self._shares_batches else ranks.world()
-        images = ranks.sum_over_ranks(matching.grad_images) / count
-        syn_lr = ranks.sum_over_ranks(matching.grad_syn_lr) / count
+        images = self._students.mean_over_ranks(matching.grad_images)
+        syn_lr = self._students.mean_over_ranks(matching.grad_syn_lr)
         matching = replace(matching, grad_images=images, grad_syn_lr=syn_lr)
-        if self._shares_batches:
+        if self._students.shares_batches:
             return replace(matching, loss=ranks.from_main(matching.loss.cpu())), starts
         curves = {name: curve.cpu() for name, curve in matching.curves.items()}
         theirs = ranks.gather((matching.lengths, matching.distances.cpu(), curves, starts))
         return replace(
             matching,
-            loss=ranks.sum_over_ranks(matching.loss) / count,
+            loss=self._students.mean_over_ranks(matching.loss),
             lengths=[n for lengths, _, _, _ in theirs for n in lengths],
             distances=torch.cat([distances for _, distances, _, _ in theirs]),
             curves={name: torch.cat([part[name] for _, _, part, _ in theirs]) for name in curves},
@@ -268,7 +235,7 @@ class TrajectoryMatching:
 
     def _draw(self, iteration: int, images: Tensor) -> tuple[Problem, list[int]]:
         """The problem of this process in outer step `iteration`, and the start epochs."""
-        numbers = [iteration * self._trajectories + own for own in self._own_trajectories()]
+        numbers = [iteration * self._trajectories + own for own in self._students.own]
         segments = [self._draw_segment(number) for number in numbers]
         ends = [
             self.experts.segment(expert, start, self._sampling.expert_epochs)
@@ -287,7 +254,7 @@ class TrajectoryMatching:
             batch_syn=self._sampling.batch_syn,
             dsa_groups=self._sampling.dsa_groups,
             generators=[stream(self._sampling.seed, "student", number) for number in numbers],
-            share=(ranks.rank(), ranks.world()) if self._shares_batches else (0, 1),
+            share=self._students.share,
         )
         return problem, [start for _, start in segments]
 

@@ -113,10 +113,11 @@ def _back_by_vjp(
     """The way back of an update whose gradient g is known."""
     assert g is not None
     with torch.enable_grad():
-        rates = rate.expand(len(state), 1)
-        inputs = [each.detach().requires_grad_() for each in (state, g, rates)]
-        end = optimiser.update(*inputs, time)
-    by_state, by_g, by_rate = torch.autograd.grad(end, inputs, lam)
+        state, g, rates = (
+            each.detach().requires_grad_() for each in (state, g, rate.expand(len(state), 1))
+        )
+        end = optimiser.update(state, g, rates, time)
+    by_state, by_g, by_rate = torch.autograd.grad(end, (state, g, rates), lam)
     return Back(by_state, by_g, by_rate=by_rate[:, 0])
 
 

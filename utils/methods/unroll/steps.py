@@ -83,19 +83,16 @@ class Steps:
         """
         of_loss = _double_reverse if execution.is_plain(rows) else _forward_over_reverse
         gradient, adjoint = of_loss(loss, by_labels=by_labels)
-        common = {"by_labels": by_labels, "optimiser": optimiser}
         if one_by_one:
-            return cls(
-                execution.prepare(gradient, rows=rows),
-                execution.prepare(adjoint, rows=rows),
-                **common,
-            )
+            gradient, adjoint = (execution.prepare(each, rows=rows) for each in (gradient, adjoint))
+            return cls(gradient, adjoint, by_labels=by_labels, optimiser=optimiser)
         return cls(
             execution.in_rows(gradient, rows),
             execution.in_rows(adjoint, rows),
             execution.calls_at_once,
             execution.capture,
-            **common,
+            by_labels,
+            optimiser,
         )
 
     def forward(self, pieces: Pieces) -> Function:
