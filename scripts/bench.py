@@ -51,6 +51,7 @@ from utils.core.script import Parser, run_script
 from utils.data import augment
 from utils.data.augment import DSA_STRATEGY, parse_strategy
 from utils.measure.protocol import MOMENTUM, WEIGHT_DECAY
+from utils.methods.trajectory.family import count_matching
 from utils.methods.trajectory.lengths import DISTANCES, fixed
 from utils.methods.trajectory.matching import (
     Matching,
@@ -58,7 +59,6 @@ from utils.methods.trajectory.matching import (
     match_by_adjoint,
     match_by_autograd,
 )
-from utils.methods.trajectory.work import count_work
 from utils.methods.unroll.problem import Problem, draw_problem
 from utils.methods.unroll.steps import Loss, Steps
 from utils.options import DistillOptions
@@ -187,7 +187,7 @@ class OuterSteps:
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         self.args, self.machine = args, Machine.here(device)
         options = DistillOptions(ipc=args.ipc, syn_steps=args.syn_steps, batch_syn=args.batch_syn)
-        self.work = count_work(options, cost_of(args), ranks.world(), classes=args.classes)
+        self.work = count_matching(options, cost_of(args), ranks.world(), classes=args.classes)
         self.images, self.labels = random_images(args, args.classes * args.ipc, device)
         self.syn_lr = torch.tensor(LR).to(self.images)
         self.problems = [self._draw(step) for step in range(WARM_UPS)]

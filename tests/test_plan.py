@@ -28,7 +28,7 @@ from utils.data.normalisation import Normalisation
 from utils.data.source import Source
 from utils.methods.base import Work
 from utils.methods.registry import METHODS
-from utils.methods.trajectory.work import count_work
+from utils.methods.trajectory.family import count_matching
 from utils.options import BufferOptions, DistillOptions, EvalOptions
 from utils.plan import machine as machines
 from utils.plan.choose import (
@@ -96,7 +96,7 @@ class Experts:
 
 
 def counted(options, cost=COST, processes=1):
-    return count_work(options, cost, processes, classes=10)
+    return count_matching(options, cost, processes, classes=10)
 
 
 def experts_demand(

@@ -46,13 +46,14 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Learned:
-    """Something that outer steps update by SGD with momentum: where it starts, and its rate.
+    """Something that outer steps update: where it starts, and its rate.
 
     `rate_flag` is the flag that sets the rate, so the one to lower where it diverges. The values
     must stay finite and, where `positive`, above zero. With `log` it is the logarithm that SGD
     changes, so that they stay positive. A gradient by which a step would move further than `bound`,
     as a root mean square, is scaled down to that. `start` names the flag of the initial value and
-    one that is known to work.
+    one that is known to work. The step is that of SGD with `momentum` or, for all that a method
+    learns, of Adam.
     """
 
     name: str
@@ -63,6 +64,8 @@ class Learned:
     log: bool = False
     bound: float | None = None
     start: tuple[str, float] | None = None
+    momentum: float = 0.5  # as in the field
+    adam: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from utils.methods.base import Learned, Step
 
-MOMENTUM = 0.5  # of all optimisers, as in the field
 # Small and large steps: by this part of the value or, of images, of their standard deviation.
 SMALL_STEP, LARGE_STEP = 0.02, 0.5
 
@@ -26,7 +25,7 @@ class Diverged(Exception):
 
 
 class OuterState:
-    """What is learned, by name: "images" (N, C, H, W) first. Each is updated by SGD with momentum.
+    """What is learned, by name: "images" (N, C, H, W) first.
 
     `iteration` counts the steps taken. `rewinds` are the times that the run went back after it had
     diverged, oldest first; each has halved one of the rates. `ema_images` is the exponential moving
@@ -53,13 +52,7 @@ class OuterState:
             torch.zeros_like(each.initial) if each.log else self.learned[each.name]
             for each in learned
         ]
-        self._optimizer = torch.optim.SGD(
-            [
-                {"params": [moved], "lr": each.rate}
-                for each, moved in zip(learned, self._moved, strict=True)
-            ],
-            momentum=MOMENTUM,
-        )
+        self._optimizer = _optimizer(learned, self._moved)
 
     @property
     def images(self) -> Tensor:
@@ -156,6 +149,18 @@ class OuterState:
         # Of the optimiser only the momenta count: the rates may have been halved since.
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
+
+
+def _optimizer(learned: Sequence[Learned], moved: Sequence[Tensor]) -> torch.optim.Optimizer:
+    """Adam where all of it asks for that, else SGD with a momentum for each."""
+    groups: list[dict[str, Any]] = [
+        {"params": [value], "lr": each.rate} for each, value in zip(learned, moved, strict=True)
+    ]
+    if all(each.adam for each in learned):
+        return torch.optim.Adam(groups)
+    for group, each in zip(groups, learned, strict=True):
+        group["momentum"] = each.momentum
+    return torch.optim.SGD(groups)
 
 
 def root_mean_square(values: Tensor) -> Tensor:

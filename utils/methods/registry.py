@@ -9,12 +9,14 @@ from typing import Any
 from utils.config.resolve import DEFAULT, FLAG
 from utils.core.errors import UserError
 from utils.methods.base import MethodSpec
+from utils.methods.bptt import BPTT
 from utils.methods.distribution import DM
 from utils.methods.trajectory.family import FAMILY
 
 METHODS: dict[str, MethodSpec] = {
     **FAMILY,
     "dm": DM,
+    "bptt": BPTT,
 }
 DEFAULT_METHOD = "att"
 

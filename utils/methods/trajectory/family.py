@@ -5,13 +5,14 @@ from typing import Any
 
 from torch import Tensor
 
+from utils.compute.cost import NetworkCost
 from utils.core.errors import UserError
 from utils.experts.buffer import ExpertBuffer
-from utils.methods.base import Learned, MethodSpec
+from utils.methods.base import Learned, MethodSpec, Work
 from utils.methods.trajectory.method import TrajectoryMatching
 from utils.methods.trajectory.options import TrajectoryOptions, title
 from utils.methods.trajectory.tuning import find_lengths, find_rates, stalled
-from utils.methods.trajectory.work import count_work
+from utils.methods.unroll.work import count_work
 
 
 def _learned(options: Any, images: Tensor) -> Sequence[Learned]:
@@ -28,6 +29,19 @@ def _learned(options: Any, images: Tensor) -> Sequence[Learned]:
             start=("lr_teacher", TrajectoryOptions.lr_teacher),  # that of the experts
         ),
     ]
+
+
+def count_matching(options: Any, cost: NetworkCost, processes: int = 1, *, classes: int) -> Work:
+    """Count the work of an outer step; see `count_work`."""
+    return count_work(
+        cost,
+        images=classes * options.ipc,
+        batch_syn=options.batch_syn,
+        syn_steps=options.syn_steps,
+        students=options.trajectories,
+        students_flag="trajectories",
+        processes=processes,
+    )
 
 
 def _check(options: Any, by_hand: Callable[[str], bool]) -> None:
@@ -67,7 +81,7 @@ def _relative(summary: str, check: Any = _check, **presets: Any) -> MethodSpec:
         title=title,
         build=TrajectoryMatching.build,
         learned=_learned,
-        count_work=count_work,
+        count_work=count_matching,
         syn_lr=lambda options: options.lr_teacher,
         if_not_finite="the matching loss is not finite: "
         "lower --lr_img, --lr_lr, --lr_teacher or --syn_steps",

@@ -8,31 +8,14 @@ from utils.config.fields import option
 from utils.core.errors import UserError
 from utils.methods.trajectory.lengths import DISTANCES, LENGTH_POLICIES
 from utils.methods.trajectory.starts import StartEpochs
+from utils.methods.unroll.options import UnrollOptions
 
-_EXPERTS, _SET, _MATCHING, _FILES = "experts", "synthetic set", "trajectory matching", "files"
-_SPEED = "speed and memory (the same result up to rounding)"
+_EXPERTS, _MATCHING, _FILES = "experts", "trajectory matching", "files"
 
 
 @dataclass(frozen=True)
-class TrajectoryOptions:
+class TrajectoryOptions(UnrollOptions):
     flat: bool = option(False, "experts trained by buffer.py --flat (FTD)", group=_EXPERTS)
-    lr_lr: float = option(1e-5, "learning rate of syn_lr", group=_SET, minimum=0, found=True)
-    log_syn_lr: bool = option(
-        False,
-        "let lr_lr move the logarithm of syn_lr, which then stays positive (default: where lr_lr "
-        "is found)",
-        group=_SET,
-        found="lr_lr",
-    )
-    lr_teacher: float = option(0.01, "initial syn_lr", group=_SET, above=0, found=True)
-    syn_steps: int = option(
-        50,
-        "N_S, the most steps that a student takes",
-        group=_MATCHING,
-        minimum=1,
-        maximum=100_000,
-        found=True,
-    )
     expert_epochs: int = option(
         2,
         "N_T, epochs between an expert's start and target",
@@ -66,9 +49,6 @@ class TrajectoryOptions:
         group=_MATCHING,
         minimum=0,
     )
-    batch_syn: int | None = option(
-        None, "synthetic images per student step (default: all)", group=_MATCHING, minimum=1
-    )
     length: str = option(
         "att",
         "how the student's length is chosen: the step nearest to the target, or syn_steps (MTT)",
@@ -101,13 +81,6 @@ class TrajectoryOptions:
         group=_MATCHING,
         minimum=1,
         maximum=10_000,
-    )
-    unroll: str = option(
-        "auto",
-        "constant-memory reverse sweep, or one autograd graph over all steps; same gradient",
-        group=_SPEED,
-        choices=("auto", "adjoint", "autograd"),
-        may_change=True,
     )
     max_files: int | None = option(
         None, "buffer files to use at most", group=_FILES, minimum=1, may_change=True

@@ -1,6 +1,4 @@
-"""What an outer step of trajectory matching costs, counted before it."""
-
-from typing import Any
+"""What an outer step that unrolls students costs, counted before it."""
 
 from utils.compute.cost import FLOAT_BYTES, GRADIENT_PASSES, NetworkCost
 from utils.core.errors import UserError
@@ -24,30 +22,49 @@ GRADIENTS_A_STEP = 3
 COMPILED_FUNCTIONS = 2
 
 
-def count_work(options: Any, cost: NetworkCost, processes: int = 1, *, classes: int) -> Work:
-    """Count the work of one of `processes`, every student taking all `syn_steps` steps.
+def count_work(
+    cost: NetworkCost,
+    *,
+    images: int,
+    batch_syn: int | None,
+    syn_steps: int,
+    students: int,
+    students_flag: str,
+    processes: int,
+    window: int | None = None,
+    vectors: int = 1,
+    target: int = 0,
+    keeps_train: bool = False,
+) -> Work:
+    """Count the work of one of `processes`, every student taking all `syn_steps` steps on `images`.
 
-    They divide the trajectories, or of a single one each batch; UserError where they cannot. The
-    work depends on the options ipc, syn_steps, batch_syn and trajectories.
+    They divide the students, or of a single one each batch; UserError, which names `students_flag`,
+    where they cannot. Gradients flow through the last `window` steps. A state has `vectors` vectors
+    of parameters; `target` real images stand in the loss at the end.
     """
-    images, students = classes * options.ipc, options.trajectories
-    batch = whole_batch = min(options.batch_syn or images, images)
-    _check_processes(students, whole_batch, processes)
-    flop = options.syn_steps * whole_batch * cost.flop * (GRADIENT_PASSES + ADJOINT_PASSES)
+    batch = whole_batch = min(batch_syn or images, images)
+    _check_processes(students, students_flag, whole_batch, processes)
+    back = min(window or syn_steps, syn_steps)
+    again = 0 if vectors == 1 else GRADIENT_PASSES  # the gradient once more, on the way back
+    passes = syn_steps * GRADIENT_PASSES + back * (ADJOINT_PASSES + again)
+    flop = passes * whole_batch * cost.flop + target * GRADIENT_PASSES * cost.flop
+    all_students = students
     if students == 1:
         batch = -(-whole_batch // processes)
     else:
         students //= processes
+    kept = vectors * _kept_vectors(back)
     return Work(
-        flop=flop * options.trajectories // processes,
-        passes=options.syn_steps * GRADIENTS_A_STEP,
+        flop=flop * all_students // processes,
+        passes=syn_steps + back * (GRADIENTS_A_STEP - 1),
         batch=batch,
         whole_batch=whole_batch,
         students=students,
-        kept_bytes=students * _kept_vectors(options.syn_steps) * FLOAT_BYTES * cost.parameters,
+        kept_bytes=students * kept * FLOAT_BYTES * cost.parameters,
         image_bytes=ADJOINT_COPIES * cost.activation_bytes,
         compiled_layers=COMPILED_FUNCTIONS * cost.layers,
-        graph_bytes=students * _graph_bytes(cost, options.syn_steps, whole_batch),
+        graph_bytes=students * _graph_bytes(cost, syn_steps, whole_batch),
+        keeps_train=keeps_train,
     )
 
 
@@ -64,14 +81,14 @@ def _graph_bytes(cost: NetworkCost, syn_steps: int, images: int) -> int:
     return syn_steps * (2 * images * cost.activation_bytes + vectors)
 
 
-def _check_processes(trajectories: int, batch: int, processes: int) -> None:
+def _check_processes(students: int, flag: str, batch: int, processes: int) -> None:
     """UserError where there are more processes than work for them."""
-    if trajectories > 1 and trajectories % processes:
+    if students > 1 and students % processes:
         raise UserError(
-            f"--trajectories {trajectories} cannot be divided over {processes} processes: "
+            f"--{flag} {students} cannot be divided over {processes} processes: "
             f"choose a multiple of {processes}, or 1 to divide the inner batches"
         )
-    if trajectories == 1 and processes > batch:
+    if students == 1 and processes > batch:
         raise UserError(
             f"{processes} processes are more than the {batch} images of an inner batch: start fewer"
         )

@@ -1,0 +1,310 @@
+r"""BPTT, exact back-propagation through training: no experts, a loss on real images at the end.
+
+    J = mean over real (x, y) of l(theta_n; x, y)        theta_0 a fresh random network
+
+theta_n has taken n steps on the synthetic images. Gradients flow through the last `window` of them,
+exactly and in flat memory. With `random_length` n is drawn between the window and N_S, so that all
+parts of training are seen: random truncated back-propagation (RaT-BPTT, Feng et al., ICLR 2024).
+The gradient of the images is scaled down where it is longer than `clip` times its moving average.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.compute.cost import NetworkCost
+from utils.compute.execution import PLAIN, Execution
+from utils.compute.flat import FlatNetwork, flatten
+from utils.config.fields import option
+from utils.core.errors import UserError
+from utils.core.rng import derive_seed, stream
+from utils.data.dataset import Split
+from utils.methods.base import Learned, MethodSpec, Setting, Step, Work
+from utils.methods.unroll.losses import BatchLoss, hard_loss
+from utils.methods.unroll.optimisers import OPTIMISERS
+from utils.methods.unroll.options import UnrollOptions
+from utils.methods.unroll.problem import draw_problem
+from utils.methods.unroll.students import Students
+from utils.methods.unroll.work import count_work
+
+_GROUP = "back-propagation through training"
+NORM_DECAY = 0.9  # of the moving average of the gradient's length
+
+
+@dataclass(frozen=True)
+class BPTTOptions(UnrollOptions):
+    window: int | None = option(
+        None,
+        "gradients flow through the last so many steps of a student (default: all)",
+        group=_GROUP,
+        minimum=1,
+    )
+    random_length: bool = option(
+        False, "a student takes a random number of steps, from window to syn_steps", group=_GROUP
+    )
+    inner_opt: str = option(
+        "momentum",
+        "how students train: sgd, momentum (0.9) or adam, whose rate is not that of evaluations",
+        group=_GROUP,
+        choices=OPTIMISERS,
+    )
+    outer_opt: str = option(
+        "adam", "what moves the images and the rate", group=_GROUP, choices=("adam", "sgd")
+    )
+    students: int = option(
+        1, "networks that one outer step averages over", group=_GROUP, minimum=1, maximum=10_000
+    )
+    batch_target: int = option(1024, "real images in the loss at the end", group=_GROUP, minimum=1)
+    clip: float = option(
+        2.0,
+        "scale a gradient down that is longer than this times its moving average; 0 = never",
+        group=_GROUP,
+        minimum=0,
+    )
+    lr_net: float = option(
+        0.01,
+        "learning rate of networks that train on the images, where none of theirs is learned",
+        group=_GROUP,
+        above=0,
+    )
+
+
+@dataclass(frozen=True)
+class Course:
+    """How students train: N_S, the window of gradients, whether n is drawn, and their batches."""
+
+    syn_steps: int
+    window: int
+    random_length: bool
+    batch_syn: int | None
+    dsa_groups: tuple[str, ...] | None
+    seed: int
+
+    def length(self, iteration: int) -> int:
+        """n of an outer step."""
+        if not self.random_length:
+            return self.syn_steps
+        generator = stream(self.seed, "bptt", iteration, "length")
+        return int(torch.randint(self.window, self.syn_steps + 1, (1,), generator=generator))
+
+
+class BackPropagation:
+    """BPTT on the training images `train`; `fresh` makes a random network from a seed.
+
+    `rate` names what is learned as the rate of the students. labels (N,) are those of the synthetic
+    images.
+    """
+
+    def __init__(
+        self,
+        fresh: Callable[[int], nn.Module],
+        train: Split,
+        labels: Tensor,
+        course: Course,
+        *,
+        rate: str,
+        inner_opt: str,
+        students: int,
+        batch_target: int,
+        clip: float,
+        engine: str = "adjoint",
+        execution: Execution = PLAIN,
+        dtype: torch.dtype | None = None,
+        micro_batch: int | None = None,
+    ) -> None:
+        self._fresh = fresh
+        self._train = train
+        self._labels = labels
+        self._course = course
+        self._rate = rate
+        self._batch_target = min(batch_target, len(train.labels))
+        self._clip = clip
+        self._norm: float | None = None  # moving average of the length of the images' gradient
+        network = execution.adapt(fresh(0)).to(labels.device)
+        self._students = Students(
+            hard_loss(FlatNetwork(network, dtype=dtype)),
+            count=students,
+            engine=engine,
+            execution=execution,
+            micro_batch=micro_batch,
+            optimiser=OPTIMISERS[inner_opt],
+        )
+        self._end = BatchLoss(self._students.loss, execution, rows=len(self._students.own))
+
+    @classmethod
+    def build(cls, setting: Setting) -> "BackPropagation":
+        """Build the method of a run; its flags are BPTTOptions."""
+        options = setting.options
+        assert setting.train is not None
+        return cls(
+            setting.fresh,
+            setting.train,
+            setting.labels,
+            Course(
+                options.syn_steps,
+                options.window or options.syn_steps,
+                options.random_length,
+                options.batch_syn,
+                setting.dsa_groups,
+                options.seed,
+            ),
+            rate=rate_name(options),
+            inner_opt=options.inner_opt,
+            students=options.students,
+            batch_target=options.batch_target,
+            clip=options.clip,
+            engine=setting.unroll,
+            execution=setting.execution,
+            dtype=setting.dtype,
+            micro_batch=setting.micro_batch,
+        )
+
+    def step(self, iteration: int, learned: Mapping[str, Tensor]) -> Step:
+        """Train students from random networks, and differentiate their loss on real images."""
+        images, rate = learned["images"], learned[self._rate]
+        length = self._course.length(iteration)
+        batch = max(self._batch_target, len(self._labels))
+        loss, by_images, by_rate = self._students.attempt(
+            lambda: self._differentiate(iteration, length, images, rate), batch=batch
+        )
+        scale = self._clipping(by_images.norm().item())
+        return Step(
+            loss=loss,
+            grads={"images": by_images * scale, self._rate: by_rate * scale},
+            record={"length": length, "clipped": scale < 1},
+            shown=f"length {length}",
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"norm": self._norm}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._norm = state["norm"]
+
+    def _differentiate(
+        self, iteration: int, length: int, images: Tensor, rate: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """J, dJ/dimages and dJ/drate, means over all students."""
+        course, students = self._course, self._students
+        numbers = [iteration * students.count + own for own in students.own]
+        problem = draw_problem(
+            torch.stack([self._theta_0(number) for number in numbers]).to(images),
+            None,
+            images[0],
+            count=len(self._labels),
+            syn_steps=length,
+            batch_syn=course.batch_syn,
+            dsa_groups=course.dsa_groups,
+            generators=[stream(course.seed, "student", number) for number in numbers],
+            share=students.share,
+            first=length - min(course.window, length),
+        )
+        unrolled = students.unroll(images, rate, self._labels, problem)
+        x, y = self._target(iteration)
+        values, slopes = self._end.with_slope(
+            unrolled.theta_n, x, y, whole=self._batch_target, size=students.micro_batch
+        )
+        values, slopes = students.sum_over_ranks(values), students.sum_over_ranks(slopes)
+        by = unrolled.pull_back(slopes / len(values))
+        loss = values.mean()
+        return (
+            loss if students.shares_batches else students.mean_over_ranks(loss),
+            students.mean_over_ranks(by.images),
+            students.mean_over_ranks(by.rates),
+        )
+
+    def _theta_0(self, number: int) -> Tensor:
+        network = self._fresh(derive_seed(self._course.seed, "bptt", number, "init"))
+        return flatten(network.parameters()).detach()
+
+    def _target(self, iteration: int) -> tuple[Tensor, Tensor]:
+        """Different real images, of which this process has its share."""
+        generator = stream(self._course.seed, "bptt", iteration, "target")
+        chosen = torch.randperm(len(self._train.labels), generator=generator)[: self._batch_target]
+        rank, world = self._students.share
+        own = chosen[rank * len(chosen) // world : (rank + 1) * len(chosen) // world]
+        own = own.to(self._train.images.device)
+        return self._train.images[own], self._train.labels[own]
+
+    def _clipping(self, norm: float) -> float:
+        """What a gradient of that length is multiplied with; its length enters the average."""
+        if not (0 < norm < float("inf")):
+            return 1.0
+        scale = 1.0
+        if self._clip and self._norm is not None:
+            scale = min(1.0, self._clip * self._norm / norm)
+        before = norm if self._norm is None else self._norm
+        self._norm = NORM_DECAY * before + (1 - NORM_DECAY) * scale * norm
+        return scale
+
+
+def rate_name(options: Any) -> str:
+    """What the students' rate is called: syn_lr where networks that train on the set take it."""
+    return "adam_lr" if options.inner_opt == "adam" else "syn_lr"
+
+
+def _learned(options: Any, images: Tensor) -> Sequence[Learned]:
+    by_adam = options.outer_opt == "adam"
+    return [
+        Learned("images", images, options.lr_img, "lr_img", adam=by_adam),
+        Learned(
+            rate_name(options),
+            images.new_tensor(options.lr_teacher),
+            options.lr_lr,
+            "lr_lr",
+            positive=True,
+            log=options.log_syn_lr,
+            adam=by_adam,
+        ),
+    ]
+
+
+def _check(options: Any, by_hand: Callable[[str], bool]) -> None:
+    if options.window is not None and options.window > options.syn_steps:
+        raise UserError(
+            f"--window {options.window} is longer than the {options.syn_steps} steps of "
+            "--syn_steps: choose at most that many"
+        )
+    if options.random_length and options.window is None:
+        raise UserError("--random_length draws lengths from --window on: give --window")
+
+
+def count_bptt(options: Any, cost: NetworkCost, processes: int = 1, *, classes: int) -> Work:
+    """Count the work of an outer step at its full length; see `count_work`."""
+    return count_work(
+        cost,
+        images=classes * options.ipc,
+        batch_syn=options.batch_syn,
+        syn_steps=options.syn_steps,
+        students=options.students,
+        students_flag="students",
+        processes=processes,
+        window=options.window,
+        vectors=OPTIMISERS[options.inner_opt].vectors,
+        target=options.batch_target,
+        keeps_train=True,
+    )
+
+
+BPTT = MethodSpec(
+    summary="back-propagate a loss on real images through training, without experts",
+    options=BPTTOptions,
+    presets={
+        "lr_img": 0.01,
+        "lr_lr": 0.01,
+        "log_syn_lr": True,
+        "lr_teacher": 0.01,
+        "syn_steps": 60,
+        "Iteration": 2_000,
+    },
+    title=lambda config: "BPTT",
+    build=BackPropagation.build,
+    learned=_learned,
+    count_work=count_bptt,
+    syn_lr=lambda options: options.lr_net,
+    if_not_finite="the loss is not finite: lower --lr_img, --lr_teacher or --syn_steps",
+    check=_check,
+)

@@ -1,0 +1,39 @@
+"""The flags of all methods that unroll students."""
+
+from dataclasses import dataclass
+
+from utils.config.fields import option
+
+_SET, _STUDENTS = "synthetic set", "students"
+_SPEED = "speed and memory (the same result up to rounding)"
+
+
+@dataclass(frozen=True)
+class UnrollOptions:
+    lr_lr: float = option(1e-5, "learning rate of syn_lr", group=_SET, minimum=0, found=True)
+    log_syn_lr: bool = option(
+        False,
+        "let lr_lr move the logarithm of syn_lr, which then stays positive (default: where lr_lr "
+        "is found)",
+        group=_SET,
+        found="lr_lr",
+    )
+    lr_teacher: float = option(0.01, "initial syn_lr", group=_SET, above=0, found=True)
+    syn_steps: int = option(
+        50,
+        "N_S, the most steps that a student takes",
+        group=_STUDENTS,
+        minimum=1,
+        maximum=100_000,
+        found=True,
+    )
+    batch_syn: int | None = option(
+        None, "synthetic images per student step (default: all)", group=_STUDENTS, minimum=1
+    )
+    unroll: str = option(
+        "auto",
+        "constant-memory reverse sweep, or one autograd graph over all steps; same gradient",
+        group=_SPEED,
+        choices=("auto", "adjoint", "autograd"),
+        may_change=True,
+    )
