@@ -34,7 +34,7 @@ from utils.core.progress import progress_bar
 from utils.core.script import run_script
 from utils.data.dataset import read_dataset
 from utils.data.identity import KEY, DataIdentity, identity_of
-from utils.data.real_images import check_ipc, class_labels, initial_images
+from utils.data.real_images import check_ipc, class_labels
 from utils.data.source import Source
 from utils.experts.buffer import ExpertBuffer
 from utils.experts.kind import ExpertKind, open_experts
@@ -282,16 +282,18 @@ def build(resolved: Resolved[DistillOptions], prepared: Prepared) -> tuple[Outer
     options, device = resolved.options, default_device()
     spec, dtype = METHODS[options.method], storage_dtype(options.precision)
     data = read_dataset(prepared.source, zca=options.zca, val=True)
-    images = initial_images(data, options.ipc, options.pix_init, options.seed).to(device, dtype)
+    images, soft_labels = spec.initial(options, data, experts)
+    images = images.to(device, dtype)
+    soft_labels = None if soft_labels is None else soft_labels.to(device, dtype)
     data = data if prepared.call.work.keeps_train else data.without_train()
     data = data.to(device, dtype)
     labels = class_labels(data.num_classes, options.ipc, device)
     method = spec.build(Setting.of(options, data, labels, experts, plan))
     if prepared.checkpoint is None:
-        find_rates(resolved, method, images)
+        find_rates(resolved, method, images, soft_labels)
     options = resolved.options
     state = OuterState(
-        spec.learned(options, images),
+        spec.learned(options, images, soft_labels),
         syn_lr=spec.syn_lr(options),
         ema_decay=options.ema_decay,
         if_not_finite=spec.if_not_finite,
@@ -310,10 +312,17 @@ def build(resolved: Resolved[DistillOptions], prepared: Prepared) -> tuple[Outer
     return state, recorder
 
 
-def find_rates(resolved: Resolved[DistillOptions], method: Method, images: Tensor) -> None:
+def find_rates(
+    resolved: Resolved[DistillOptions],
+    method: Method,
+    images: Tensor,
+    soft_labels: Tensor | None,
+) -> None:
     """Find the rates that nobody gives, by a few outer steps that are not taken."""
     options = resolved.options
-    rates = METHODS[options.method].find_rates(options, method, images, is_open=resolved.is_open)
+    rates = METHODS[options.method].find_rates(
+        options, method, images, soft_labels, is_open=resolved.is_open
+    )
     for name, value in rates.items():
         resolved.set(name, value, FOUND)
     if rates:

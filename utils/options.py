@@ -180,7 +180,10 @@ class SetOptions(EvaluationOptions, DsaOptions, DataOptions):
     )
     ipc: int = option(1, "images per class", group=_SET, minimum=1)
     pix_init: str = option(
-        "real", "start from real images or noise", group=_SET, choices=("real", "noise")
+        "real",
+        "start from random real images, from those that experts get right (DATM), or from noise",
+        group=_SET,
+        choices=("real", "correct", "noise"),
     )
     lr_img: float = option(1000.0, "learning rate of the images", group=_SET, above=0, found=True)
     max_update: float | None = option(

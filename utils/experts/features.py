@@ -1,4 +1,4 @@
-"""Features and predictions of trained experts, for choosing real images."""
+"""Features and predictions of trained experts, to choose real images by and to label them."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from tqdm import tqdm
 from utils.compute.cohort import images_per_test_batch
 from utils.compute.cost import fitting_network
 from utils.compute.flat import FlatNetwork
-from utils.data.dataset import Split
+from utils.data.dataset import ImageDataset, Split
 from utils.data.identity import DataIdentity
 from utils.data.source import Source
 from utils.experts.buffer import ExpertBuffer
@@ -55,6 +55,17 @@ class ExpertFeatures:
         network = fitting_network(kind.model, **shape, image_size=source.image_size)
         return cls(experts, network)
 
+    @classmethod
+    def of(cls, experts: ExpertBuffer, model: str, data: ImageDataset) -> "ExpertFeatures":
+        """Look at `data` with experts that are networks `model`."""
+        network = fitting_network(
+            model,
+            channels=data.channels,
+            num_classes=data.num_classes,
+            image_size=data.image_size,
+        )
+        return cls(experts, network)
+
     @property
     def width(self) -> int:
         """F, the number of features of an image."""
@@ -81,9 +92,17 @@ class ExpertFeatures:
         answers = (self._answers(expert, epoch, split.images) for epoch in epochs)
         return torch.stack([answer == split.labels for answer in answers], dim=1)
 
-    @torch.no_grad()
+    def logits(self, expert: int, images: Tensor) -> Tensor:
+        """Compute what `expert` says of images (N, C, H, W) after its last epoch: (N, classes)."""
+        return self._logits(expert, self.experts.epochs, images)
+
     def _answers(self, expert: int, epoch: int, images: Tensor) -> Tensor:
-        """Predict the labels (N,) by `expert` after `epoch` epochs, batch by batch."""
+        """Predict the labels (N,) by `expert` after `epoch` epochs."""
+        return self._logits(expert, epoch, images).argmax(1)
+
+    @torch.no_grad()
+    def _logits(self, expert: int, epoch: int, images: Tensor) -> Tensor:
+        """Compute logits (N, classes) by `expert` after `epoch` epochs, batch by batch."""
         network, theta = FlatNetwork(self.network), self.experts.params(expert, epoch).to(images)
         batches = tqdm(
             _batches(images, images.shape[-1]),
@@ -93,7 +112,7 @@ class ExpertFeatures:
             delay=2,
             disable=None,
         )
-        return torch.cat([network(theta, batch).argmax(1) for batch in batches])
+        return torch.cat([network(theta, batch) for batch in batches])
 
 
 def _batches(rows: Tensor, image_size: int) -> tuple[Tensor, ...]:

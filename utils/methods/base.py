@@ -13,6 +13,7 @@ from utils.compute.device import compute_dtype
 from utils.compute.execution import Execution
 from utils.data.augment import active_groups
 from utils.data.dataset import ImageDataset, Split
+from utils.data.real_images import initial_images
 from utils.experts.buffer import ExpertBuffer
 
 
@@ -24,6 +25,7 @@ class Step:
     grads: Mapping[str, Tensor]  # by the name of what is learned: "images", "syn_lr"
     record: Mapping[str, Any]  # plain values for metrics.jsonl, beside the loss
     factor: float = 1.0  # on the rates of this update
+    is_skipped: bool = False  # nothing is updated
     distances: Mapping[str, Any] = field(default_factory=dict)  # a record of its own; may be empty
     shown: str = ""  # beside the loss, in the progress bar
 
@@ -156,6 +158,11 @@ def _network(model: str, channels: int, num_classes: int, image_size: int, seed:
     )
 
 
+def real_or_noise(options: Any, data: ImageDataset, experts: Any) -> tuple[Tensor, None]:
+    """Begin with random real images or noise, and no soft labels."""
+    return initial_images(data, options.ipc, options.pix_init, options.seed), None
+
+
 @dataclass(frozen=True)
 class MethodSpec:
     """A method as the rest of the house knows it, before a run begins.
@@ -171,12 +178,15 @@ class MethodSpec:
     presets: Mapping[str, Any]
     title: Callable[[Mapping[str, Any]], str]
     build: Callable[[Setting], Method]
-    learned: Callable[[Any, Tensor], Sequence[Learned]]  # (options, initial images)
+    # (options, initial images, initial soft labels or None)
+    learned: Callable[[Any, Tensor, Tensor | None], Sequence[Learned]]
     # (options, cost of its network, processes, *, classes) -> what one of the processes does
     count_work: Callable[..., Work]
     syn_lr: Callable[[Any], float]  # the rate of networks that train on the set, where not learned
     if_not_finite: str  # what the loss is called then, and which flags to lower
     needs_experts: bool = False
+    # (options, data, experts) -> the images that a run begins with, and their soft labels, if any
+    initial: Callable[[Any, ImageDataset, Any], tuple[Tensor, Tensor | None]] = real_or_noise
     # What is found where nobody gives it; is_open(name) says so of a flag. Before the run from
     # (options, *, epochs, steps_an_epoch, is_open), of the experts; when it begins from (options,
     # method, initial images, *, is_open).

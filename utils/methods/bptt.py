@@ -246,7 +246,7 @@ def rate_name(options: Any) -> str:
     return "adam_lr" if options.inner_opt == "adam" else "syn_lr"
 
 
-def _learned(options: Any, images: Tensor) -> Sequence[Learned]:
+def _learned(options: Any, images: Tensor, soft: Tensor | None) -> Sequence[Learned]:
     by_adam = options.outer_opt == "adam"
     return [
         Learned("images", images, options.lr_img, "lr_img", adam=by_adam),

@@ -64,6 +64,9 @@ class OuterState:
 
     def update(self, step: Step) -> None:
         """Update from the gradients of `step`. Raises Diverged, leaving all as it was."""
+        if step.is_skipped:
+            self.iteration += 1
+            return
         if not step.loss.isfinite():
             raise self._diverged(self._if_not_finite)
         before = {name: value.clone() for name, value in self.learned.items()}

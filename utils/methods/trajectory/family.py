@@ -7,15 +7,46 @@ from torch import Tensor
 
 from utils.compute.cost import NetworkCost
 from utils.core.errors import UserError
+from utils.data.dataset import ImageDataset
+from utils.data.real_images import class_labels
 from utils.experts.buffer import ExpertBuffer
-from utils.methods.base import Learned, MethodSpec, Work
+from utils.experts.features import ExpertFeatures
+from utils.methods.base import Learned, MethodSpec, Work, real_or_noise
+from utils.methods.trajectory.labels import (
+    images_that_experts_get_right,
+    logits_of_right_experts,
+)
 from utils.methods.trajectory.method import TrajectoryMatching
 from utils.methods.trajectory.options import TrajectoryOptions, title
 from utils.methods.trajectory.tuning import find_lengths, find_rates, stalled
 from utils.methods.unroll.work import count_work
 
 
-def _learned(options: Any, images: Tensor) -> Sequence[Learned]:
+def _initial(
+    options: Any, data: ImageDataset, experts: ExpertBuffer
+) -> tuple[Tensor, Tensor | None]:
+    """Begin with the images of --pix_init and, where labels are learned, what experts say."""
+    if options.pix_init != "correct" and not options.soft_labels:
+        return real_or_noise(options, data, experts)
+    features = ExpertFeatures.of(experts, options.model, data)
+    if options.pix_init == "correct":
+        train = data.require_train()
+        chosen = images_that_experts_get_right(data, options.ipc, features, options.seed)
+        images = train.images[chosen.to(train.images.device)]
+    else:
+        images = real_or_noise(options, data, experts)[0]
+    if not options.soft_labels:
+        return images, None
+    labels = class_labels(data.num_classes, options.ipc, images.device)
+    return images, logits_of_right_experts(features, images, labels)
+
+
+def _learned(options: Any, images: Tensor, soft: Tensor | None) -> Sequence[Learned]:
+    labels = (
+        []
+        if soft is None
+        else [Learned("labels", soft, options.lr_y, "lr_y", momentum=options.mom_y)]
+    )
     return [
         Learned("images", images, options.lr_img, "lr_img", bound=options.max_update),
         Learned(
@@ -28,6 +59,7 @@ def _learned(options: Any, images: Tensor) -> Sequence[Learned]:
             bound=options.max_update if options.log_syn_lr else None,
             start=("lr_teacher", TrajectoryOptions.lr_teacher),  # that of the experts
         ),
+        *labels,
     ]
 
 
@@ -45,8 +77,11 @@ def count_matching(options: Any, cost: NetworkCost, processes: int = 1, *, class
 
 
 def _check(options: Any, by_hand: Callable[[str], bool]) -> None:
-    """Look at the flags of start epochs, which may contradict each other."""
+    """Look at flags that may contradict each other: of start epochs and of soft labels."""
     _ = options.starts
+    for name in ("lr_y", "mom_y"):
+        if by_hand(name) and not options.soft_labels:
+            raise UserError(f"--{name} is a setting of learned labels: give --soft_labels, too")
     if options.start_epochs is not None and by_hand("max_start_epoch"):
         raise UserError("--start_epochs and --max_start_epoch bound the same: give one of them")
 
@@ -86,6 +121,7 @@ def _relative(summary: str, check: Any = _check, **presets: Any) -> MethodSpec:
         if_not_finite="the matching loss is not finite: "
         "lower --lr_img, --lr_lr, --lr_teacher or --syn_steps",
         needs_experts=True,
+        initial=_initial,
         find_lengths=find_lengths,
         find_rates=find_rates,
         stalled=stalled,

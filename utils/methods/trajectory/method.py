@@ -24,7 +24,7 @@ from utils.methods.trajectory.matching import (
 )
 from utils.methods.trajectory.pruning import prune_dissimilar
 from utils.methods.trajectory.starts import StartEpochs
-from utils.methods.unroll.losses import hard_loss
+from utils.methods.unroll.losses import hard_loss, soft_loss
 from utils.methods.unroll.problem import Problem, draw_problem
 from utils.methods.unroll.stop import NOTHING, Distance, LengthPolicy
 from utils.methods.unroll.students import Students
@@ -70,6 +70,8 @@ class TrajectoryMatching:
         micro_batch: int | None = None,
         execution: Execution = PLAIN,
         log_distances: int = 0,
+        soft_labels: bool = False,
+        skip_above: float | None = None,
     ) -> None:
         self.experts = experts
         self._labels = labels
@@ -77,12 +79,14 @@ class TrajectoryMatching:
         self._trajectories = trajectories
         self._log_distances = log_distances
         self._students = Students(
-            hard_loss(network),
+            soft_loss(network, "logits") if soft_labels else hard_loss(network),
             count=trajectories,
             engine=engine,
             execution=execution,
             micro_batch=micro_batch,
+            by_labels=soft_labels,
         )
+        self._skip_above = skip_above
         self._objective = (
             replace(objective, policy=_agreed(objective.policy))
             if self._students.shares_batches
@@ -133,6 +137,8 @@ class TrajectoryMatching:
             micro_batch=setting.micro_batch,
             execution=setting.execution,
             log_distances=options.log_distances,
+            soft_labels=options.soft_labels,
+            skip_above=options.skip_above,
         )
 
     def step(self, iteration: int, learned: Mapping[str, Tensor]) -> Step:
@@ -142,6 +148,7 @@ class TrajectoryMatching:
             iteration,
             learned["images"],
             learned["syn_lr"],
+            learned.get("labels"),
             watched=DISTANCES if watches else NOTHING,
         )
 
@@ -150,11 +157,20 @@ class TrajectoryMatching:
 
         lengths = {"length": each(matching.lengths), "n_opt": each(matching.nearest)}
         start_epoch = each(starts)
+        grads = {"images": matching.grad_images, "syn_lr": matching.grad_syn_lr}
+        if matching.grad_labels is not None:
+            grads["labels"] = matching.grad_labels
+        is_skipped = self._skip_above is not None and matching.loss.item() > self._skip_above
         curves = {name: each(curve.tolist()) for name, curve in matching.curves.items()}
         return Step(
             loss=matching.loss,
-            grads={"images": matching.grad_images, "syn_lr": matching.grad_syn_lr},
-            record={**lengths, "start_epoch": start_epoch},
+            grads=grads,
+            is_skipped=is_skipped,
+            record={
+                **lengths,
+                "start_epoch": start_epoch,
+                **({"skipped": True} if is_skipped else {}),
+            },
             distances={"start_epoch": start_epoch, **lengths, **curves} if curves else {},
             shown=f"length {max(matching.lengths)}",
         )
@@ -170,10 +186,12 @@ class TrajectoryMatching:
         iteration: int,
         images: Tensor,
         syn_lr: Tensor,
+        soft_labels: Tensor | None = None,
         *,
         watched: Mapping[str, Distance] = NOTHING,
     ) -> tuple[Matching, list[int]]:
-        """Match expert segments from images (N, C, H, W) and syn_lr; also their start epochs.
+        """Match expert segments from images (N, C, H, W), syn_lr and, where they are learned, soft
+        labels (N, classes); also their start epochs.
 
         The distances `watched` are returned as curves beside the one that is matched by. Every draw
         depends on the seed and `iteration` alone.
@@ -181,7 +199,8 @@ class TrajectoryMatching:
         problem, starts = self._drawn_ahead(iteration) or self._draw(iteration, images)
         later = self._background.submit(self._draw, iteration + 1, images)
         self._ahead = (iteration + 1, later)
-        return self._over_ranks(self._match(problem, images, syn_lr, watched), starts)
+        labels = self._labels if soft_labels is None else soft_labels
+        return self._over_ranks(self._match(problem, images, syn_lr, labels, watched), starts)
 
     def _drawn_ahead(self, iteration: int) -> tuple[Problem, list[int]] | None:
         if self._ahead is None or self._ahead[0] != iteration:
@@ -193,10 +212,15 @@ class TrajectoryMatching:
             return None
 
     def _match(
-        self, problem: Problem, images: Tensor, syn_lr: Tensor, watched: Mapping[str, Distance]
+        self,
+        problem: Problem,
+        images: Tensor,
+        syn_lr: Tensor,
+        labels: Tensor,
+        watched: Mapping[str, Distance],
     ) -> Matching:
         """Match; where the device's memory runs out, again in smaller pieces."""
-        students, arguments = self._students, (problem, images, syn_lr, self._labels)
+        students, arguments = self._students, (problem, images, syn_lr, labels)
 
         def match() -> Matching:
             if students.engine == "autograd":
@@ -220,7 +244,9 @@ class TrajectoryMatching:
             return matching, starts
         images = self._students.mean_over_ranks(matching.grad_images)
         syn_lr = self._students.mean_over_ranks(matching.grad_syn_lr)
-        matching = replace(matching, grad_images=images, grad_syn_lr=syn_lr)
+        labels = matching.grad_labels
+        labels = None if labels is None else self._students.mean_over_ranks(labels)
+        matching = replace(matching, grad_images=images, grad_syn_lr=syn_lr, grad_labels=labels)
         if self._students.shares_batches:
             return replace(matching, loss=ranks.from_main(matching.loss.cpu())), starts
         curves = {name: curve.cpu() for name, curve in matching.curves.items()}

@@ -10,7 +10,7 @@ from utils.methods.trajectory.lengths import DISTANCES, LENGTH_POLICIES
 from utils.methods.trajectory.starts import StartEpochs
 from utils.methods.unroll.options import UnrollOptions
 
-_EXPERTS, _MATCHING, _FILES = "experts", "trajectory matching", "files"
+_EXPERTS, _SET, _MATCHING, _FILES = "experts", "synthetic set", "trajectory matching", "files"
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,21 @@ class TrajectoryOptions(UnrollOptions):
         "outer steps until start epochs have their whole range (DATM)",
         group=_MATCHING,
         minimum=0,
+    )
+    soft_labels: bool = option(
+        False,
+        "learn what each image says of every class; it begins with the logits of the experts",
+        group=_SET,
+    )
+    lr_y: float = option(2.0, "learning rate of soft labels", group=_SET, minimum=0)
+    mom_y: float = option(0.9, "momentum of soft labels", group=_SET, minimum=0, alias="Momentum_y")
+    skip_above: float | None = option(
+        None,
+        "take no outer step whose loss is above this: the student ended farther from its target "
+        "than it began (DATM)",
+        group=_MATCHING,
+        above=0,
+        alias="threshold",
     )
     length: str = option(
         "att",
@@ -137,5 +152,6 @@ def title(config: Mapping[str, Any]) -> str:
         "DATM": from_two,
         "PP": config["prune_threshold"] is not None,
         "TESLA": config["gradient"] == "tesla",
+        "soft labels": config.get("soft_labels", False) and not from_two,
     }
     return " + ".join(name for name, is_in in parts.items() if is_in) or "MTT"

@@ -48,7 +48,7 @@ def find_lengths(
 
 
 def find_rates(
-    options: Any, method: Method, images: Tensor, *, is_open: IsOpen
+    options: Any, method: Method, images: Tensor, soft_labels: Tensor | None, *, is_open: IsOpen
 ) -> Mapping[str, float | bool]:
     """Choose syn_lr by the loss of the first outer steps, the other rates by their gradients.
 
@@ -60,6 +60,8 @@ def find_rates(
 
     def probe(syn_lr: float) -> list[Step]:
         learned = {"images": images, "syn_lr": images.new_tensor(syn_lr)}
+        if soft_labels is not None:
+            learned["labels"] = soft_labels
         return [method.step(number, learned) for number in range(PROBES)]
 
     syn_lr, steps = options.lr_teacher, probe(options.lr_teacher)
