@@ -134,6 +134,11 @@ def check_flags(resolved: Resolved[DistillOptions]) -> None:
     options = resolved.options
     check_own_flags(options.method, resolved.sources)
     METHODS[options.method].check(options, resolved.given_by_hand)
+    if options.pix_init == "correct" and not METHODS[options.method].needs_experts:
+        raise UserError(
+            f"--pix_init correct asks experts, which --method {options.method} has none of: choose "
+            "real or noise"
+        )
     if options.select == "val" and options.val_fraction == 0:
         raise UserError(
             "--select val needs images held out of the training set: pass --val_fraction 0.1, say, "
