@@ -161,8 +161,8 @@ def build(model: str, channels: int, num_classes: int, image_size: int) -> nn.Mo
     """
     make = find(model)
     if model.partition(":")[0] in LIBRARIES:
-        way = _way(model, channels, num_classes, image_size)
-        network = _made(model, make, way, channels, num_classes)
+        way, _ = _way(model, channels, num_classes, image_size)
+        network, _ = _made(model, make, way, channels, num_classes)
     else:
         shape = (channels, num_classes, image_size)
         try:
@@ -204,13 +204,12 @@ class _Way:
     """How a network of a library is made for small images."""
 
     arguments: tuple[tuple[str, Any], ...] = ()
-    adapts_stem: bool = False
+    small_stem: bool = False
     side: int | None = None  # that images are enlarged to
 
-    def __str__(self) -> str:
-        parts = [f"{name} {value}" for name, value in self.arguments]
-        if self.adapts_stem:
-            parts.append("first convolution 3x3 with stride 1, no max-pool behind it")
+    def describe(self, changed: list[str]) -> str:
+        """Say what it does, with what it has `changed` in the network."""
+        parts = [f"{name} {value}" for name, value in self.arguments] + changed
         if self.side is not None:
             parts.append(f"images enlarged to {self.side}x{self.side}")
         return ", ".join(parts)
@@ -220,23 +219,23 @@ def adaptation(model: str, *, channels: int, num_classes: int, image_size: int) 
     """Say how `model` is adapted to such images; empty where it is not."""
     if model.partition(":")[0] not in LIBRARIES:
         return ""
-    return str(_way(model, channels, num_classes, image_size))
+    return _way(model, channels, num_classes, image_size)[1]
 
 
 @cache
-def _way(model: str, channels: int, num_classes: int, image_size: int) -> _Way:
-    """The first way in which the network works; NetworkError where none does."""
+def _way(model: str, channels: int, num_classes: int, image_size: int) -> tuple[_Way, str]:
+    """The first way in which the network works, and in words; NetworkError where none does."""
     make, reason = find(model), ""
     for way in _ways(model, image_size):
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
-                network = _made(model, make, way, channels, num_classes)
+                network, changed = _made(model, make, way, channels, num_classes)
                 logits = network(torch.randn(2, channels, image_size, image_size))
         except Exception as error:
             reason = reason or _reason(error)
             continue
         if isinstance(logits, Tensor) and logits.shape == (2, num_classes):
-            return way
+            return way, way.describe(changed)
         reason = reason or "it does not answer with logits"
     raise NetworkError(
         f"{model} cannot be adapted to {channels} channels of {image_size}x{image_size} pixels: "
@@ -256,7 +255,7 @@ def _ways(model: str, image_size: int) -> Iterator[_Way]:
         side = max(image_size, PATCHES * int(name.split("_")[2]))
         yield _Way((("image_size", side),), side=side if side > image_size else None)
     if image_size < SMALL:
-        yield _Way(adapts_stem=True)
+        yield _Way(small_stem=True)
     yield _Way()
     for side in ENLARGED:
         if side > image_size:
@@ -265,38 +264,46 @@ def _ways(model: str, image_size: int) -> Iterator[_Way]:
 
 def _made(
     model: str, make: Callable[..., nn.Module], way: _Way, channels: int, num_classes: int
-) -> nn.Module:
+) -> tuple[nn.Module, list[str]]:
+    """A network made in that way, and what was changed in it for the sake of small images."""
     arguments = dict(way.arguments)
     if model.startswith("timm:"):
         arguments["in_chans"] = channels
     network = make(num_classes=num_classes, **arguments)
-    _change_stem(network, channels, small=way.adapts_stem)
-    return network if way.side is None else _Enlarging(network, way.side)
+    changed = _shrink_stem(network) if way.small_stem else []
+    name, conv = _first_convolution(network)
+    if conv.in_channels != channels:
+        network.set_submodule(name, _like(conv, channels))
+    return network if way.side is None else _Enlarging(network, way.side), changed
 
 
-def _change_stem(network: nn.Module, channels: int, *, small: bool) -> None:
-    """Let the first convolution take `channels`; a `small` stem keeps the size of the images."""
-    for name, module in list(network.named_modules()):
-        if small and name in MAX_POOLS:
+def _shrink_stem(network: nn.Module) -> list[str]:
+    """Let what comes first in a network keep the size of the images; say what was changed."""
+    changed = []
+    name, conv = _first_convolution(network)
+    if conv.stride != (1, 1):
+        stem = _like(conv, conv.in_channels, kernel_size=3, stride=1, padding=1)
+        network.set_submodule(name, stem)
+        changed.append("first convolution 3x3 with stride 1")
+    for name, _ in list(network.named_modules()):
+        if name in MAX_POOLS:
             network.set_submodule(name, nn.Identity())
-    name, conv = next(
+            changed.append("no max-pool behind it")
+    return changed
+
+
+def _first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d]:
+    return next(
         (name, module)
         for name, module in network.named_modules()
         if isinstance(module, nn.Conv2d)
     )
-    shrinks = small and max(*conv.stride, *conv.kernel_size) > 1 and conv.stride != (1, 1)
-    if shrinks or conv.in_channels != channels:
-        window: dict[str, Any] = (
-            {"kernel_size": 3, "padding": 1}
-            if shrinks
-            else {
-                "kernel_size": conv.kernel_size,
-                "stride": conv.stride,
-                "padding": conv.padding,
-            }
-        )
-        bias = conv.bias is not None
-        network.set_submodule(name, nn.Conv2d(channels, conv.out_channels, bias=bias, **window))
+
+
+def _like(conv: nn.Conv2d, channels: int, **changes: Any) -> nn.Conv2d:
+    """A fresh convolution as `conv`, of `channels`, but for the `changes`."""
+    same = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding")}
+    return nn.Conv2d(channels, conv.out_channels, bias=conv.bias is not None, **same | changes)
 
 
 class _Enlarging(nn.Module):

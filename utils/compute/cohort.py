@@ -12,7 +12,13 @@ from torch.nn import functional as F
 from networks import build_network
 from utils.compute.batches import Batches, alike, draw_batches, steps_per_block
 from utils.compute.execution import PLAIN, Execution, Function
-from utils.compute.flat import TrainingNetwork, flatten, unflatten, without_batch_counts
+from utils.compute.flat import (
+    TrainingNetwork,
+    flatten,
+    float_buffers,
+    unflatten,
+    without_batch_counts,
+)
 from utils.compute.sharpness import Sharpness
 
 TEST_PIXELS = 512 * 32 * 32
@@ -75,9 +81,9 @@ class Cohort:
         self._theta = torch.stack([flatten(net.parameters()).detach() for net in self.networks])
         self._velocity = torch.zeros_like(self._theta)
         self._statistics = torch.stack(
-            [flatten([self._theta.new_empty(0), *net.buffers()]) for net in self.networks]
+            [flatten([self._theta.new_empty(0), *float_buffers(net).values()]) for net in self.networks]
         )
-        self._steps = _training_steps(recipe, len(seeds))
+        self._steps = _training_steps(recipe, len(seeds), device)
         self._at_once = recipe.execution.calls_at_once
 
     def state_dicts(self) -> list[dict[str, Tensor]]:
@@ -149,7 +155,7 @@ class Cohort:
         for network, theta, statistics in zip(
             self.networks, self._theta, self._statistics, strict=True
         ):
-            params, buffers = list(network.parameters()), list(network.buffers())
+            params, buffers = list(network.parameters()), [*float_buffers(network).values()]
             for tensor, value in zip(
                 [*params, *buffers],
                 [
@@ -162,12 +168,14 @@ class Cohort:
 
 
 @cache
-def _training_steps(recipe: Recipe, rows: int) -> Function:
+def _training_steps(
+    recipe: Recipe, rows: int, device: torch.device = torch.device("cpu")
+) -> Function:
     """(theta, velocity, statistics, losses, right answers, lr, T batches, their labels) -> the
     first five after T steps of SGD, the losses and answers of each image added up; stacks with
     `rows` rows. Cached: compiled once a process.
     """
-    step = _training_step(recipe, rows)
+    step = _training_step(recipe, rows, device)
 
     def steps(
         theta: Tensor,
@@ -187,11 +195,11 @@ def _training_steps(recipe: Recipe, rows: int) -> Function:
     return recipe.execution.capture(steps)
 
 
-def _training_step(recipe: Recipe, rows: int) -> Function:
+def _training_step(recipe: Recipe, rows: int, device: torch.device) -> Function:
     """(theta, velocity, statistics, x, y, lr) -> the three of them after one step of SGD, the mean
     loss and the number of right answers before it; stacks with `rows` rows.
     """
-    gradient_and_value = _gradient_and_value(recipe, rows)
+    gradient_and_value = _gradient_and_value(recipe, rows, device)
 
     def prepare(function: Function) -> Function:
         return recipe.execution.in_rows(torch.no_grad()(function), rows)
@@ -213,8 +221,8 @@ def _training_step(recipe: Recipe, rows: int) -> Function:
     return _flat_step(recipe.sharpness, gradient_and_value, update, prepare)
 
 
-def _gradient_and_value(recipe: Recipe, rows: int) -> Gradient:
-    template = recipe.execution.adapt(recipe.build(seed=0))
+def _gradient_and_value(recipe: Recipe, rows: int, device: torch.device) -> Gradient:
+    template = recipe.execution.adapt(recipe.build(seed=0)).to(device)
     network = TrainingNetwork(template, dtype=recipe.dtype)
 
     def loss(
