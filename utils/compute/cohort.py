@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from networks import build_network
 from utils.compute.batches import Batches, alike, draw_batches, steps_per_block
+from utils.compute.contract import Abilities, abilities
 from utils.compute.execution import PLAIN, Execution, Function
 from utils.compute.flat import (
     TrainingNetwork,
@@ -52,6 +53,16 @@ class Recipe:
             num_classes=self.num_classes,
             image_size=self.image_size,
             seed=seed,
+        )
+
+    @property
+    def abilities(self) -> Abilities:
+        """What the network can do."""
+        return abilities(
+            self.model,
+            channels=self.channels,
+            num_classes=self.num_classes,
+            image_size=self.image_size,
         )
 
 
@@ -175,7 +186,8 @@ def _training_steps(
     first five after T steps of SGD, the losses and answers of each image added up; stacks with
     `rows` rows. Cached: compiled once a process.
     """
-    step = _training_step(recipe, rows, device)
+    execution = recipe.execution.where(vectorises=recipe.abilities.vectorises)
+    step = _training_step(replace(recipe, execution=execution), rows, device)
 
     def steps(
         theta: Tensor,

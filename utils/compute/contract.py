@@ -21,7 +21,6 @@ from utils.compute.flat import (
     TrainingNetwork,
     flatten,
     float_buffers,
-    unflatten,
     without_batch_counts,
 )
 from utils.core.errors import UserError
@@ -36,12 +35,14 @@ class Abilities:
     Attributes:
         repeats: the same step twice gives the same result.
         vectorises: several networks as one call of vmap.
-        traces: the compiler can follow it.
     """
 
     repeats: bool = True
     vectorises: bool = True
-    traces: bool = True
+
+
+class UntraceableError(UserError):
+    """The compiler cannot follow a network."""
 
 
 def check_known(models: Sequence[str]) -> None:
@@ -66,40 +67,59 @@ def abilities(model: str, *, channels: int, num_classes: int, image_size: int) -
         theta = flatten(network.parameters()).detach()
         kept = flatten([theta.new_empty(0), *float_buffers(network).values()])
 
-    def loss(theta: Tensor, images: Tensor) -> Tensor:
-        return F.cross_entropy(trained(theta, kept, images)[0], labels)
+    loss = _loss(trained, labels)
 
     def by_autograd() -> Tensor:
         leaf = theta.clone().requires_grad_()
-        return torch.autograd.grad(loss(leaf, images), leaf)[0]
-
-    with _one_line(model, image_size, "has no gradient"):
-        first, second = by_autograd(), by_autograd()
+        return torch.autograd.grad(loss(leaf, kept, images), leaf)[0]
 
     def vectorised() -> object:
-        return torch.func.vmap(torch.func.grad(loss), randomness="different")(
-            torch.stack([theta, theta]), torch.stack([images, images])
-        )
+        gradients = torch.func.vmap(torch.func.grad(loss), randomness="different")
+        return gradients(*(torch.stack([each, each]) for each in (theta, kept, images)))
 
-    def traced() -> object:
-        run = torch.compile(
-            torch.func.grad(loss), backend="eager", fullgraph=True, dynamic=False
-        )
-        return run(theta, images)
+    with _one_line(model, image_size, "has no gradient"):
+        repeats = torch.equal(by_autograd(), by_autograd())
+    return Abilities(repeats=repeats, vectorises=_works(vectorised))
 
-    return Abilities(
-        repeats=torch.equal(first, second), vectorises=_works(vectorised), traces=_works(traced)
-    )
+
+def _loss(trained: TrainingNetwork, labels: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def loss(theta: Tensor, statistics: Tensor, images: Tensor) -> Tensor:
+        return F.cross_entropy(trained(theta, statistics, images)[0], labels)
+
+    return loss
+
+
+@cache
+def check_traceable(model: str, *, channels: int, num_classes: int, image_size: int) -> None:
+    """UntraceableError where torch.compile cannot follow the training of `model`."""
+    if not elsewhere.is_elsewhere(model):
+        return
+    with _tried(model, channels, num_classes, image_size) as (network, images, labels):
+        loss = _loss(TrainingNetwork(without_batch_counts(network)), labels)
+        theta = flatten(network.parameters()).detach()
+        kept = flatten([theta.new_empty(0), *float_buffers(network).values()])
+    try:
+        torch.compile(torch.func.grad(loss), backend="eager", fullgraph=True)(theta, kept, images)
+    except Exception as error:
+        raise UntraceableError(
+            f"--compile: the compiler cannot follow --model {model} ({type(error).__name__}); "
+            "pass --compile off"
+        ) from None
 
 
 @cache
 def check_repeatable(model: str, *, channels: int, num_classes: int, image_size: int) -> None:
     """UserError where `model` does not serve as expert and student: where it answers differently
     twice, remembers what it has seen, or cannot be differentiated twice.
+
+    Attention is computed plainly from then on in this process: its fused kernels have one
+    derivative only.
     """
     shape = {"channels": channels, "num_classes": num_classes, "image_size": image_size}
     if not elsewhere.is_elsewhere(model):
         return
+    for switch in ("enable_flash_sdp", "enable_mem_efficient_sdp", "enable_cudnn_sdp"):
+        getattr(torch.backends.cuda, switch)(False)  # on a CPU too
     instead = "choose another --model for experts and students (eval.py takes it)"
     if not abilities(model, **shape).repeats:
         raise UserError(

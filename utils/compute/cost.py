@@ -5,14 +5,18 @@ are computed and kept (docs/performance.md compares them with what was measured)
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from networks import UnfitSizeError, build_network
+from networks import UnfitSizeError, build_network, elsewhere
+from utils.compute.contract import abilities
 from utils.core.errors import UserError
 
 FLOAT_BYTES = 4
@@ -39,31 +43,57 @@ class NetworkCost:
 
 def fitting_network(model: str, *, channels: int, num_classes: int, image_size: int) -> nn.Module:
     """`build_network`, with UserError where `model` does not fit images of that size."""
+    shape = {"channels": channels, "num_classes": num_classes, "image_size": image_size}
+    abilities(model, **shape)  # refuses what cannot be trained
     try:
-        return build_network(
-            model, channels=channels, num_classes=num_classes, image_size=image_size
-        )
+        return build_network(model, **shape, seed=0 if elsewhere.is_elsewhere(model) else None)
     except UnfitSizeError as error:
-        raise UserError(
-            f"{error}; pass --res {error.smallest} or more, or another --model"
+        raise UnfitError(
+            f"{error}; pass --res {error.smallest} or more, or another --model",
+            reason=f"{model} needs {error.smallest}x{error.smallest} pixels",
         ) from None
+
+
+class UnfitError(UserError):
+    """A network does not fit the size of the images; `reason` says what it needs."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def split_by_fit(
+    models: Sequence[str], *, channels: int, num_classes: int, image_size: int
+) -> tuple[list[str], list[str]]:
+    """Those of `models` that fit images of that size, and of each other one what it needs."""
+    fit, reasons = [], []
+    for model in models:
+        try:
+            network_cost(
+                model, channels=channels, num_classes=num_classes, image_size=image_size
+            )
+            fit.append(model)
+        except UnfitError as error:
+            reasons.append(error.reason)
+    return fit, reasons
 
 
 @cache
 def network_cost(model: str, *, channels: int, num_classes: int, image_size: int) -> NetworkCost:
     """Count `model` for images (channels, image_size, image_size), float32.
 
-    UserError where it does not fit them; nothing is trained that has not been counted before.
+    UserError where it does not fit them; nothing is trained that has not been counted before. A
+    network from elsewhere is counted as it computes, since its code may not know the meta device.
     """
-    with torch.device("meta"):
+    with torch.device("cpu" if elsewhere.is_elsewhere(model) else "meta"):
         network = fitting_network(
             model, channels=channels, num_classes=num_classes, image_size=image_size
-        )
-        images = torch.empty(1, channels, image_size, image_size)
+        ).eval()
+        images = torch.zeros(1, channels, image_size, image_size)
     outputs: list[int] = []
 
-    def note(module: nn.Module, args: tuple, output: Tensor) -> None:
-        outputs.append(output.numel())
+    def note(module: nn.Module, args: tuple, output: Any) -> None:
+        outputs.extend(each.numel() for each in tree_leaves(output) if isinstance(each, Tensor))
 
     for module in network.modules():
         if not list(module.children()):
