@@ -81,7 +81,7 @@ def _own_class(source: str, name: str) -> type[nn.Module]:
         library = source.partition(".")[0]
         hint = f"; is {library}:{name} meant?" if library in LIBRARIES else ""
         raise NetworkError(
-            f"{source}:{name} is a {kind} and no network: it must be a class derived from "
+            f"{source}:{name} is no network ({kind}): it must be a class derived from "
             f"torch.nn.Module{hint or '; ' + _offered(module)}"
         )
     return found
@@ -140,9 +140,7 @@ def _of_library(source: str, name: str) -> Callable[..., nn.Module]:
         is_there = name in names
 
         def make(**arguments: Any) -> nn.Module:
-            return library.get_model(
-                name, weights=None, **WITHOUT.get(name, {}), **arguments
-            )
+            return library.get_model(name, weights=None, **WITHOUT.get(name, {}), **arguments)
 
     if not is_there:
         close = difflib.get_close_matches(name, names, n=SHOWN, cutoff=0.5) or names[:SHOWN]
@@ -294,9 +292,7 @@ def _shrink_stem(network: nn.Module) -> list[str]:
 
 def _first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d]:
     return next(
-        (name, module)
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d)
+        (name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d)
     )
 
 

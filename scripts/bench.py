@@ -37,7 +37,7 @@ from utils.compute.cost import NetworkCost, Training, network_cost
 from utils.compute.device import (
     PRECISIONS,
     compute_dtype,
-    default_device,
+    use_device,
     storage_dtype,
     use_precision,
 )
@@ -475,11 +475,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     with ranks.process_group():
-        device = default_device()
+        device = use_device(None)
         args.precision = use_precision(args.precision, device)
         results = measure(args, device)
         settings = {key: str(value) for key, value in vars(args).items()}
-        record = {"environment": describe_environment(), "settings": settings, "results": results}
+        record = {
+            "environment": describe_environment(device),
+            "settings": settings,
+            "results": results,
+        }
         if ranks.is_main():
             write_text(json.dumps(record, indent=1) + "\n", args.out)
             print(f"written to {args.out}")

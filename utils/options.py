@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from networks import CROSS_ARCHITECTURE, check_name, elsewhere
-from utils.compute.device import PRECISIONS
+from utils.compute.device import DEVICES, PRECISIONS, parse_device
 from utils.compute.sharpness import Sharpness
 from utils.config.fields import option
 from utils.data.augment import DSA_STRATEGY, parse_strategy
@@ -61,6 +61,13 @@ class DsaOptions:
 
 @dataclass(frozen=True)
 class ExecutionOptions:
+    device: str | None = option(
+        None,
+        f"where networks compute: {DEVICES}; auto: CUDA where it is there, else the CPU",
+        group=_SPEED,
+        check=parse_device,
+        **_AUTO,
+    )
     compile: str = option(
         "auto",
         "compile inner and training steps; auto: where the run is long enough to win it back",
@@ -321,6 +328,7 @@ class EvalOptions(EvaluationOptions):
         group=_EVAL,
         check=check_name,
     )
+    by_class: bool = option(False, "print the accuracy on each class too", group=_EVAL)
     epoch_full_train: int | None = option(
         None, "epochs on the full training set (default: epoch_eval_train)", group=_EVAL, minimum=1
     )

@@ -92,7 +92,10 @@ class Cohort:
         self._theta = torch.stack([flatten(net.parameters()).detach() for net in self.networks])
         self._velocity = torch.zeros_like(self._theta)
         self._statistics = torch.stack(
-            [flatten([self._theta.new_empty(0), *float_buffers(net).values()]) for net in self.networks]
+            [
+                flatten([self._theta.new_empty(0), *float_buffers(net).values()])
+                for net in self.networks
+            ]
         )
         self._steps = _training_steps(recipe, len(seeds), device)
         self._at_once = recipe.execution.calls_at_once
@@ -293,14 +296,22 @@ def images_per_test_batch(image_size: int) -> int:
     return max(1, TEST_PIXELS // image_size**2)
 
 
-@torch.no_grad()
 def accuracy(
     network: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int | None = None
 ) -> float:
     """The fraction of images (N, C, H, W) that `network` gives their label (N,), in eval mode."""
+    right = right_answers(network, images, labels, batch_size=batch_size)
+    return right.sum().item() / len(images)
+
+
+@torch.no_grad()
+def right_answers(
+    network: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int | None = None
+) -> Tensor:
+    """Whether `network` gives each of the images (N, C, H, W) its label (N,), in eval mode: (N,),
+    on their device.
+    """
     network.eval()
     size = batch_size or images_per_test_batch(images.shape[-1])
-    correct = torch.zeros((), device=images.device, dtype=torch.int64)
-    for x, y in zip(images.split(size), labels.split(size), strict=True):
-        correct += (network(x).argmax(1) == y).sum()
-    return correct.item() / len(images)
+    parts = zip(images.split(size), labels.split(size), strict=True)
+    return torch.cat([network(x).argmax(1) == y for x, y in parts])

@@ -42,7 +42,11 @@ class Abilities:
 
 
 class UntraceableError(UserError):
-    """The compiler cannot follow a network."""
+    """The compiler cannot follow a network, which is the `problem`."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"--compile on: {problem}; pass --compile off")
+        self.problem = problem
 
 
 def check_known(models: Sequence[str]) -> None:
@@ -102,8 +106,7 @@ def check_traceable(model: str, *, channels: int, num_classes: int, image_size: 
         torch.compile(torch.func.grad(loss), backend="eager", fullgraph=True)(theta, kept, images)
     except Exception as error:
         raise UntraceableError(
-            f"--compile: the compiler cannot follow --model {model} ({type(error).__name__}); "
-            "pass --compile off"
+            f"the compiler cannot follow {model} ({type(error).__name__})"
         ) from None
 
 
@@ -208,9 +211,7 @@ def _works(call: Callable[[], object]) -> bool:
 
 def _check_logits(model: str, logits: object, num_classes: int) -> None:
     wanted = (IMAGES, num_classes)
-    found = (
-        f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-    )
+    found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
     if not isinstance(logits, Tensor) or logits.shape != wanted:
         raise UserError(
             f"--model {model} answers with {found} instead of logits of shape {wanted} to "

@@ -48,34 +48,38 @@ def fitting_network(model: str, *, channels: int, num_classes: int, image_size: 
     try:
         return build_network(model, **shape, seed=0 if elsewhere.is_elsewhere(model) else None)
     except UnfitSizeError as error:
-        raise UnfitError(
-            f"{error}; pass --res {error.smallest} or more, or another --model",
-            reason=f"{model} needs {error.smallest}x{error.smallest} pixels",
-        ) from None
+        raise UnfitError(str(error), model, error.smallest) from None
 
 
 class UnfitError(UserError):
-    """A network does not fit the size of the images; `reason` says what it needs."""
+    """A network does not fit the size of the images: the `problem`, and what it `needs`.
 
-    def __init__(self, message: str, *, reason: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+    The message is for scripts with --res; others make one of the parts.
+    """
+
+    def __init__(self, problem: str, model: str, smallest: int) -> None:
+        super().__init__(f"{problem}; pass --res {smallest} or more, or another --model")
+        self.problem = problem
+        self.needs = f"{model} needs {smallest}x{smallest} pixels"
 
 
-def split_by_fit(
+def fitting_models(
     models: Sequence[str], *, channels: int, num_classes: int, image_size: int
-) -> tuple[list[str], list[str]]:
-    """Those of `models` that fit images of that size, and of each other one what it needs."""
-    fit, reasons = [], []
+) -> tuple[Sequence[str], list[str]]:
+    """Which of several `models` fit images of that size, and what each of the others needs. A
+    single one must fit.
+    """
+    shape = {"channels": channels, "num_classes": num_classes, "image_size": image_size}
+    if len(models) == 1:
+        return models, []
+    fit, needs = [], []
     for model in models:
         try:
-            network_cost(
-                model, channels=channels, num_classes=num_classes, image_size=image_size
-            )
+            network_cost(model, **shape)
             fit.append(model)
         except UnfitError as error:
-            reasons.append(error.reason)
-    return fit, reasons
+            needs.append(error.needs)
+    return fit, needs
 
 
 @cache
