@@ -1,6 +1,6 @@
 """Networks from elsewhere: a class of the user's own, or a network of torchvision or timm.
 
-    package.module:Class     a subclass of nn.Module, made as Class(channels, num_classes, image_size)
+    package.module:Class     a subclass of nn.Module: Class(channels, num_classes, image_size)
     torchvision:resnet18     a classifier of torchvision.models, with fresh weights
     timm:vit_tiny_patch16_224
 
@@ -60,7 +60,7 @@ def check_spelling(model: str) -> None:
             f"folder that {module}.py lies in"
         )
     if not all(part.isidentifier() for part in [*source.split("."), *name.split(".")]):
-        raise NetworkError(f"{model!r} is not spelled as one of {FORMS}")
+        raise NetworkError(f"{model!r} is not spelled as {FORMS}")
 
 
 def find(model: str) -> Callable[..., nn.Module]:
@@ -74,14 +74,14 @@ def _own_class(source: str, name: str) -> type[nn.Module]:
     module = found = _imported(source)
     for part in name.split("."):
         if not hasattr(found, part):
-            raise NetworkError(f"{_place(module)} has no {name}; {_offered(module)}")
+            raise NetworkError(f"there is no {name} in {_place(module)}; {_offered(module)}")
         found = getattr(found, part)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         kind = "class" if isinstance(found, type) else type(found).__name__
         library = source.partition(".")[0]
         hint = f"; is {library}:{name} meant?" if library in LIBRARIES else ""
         raise NetworkError(
-            f"{source}:{name} is no network ({kind}): it must be a class derived from "
+            f"this is no network ({kind}): it must be a class derived from "
             f"torch.nn.Module{hint or '; ' + _offered(module)}"
         )
     return found
@@ -125,9 +125,7 @@ def _of_library(source: str, name: str) -> Callable[..., nn.Module]:
         library = importlib.import_module("torchvision.models" if source != "timm" else "timm")
     except ImportError as error:
         if source == "timm" and getattr(error, "name", None) == "timm":
-            raise NetworkError(
-                f"timm:{name} needs timm, which is not installed: pip install timm"
-            ) from None
+            raise NetworkError("it needs timm, which is not installed: pip install timm") from None
         raise NetworkError(f"{source} cannot be imported: {_reason(error)}") from None
     if source == "timm":
         names = library.list_models()

@@ -304,9 +304,9 @@ def test_what_several_record_at_once_is_all_there(tmp_path):
         for seed in range(4):
             settings = {"trained_on": name, "model": "MLP", "seed": seed}
             asked = Evaluation(settings, lambda networks: "same", num_eval=2)
-            mine.keep(asked, {0: 0.25})
-            mine.keep(asked, {1: 0.75})
-            assert mine.networks(asked) == {0: 0.25, 1: 0.75}
+            mine.keep(asked, {0: Measured(0.25)})
+            mine.keep(asked, {1: Measured(0.75)})
+            assert mine.networks(asked) == {0: Measured(0.25), 1: Measured(0.75)}
             if seed % 2:
                 mine.add(asked, Accuracies((0.25, 0.75)))
                 mine.add(asked, Accuracies((0.25, 0.75)))

@@ -28,8 +28,8 @@ from scripts.faults.bad_calls import draw_kind, try_bad_call
 from scripts.faults.calls import ROOT
 from scripts.faults.jobs import LONGER, TINY, make_jobs
 from scripts.faults.strikes import Strikes, at_writes, kills, second_call, side_by_side, signals
-from utils.core.files import write_text
 from utils.compute.device import default_device
+from utils.core.files import write_text
 from utils.core.provenance import describe_environment
 
 KINDS = ["kills", "writes", "full_disk", "signals", "two", "bad_input"]

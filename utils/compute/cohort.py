@@ -22,6 +22,7 @@ from utils.compute.flat import (
 )
 from utils.compute.sharpness import Sharpness
 
+CPU = torch.device("cpu")
 TEST_PIXELS = 512 * 32 * 32
 STATE = ("weights", "velocity", "statistics")
 
@@ -182,9 +183,7 @@ class Cohort:
 
 
 @cache
-def _training_steps(
-    recipe: Recipe, rows: int, device: torch.device = torch.device("cpu")
-) -> Function:
+def _training_steps(recipe: Recipe, rows: int, device: torch.device = CPU) -> Function:
     """(theta, velocity, statistics, losses, right answers, lr, T batches, their labels) -> the
     first five after T steps of SGD, the losses and answers of each image added up; stacks with
     `rows` rows. Cached: compiled once a process.

@@ -56,7 +56,7 @@ def check_known(models: Sequence[str]) -> None:
             try:
                 elsewhere.find(model)
             except elsewhere.NetworkError as error:
-                raise UserError(f"--model {error}") from None
+                raise UserError(f"--model {model}: {error}") from None
 
 
 @cache

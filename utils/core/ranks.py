@@ -46,8 +46,9 @@ def local_rank() -> int | None:
 def process_group() -> Iterator[None]:
     """Join the processes that torchrun started; without torchrun nothing happens.
 
-    They may exchange tensors on the CPU and on CUDA, whichever they are to compute on. Only the main one prints more than errors. After an error the group is not destroyed: that
-    waits for the others, which may wait for this one.
+    They may exchange tensors on the CPU and on CUDA, whichever they compute on. Only the main one
+    prints more than errors. After an error the group is not destroyed: that waits for the others,
+    which may wait for this one.
     """
     if not under_torchrun():
         yield
