@@ -16,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from networks import elsewhere
 from utils.compute.cohort import Recipe
 from utils.compute.contract import check_known, check_repeatable
 from utils.compute.device import compute_dtype, default_device, storage_dtype, use_device
@@ -95,6 +96,8 @@ def run(resolved: Resolved[BufferOptions]) -> Path:
     if options.dry_run:
         return folder
     settings = fixed_values(options)
+    if elsewhere.is_elsewhere(options.model):  # its code may change
+        settings["parameters"] = call.plan.training.cost.parameters
     with lock_and_list_missing(folder, settings, numbers, **in_files, images=images) as missing:
         if missing:
             train_missing(call, trainer(call, source, folder), folder, missing)

@@ -222,6 +222,8 @@ class Measurement:
         }
         if self.has_other_test:
             settings["other_test"] = True
+        if source := elsewhere.source_digest(model):
+            settings["source"] = source  # of the user's own network, which may change
         data = self.images.to_dict()
         return Evaluation(settings, training_set.digest, options.num_eval, data)
 
@@ -279,7 +281,8 @@ def fill_table(
         f"{options.distilled}: {distilled.dataset}, ipc {distilled.ipc}, "
         f"iteration {distilled.iteration}"
     )
-    print(f"{'trained on':14} {'model':12} {'lr':>8} {'epochs':>6}  test accuracy")
+    width = max(12, *map(len, measurement.call.models))
+    print(f"{'trained on':14} {'model':{width}} {'lr':>8} {'epochs':>6}  test accuracy")
     for training_set in training_sets(
         distilled,
         measurement.data,
@@ -300,7 +303,7 @@ def fill_table(
             )
             record.add(evaluation, accuracies)
             print(
-                f"{training_set.name:14} {model:12} {training_set.lr:8.4g} "
+                f"{training_set.name:14} {model:{width}} {training_set.lr:8.4g} "
                 f"{training_set.epochs:6}  {accuracies}{note(len(known), options.num_eval)}"
             )
             if options.by_class:

@@ -19,7 +19,7 @@ from utils.data.dataset import load_dataset
 from utils.data.real_images import random_real_images
 from utils.measure import protocol as evaluation
 from utils.measure import record as eval_record
-from utils.measure.protocol import Accuracies
+from utils.measure.protocol import Accuracies, Measured
 from utils.measure.record import EvalRecord, Evaluation
 
 ROOT = Path(__file__).parent.parent

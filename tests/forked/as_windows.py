@@ -13,7 +13,7 @@ from pathlib import Path
 KEPT = {"SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM", "SIG_DFL", "SIG_IGN"}
 SIGNALS = [name for name in vars(signal) if name.startswith("SIG") and name not in KEPT]
 FUNCTIONS = "fork forkpty killpg setsid getuid sched_getaffinity mkfifo statvfs getpgid".split()
-MODULES = "fcntl resource pwd grp termios pty".split()
+MODULES = "fcntl resource termios pty".split()
 OURS = ("buffer", "distill_att", "eval", "networks", "scripts", "utils")
 
 
@@ -44,6 +44,9 @@ def become_windows():
 if __name__ == "__main__":
     root = Path(__file__).parents[2]
     sys.path[0] = str(root)
+    import distill_att  # noqa: F401 (others' packages are imported as they are here)
+    import eval  # noqa: F401
+
     sys.argv = sys.argv[1:]
     become_windows()
     runpy.run_path(str(root / sys.argv[0]), run_name="__main__")
