@@ -43,7 +43,7 @@ def no_gpu(monkeypatch):
 
 @pytest.mark.parametrize("text", ["tpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "mps:0", "", "CPU"])
 def test_a_device_that_there_is_nowhere_is_refused_with_the_choices(text):
-    with pytest.raises(ValueError, match="choices: auto, cpu, cuda, cuda:N .*or mps"):
+    with pytest.raises(ValueError, match=r"choices: auto, cpu, cuda, cuda:N .*or mps"):
         parse_device(text)
     for parse in (buffer.parse, distill_att.parse, script.parse):
         with pytest.raises(UserError, match="--device: unknown device"):
@@ -67,7 +67,7 @@ def test_auto_is_cuda_where_it_is_there(two_gpus):
 def test_one_of_several_gpus_can_be_chosen(two_gpus):
     assert use_device("cuda:1") == default_device() == torch.device("cuda:1")
     assert use_device("cuda") == torch.device("cuda:1")  # the current one
-    with pytest.raises(UserError, match="cuda:2 is not there; choose cpu, cuda, cuda:0, cuda:1$"):
+    with pytest.raises(UserError, match=r"cuda:2 is not there; choose cpu, cuda, cuda:0, cuda:1$"):
         use_device("cuda:2")
 
 
@@ -95,7 +95,7 @@ def test_mps_has_no_float64_no_graphs_and_nothing_compiled_by_itself(monkeypatch
     assert use_device("mps") == default_device() == torch.device("mps")
     assert use_precision(None, default_device()) == "fp32"
     for precision in ("fp64", "tf32", "bf16"):
-        with pytest.raises(UserError, match="this MPS has none; choose fp32$"):
+        with pytest.raises(UserError, match=r"this MPS has none; choose fp32$"):
             use_precision(precision, default_device())
     execution = Execution.on(default_device(), compiled=True, cuda_graphs="on")
     assert execution == Execution(compiled=True)

@@ -229,7 +229,7 @@ def test_a_network_that_needs_larger_images_sees_them_enlarged(monkeypatch):
 
 def test_without_timm_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match="timm:resnet18: it needs timm, .*: pip install timm"):
+    with pytest.raises(UserError, match=r"timm:resnet18: it needs timm, .*: pip install timm"):
         check_known(["timm:resnet18"])
 
 

@@ -1,12 +1,11 @@
 """Windows by simulation: no SIGUSR1, no folders to open, no mapped files to replace."""
 
-import subprocess
+import importlib
 import sys
 
-import forking
 import pytest
 import torch
-from short_runs import ROOT, SHORT, run
+from short_runs import SHORT, run
 
 from utils.config import resolve
 from utils.core import files, stopping
@@ -73,17 +72,8 @@ def test_a_folder_that_cannot_be_opened_does_not_keep_a_file_from_being_written(
     assert files.torch_load(tmp_path / "a.pt")["a"].tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("module", ["scripts.faults"])
-def test_what_cannot_work_there_says_so(module):
-    code = f"import os; os.name = 'nt'; import {module}"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=forking.os.environ,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert (
-        done.stderr == "scripts.faults: error: its faults are those of Unix; Windows has no such\n"
-    )
+def test_what_cannot_work_there_says_so(monkeypatch):
+    monkeypatch.setattr(stopping.os, "name", "nt")
+    monkeypatch.delitem(sys.modules, "scripts.faults", raising=False)
+    with pytest.raises(SystemExit, match="its faults are those of Unix"):
+        importlib.import_module("scripts.faults")
