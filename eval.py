@@ -30,7 +30,7 @@ from utils.data.real_images import check_ipc
 from utils.data.source import Source, SplitName
 from utils.experts.features import ExpertFeatures
 from utils.experts.kind import ExpertKind
-from utils.measure.protocol import Accuracies, EvalExecution, Protocol, evaluate
+from utils.measure.protocol import Accuracies, Confusion, EvalExecution, Protocol, evaluate
 from utils.measure.record import EvalRecord, Evaluation
 from utils.measure.selection import need_experts
 from utils.measure.sets import TrainingSet, checksum, training_sets
@@ -203,7 +203,7 @@ class Measurement:
         model: str,
         *,
         known: Mapping[int, float],
-        keep: Callable[[Mapping[int, float]], None],
+        keep: Callable[[dict[int, float], dict[int, Confusion]], None],
     ) -> Accuracies:
         """Train those of the networks that are not `known`; see `evaluate`."""
         options, strategy = self.call.options, self.call.dsa_strategy

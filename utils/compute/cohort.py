@@ -273,14 +273,21 @@ def images_per_test_batch(image_size: int) -> int:
     return max(1, TEST_PIXELS // image_size**2)
 
 
-@torch.no_grad()
 def accuracy(
     network: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int | None = None
 ) -> float:
     """The fraction of images (N, C, H, W) that `network` gives their label (N,), in eval mode."""
+    return fraction_right(answers(network, images, batch_size=batch_size), labels)
+
+
+@torch.no_grad()
+def answers(network: nn.Module, images: Tensor, *, batch_size: int | None = None) -> Tensor:
+    """The labels (N,) that `network` gives to images (N, C, H, W), in eval mode."""
     network.eval()
     size = batch_size or images_per_test_batch(images.shape[-1])
-    correct = torch.zeros((), device=images.device, dtype=torch.int64)
-    for x, y in zip(images.split(size), labels.split(size), strict=True):
-        correct += (network(x).argmax(1) == y).sum()
-    return correct.item() / len(images)
+    return torch.cat([network(x).argmax(1) for x in images.split(size)])
+
+
+def fraction_right(given: Tensor, labels: Tensor) -> float:
+    """The fraction of the labels `given` that are those of `labels`; both (N,)."""
+    return (given == labels).sum().item() / len(labels)

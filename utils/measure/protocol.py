@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from utils.compute.cohort import Cohort, Recipe, accuracy
+from utils.compute.cohort import Cohort, Recipe, answers, fraction_right
 from utils.compute.execution import PLAIN, Execution
 from utils.core import ranks
 from utils.core.rng import derive_seed, stream
@@ -19,6 +19,10 @@ from utils.data.dataset import Split
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
+MOST_CLASSES = 100  # of a confusion that is recorded
+
+# How many test images of each class (row) were given each label (column).
+Confusion = list[list[int]]
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,16 @@ def mean_and_std(mean: float, std: float, n: int, *, unit: str = "") -> str:
 
 
 @dataclass(frozen=True)
+class Tested:
+    """What one network reaches on each split, and its confusion on the first of them; that is empty
+    where there are too many classes.
+    """
+
+    accs: tuple[float, ...]
+    confusion: Confusion
+
+
+@dataclass(frozen=True)
 class EvalExecution:
     """How evaluation networks are computed; the same numbers up to rounding."""
 
@@ -85,7 +99,7 @@ def evaluate(
     run: EvalExecution = EvalExecution(),
     val: Split | None = None,
     known: Mapping[int, float] | None = None,
-    keep: Callable[[dict[int, float]], object] = lambda accs: None,
+    keep: Callable[[dict[int, float], dict[int, Confusion]], object] = lambda *tested: None,
 ) -> Accuracies:
     """Accuracies of `protocol.num_eval` fresh networks `model` trained on images (N, C, H, W), or
     on as many different sets of images for the same labels (N,); measured on `test` and, where it
@@ -94,7 +108,7 @@ def evaluate(
     Network k depends on `seed` and k alone. Several processes divide the networks among them, in
     rounds of `run.at_once` each. The accuracies `known`, by k and the same on all processes, are
     taken over, where there is no `val`; those of each round are given to `keep` on all processes
-    when it ends.
+    when it ends, with the networks' confusions on `test` where these have MOST_CLASSES or fewer.
     """
     splits = [test] if val is None else [test, val]
     recipe = Recipe(
@@ -110,14 +124,15 @@ def evaluate(
     accs: dict[int, tuple[float, ...]] = {k: (acc,) for k, acc in (known or {}).items()}
     missing = [k for k in range(protocol.num_eval) if k not in accs]
     for numbers in ranks.rounds_of_this_rank(missing, run.at_once):
-        own: dict[int, tuple[float, ...]] = {}
+        own: dict[int, Tested] = {}
         if numbers:
             seen = torch.stack([images[k] for k in numbers]) if isinstance(images, list) else images
             measured = _train_and_measure(recipe, numbers, seen, labels, splits, lr, protocol, seed)
             own = dict(zip(numbers, measured, strict=True))
         trained = {k: each for part in ranks.gather(own) for k, each in part.items()}
-        keep({k: each[0] for k, each in trained.items()})
-        accs |= trained
+        confusions = {k: each.confusion for k, each in trained.items() if each.confusion}
+        keep({k: each.accs[0] for k, each in trained.items()}, confusions)
+        accs |= {k: each.accs for k, each in trained.items()}
     on_test, *on_val = zip(*(accs[k] for k in range(protocol.num_eval)), strict=True)
     return Accuracies(on_test, *map(Accuracies, on_val))
 
@@ -131,8 +146,8 @@ def _train_and_measure(
     lr: float,
     protocol: Protocol,
     seed: int,
-) -> list[tuple[float, ...]]:
-    """Of each of the networks `numbers` the accuracies on `splits`."""
+) -> list[Tested]:
+    """Train the networks `numbers` and measure each on `splits`."""
     cohort = Cohort(
         recipe,
         [derive_seed(seed, "init", k) for k in numbers],
@@ -152,7 +167,15 @@ def _train_and_measure(
                 dsa_groups=protocol.dsa_groups,
                 generators=generators,
             )
-    return [
-        tuple(accuracy(network, split.images, split.labels) for split in splits)
-        for network in cohort.networks
-    ]
+    return [_test(network, splits, recipe.num_classes) for network in cohort.networks]
+
+
+def _test(network: nn.Module, splits: Sequence[Split], num_classes: int) -> Tested:
+    given = [answers(network, split.images) for split in splits]
+    pairs = zip(given, splits, strict=True)
+    accs = tuple(fraction_right(each, split.labels) for each, split in pairs)
+    if num_classes > MOST_CLASSES:
+        return Tested(accs, [])
+    cells = splits[0].labels * num_classes + given[0]
+    counts = cells.bincount(minlength=num_classes**2).view(num_classes, num_classes)
+    return Tested(accs, counts.tolist())

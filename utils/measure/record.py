@@ -1,8 +1,12 @@
 """Record what eval.py has measured: whole evaluations, and single networks of unfinished ones.
 
-    eval.json               a list of evaluations: settings, acc_mean, acc_std, accs, data,
-                            environment
-    eval_unfinished.json    a list of networks: settings, network (its number), acc, data
+    eval.json               a list of evaluations: settings, acc_mean, acc_std, accs, confusion,
+                            data, environment
+    eval_unfinished.json    a list of networks: settings, network (its number), acc, confusion, data
+
+`confusion` has a row for each class: how many of its test images were given each label, summed over
+the networks. Where there are many classes it is missing, and in records of earlier versions; then
+it is that of the networks which have one.
 
 A network follows from its settings, the images that it sees and its number. So one that has been
 trained counts in every evaluation that it belongs to, whatever the number of networks in that.
@@ -15,15 +19,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from utils.core import ranks
 from utils.core.errors import UserError
 from utils.core.files import write_text
 from utils.core.locks import locked
 from utils.core.provenance import describe_environment
 from utils.data.identity import KEY
-from utils.measure.protocol import Accuracies
+from utils.measure.protocol import Accuracies, Confusion
 
 Entry = dict[str, Any]
+CONFUSION = "confusion"
 
 
 @dataclass(frozen=True)
@@ -75,12 +82,21 @@ class EvalRecord:
         """
         return ranks.from_main(self._networks(evaluation) if ranks.is_main() else {})
 
-    def keep(self, evaluation: Evaluation, accs: Mapping[int, float]) -> None:
+    def keep(
+        self,
+        evaluation: Evaluation,
+        accs: Mapping[int, float],
+        confusions: Mapping[int, Confusion] | None = None,
+    ) -> None:
         """Record networks, by number, of an evaluation that is not whole yet."""
         if ranks.is_main():
             with locked(self._lock):
                 data = {KEY: dict(evaluation.data)}
-                new = [{**evaluation.network(k), "acc": acc, **data} for k, acc in accs.items()]
+                counts = {k: {CONFUSION: each} for k, each in (confusions or {}).items()}
+                new = [
+                    {**evaluation.network(k), "acc": acc, **counts.get(k, {}), **data}
+                    for k, acc in accs.items()
+                ]
                 self._write_unfinished([*self._without(evaluation, accs), *new])
 
     def add(self, evaluation: Evaluation, accuracies: Accuracies) -> None:
@@ -92,11 +108,11 @@ class EvalRecord:
             "acc_mean": accuracies.mean,
             "acc_std": accuracies.std,
             "accs": list(accuracies.accs),
-            KEY: dict(evaluation.data),
-            "environment": describe_environment(),
         }
+        made = {KEY: dict(evaluation.data), "environment": describe_environment()}
         with locked(self._lock):
             whole = read_evaluations(self.path)
+            result |= self._confusion(evaluation, whole) | made
             if not any(_matches(description, entry) for entry in whole):
                 _write([*whole, description | result], self.path)
             # Last: whoever is interrupted in between has the networks twice, not lost, and the same
@@ -119,6 +135,24 @@ class EvalRecord:
             if _matches(evaluation.whole(len(entry["accs"])), entry):
                 found |= dict(enumerate(entry["accs"][: evaluation.num_eval]))
         return found
+
+    def _confusion(self, evaluation: Evaluation, whole: list[Entry]) -> Entry:
+        """Add up the confusions of its networks: of those recorded one by one and of the `whole`
+        evaluation that the first ones may be of.
+        """
+        networks = [evaluation.network(k) for k in range(evaluation.num_eval)]
+        parts = [
+            entry
+            for entry in self._read_unfinished()
+            if any(_matches(network, entry) for network in networks)
+        ]
+        before = evaluation.num_eval - len(parts)
+        parts += [
+            entry for entry in whole if before > 0 and _matches(evaluation.whole(before), entry)
+        ]
+        counts = [entry[CONFUSION] for entry in parts if is_confusion(entry.get(CONFUSION))]
+        counts = [each for each in counts if len(each) == len(counts[0])]
+        return {CONFUSION: torch.tensor(counts).sum(0).tolist()} if counts else {}
 
     def _without(self, evaluation: Evaluation, numbers: Iterable[int]) -> list[Entry]:
         """What is unfinished, without these networks of `evaluation`."""
@@ -157,6 +191,16 @@ def read_evaluations(path: Path) -> list[Entry]:
             "again"
         )
     return entries
+
+
+def is_confusion(value: Any) -> bool:
+    """Whether it is a square of counts."""
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(row, list) and len(row) == len(value) for row in value)
+        and all(type(count) is int and count >= 0 for row in value for count in row)
+    )
 
 
 def _matches(description: Mapping[str, Any], entry: Entry) -> bool:
