@@ -11,7 +11,7 @@ import plotly.offline
 from networks import NETWORKS
 from scripts.report.pictures import Gallery, gallery
 from scripts.report.plots import accuracy_figure, confusion_figure, mean_of, step_figures
-from scripts.results.evaluations import logged_evaluations, measured
+from scripts.results.evaluations import measured
 from scripts.results.runs import Record, Run, read_begun
 from utils.core.errors import UserError
 from utils.core.files import check_writable, write_text
@@ -52,7 +52,11 @@ def page(run: Run, *, more: Mapping[str, Any]) -> str:
         run.path, ipc=run.options.ipc, side=run.settings()["res"], class_names=_class_names(run)
     )
     confusion_of = _with_confusion(evaluations, len(shown.class_names))
-    steps = run.logged("step")
+    figures = {
+        "steps": step_figures(run),
+        "accuracy": accuracy_figure(run),
+        "confusion": confusion_of and confusion_figure(confusion_of[CONFUSION], shown.class_names),
+    }
     return _template().render(
         title=f"{run.method} on {_data_name(run)}, {run.options.ipc} images per class",
         status=_status(run),
@@ -61,10 +65,8 @@ def page(run: Run, *, more: Mapping[str, Any]) -> str:
         notes=[*shown.notes, *notes],
         gallery=shown,
         rows=_rows(shown, confusion_of),
-        steps=step_figures(run),
-        mean_of=mean_of(steps),
-        accuracy=accuracy_figure(run),
-        confusion=confusion_of and confusion_figure(confusion_of[CONFUSION], shown.class_names),
+        **figures,
+        mean_of=mean_of(run.logged("step")),
         confusion_of=confusion_of and _describe_confusion(confusion_of),
         cost=_cost(run, shown),
         choices=more.get("choices", ()),
@@ -72,7 +74,7 @@ def page(run: Run, *, more: Mapping[str, Any]) -> str:
         settings=_settings(run),
         environment=_environment(run),
         lines=ten_lines(run, shown.best),
-        plotly=plotly.offline.get_plotlyjs() if steps or confusion_of else "",
+        plotly=plotly.offline.get_plotlyjs() if any(figures.values()) else "",
     )
 
 

@@ -37,7 +37,8 @@ EXPERT_SETTINGS = tuple("batch_train lr_teacher mom l2 decay dsa dsa_strategy rh
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run. One that has ended did so at its last iteration or, with a record in `diverged`, before.
+    """A run, which has ended at its last iteration, or before that with a record in `diverged`, or
+    has not ended yet.
 
     `experts` is None where config.yaml says nothing of them, `data` where it does not tell the
     images apart. `calls` are the environments of distill_att.py. `records` are those of
