@@ -57,8 +57,9 @@ def page(run: Run, *, more: Mapping[str, Any]) -> str:
         "accuracy": accuracy_figure(run),
         "confusion": confusion_of and confusion_figure(confusion_of[CONFUSION], shown.class_names),
     }
+    images = f"{run.options.ipc} image{'s' * (run.options.ipc > 1)}"
     return _template().render(
-        title=f"{run.method} on {_data_name(run)}, {run.options.ipc} images per class",
+        title=f"{run.method} on {_data_name(run)}, {images} per class",
         status=_status(run),
         diverged=run.diverged is not None,
         accuracies=_accuracies(run, evaluations),
@@ -72,7 +73,7 @@ def page(run: Run, *, more: Mapping[str, Any]) -> str:
         choices=more.get("choices", ()),
         minutes=more.get("minutes", ()),
         settings=_settings(run),
-        environment=_environment(run),
+        environment=_environment(run, evaluations),
         lines=ten_lines(run, shown.best),
         plotly=plotly.offline.get_plotlyjs() if any(figures.values()) else "",
     )
@@ -212,11 +213,13 @@ def _settings(run: Run) -> Facts:
     return [(name, str(value)) for name, value in run.settings().items()]
 
 
-def _environment(run: Run) -> list[Facts]:
+def _environment(run: Run, evaluations: Sequence[Record]) -> list[Facts]:
     """Of each call that has written to the run, what was called where."""
+    calls = [*run.calls, *(entry.get("environment") for entry in evaluations)]
     known = [
         [(name, str(call[name])) for name in ENVIRONMENT if name in call]
-        for call in run.environments
+        for call in calls
+        if isinstance(call, dict)
     ]
     return [facts for n, facts in enumerate(known) if facts and facts not in known[:n]]
 
