@@ -2,11 +2,9 @@
 
 import base64
 import io
-import json
 import os
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -83,7 +81,7 @@ def text_of(path):
 @pytest.fixture
 def run(tmp_path):
     """A made run of two classes, evaluated, with three sets."""
-    records = [*steps([3, 4, 5, 4], [3, 3, 4, 4]), evaluation(2, 0.5, 0.75)]
+    records = [*steps([3, 4, 5, 4], [3, 3, 4, 4]), evaluation(2, 0.5, 0.75, model="ConvNetD1")]
     measured = entry(0.75, 0.5, model="ConvNetD1", confusion=[[6, 2], [3, 5]])
     others = [entry(0.5, 0.5, model="ConvNetD1", trained_on="random real", tag="x")]
     path = write_run(
@@ -263,7 +261,7 @@ def test_a_browser_opens_the_page(browser, run, tmp_path):
     page.on("request", lambda request: requests.append(request.url))
     page.goto((out / PAGE).as_uri())
     page.wait_for_selector("#plot_loss .main-svg")
-    assert page.locator(".js-plotly-plot").count() == 4  # loss, length, rate, accuracy, confusion
+    assert page.locator(".js-plotly-plot").count() == 5  # loss, length, rate, accuracy, confusion
     assert page.locator("#shown").inner_text() == "iteration 2 (best)"
     before, after = (page.locator(f"img.{name}").first for name in ("before", "after"))
     assert after.evaluate("image => image.naturalWidth") == 8

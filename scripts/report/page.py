@@ -141,7 +141,7 @@ def _accuracies(run: Run, evaluations: Sequence[Record]) -> list[dict[str, str]]
                 row["chosen_by"], row["chosen_by"]
             ),
         }
-        for row in rows
+        for row in sorted(rows, key=lambda row: not row["set"])  # distilled ones first
     ]
 
 
