@@ -7,7 +7,7 @@ machine, chooses size, network, experts and steps for the minutes, trains, disti
 result beside as many random and k-center real images, and writes report.html. Interrupted, the same
 command goes on.
 
-Exit status: 0 done, 1 the run diverged or memory ran out, 2 bad input, 130 or 143 ended by a signal.
+Exit status: 0 done, 1 the run diverged or memory ran out, 2 bad input, 130 or 143 a signal.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -26,16 +25,23 @@ import psutil
 import buffer
 import distill_att
 import eval as evaluation
-from scripts.folder.choose import Found, Plan, Speed, choose, fill, steps_that_fit
+from scripts.folder.choose import (
+    Found,
+    Plan,
+    Speed,
+    choose,
+    expert_epoch_seconds,
+    fill,
+    steps_that_fit,
+)
 from scripts.folder.job import DISTILLING, EXPERTS, LOOKING, MEASURING, PARTS, REPORT, Job
-from scripts.folder.look import describe, find_flags, find_source, measure_speed
+from scripts.folder.look import describe, find_flags, find_source, measure_epoch, measure_speed
 from scripts.report.page import PAGE, write_page
 from scripts.results.evaluations import measured
 from scripts.results.runs import read_begun
 from utils.compute.cost import NetworkCost, network_cost
 from utils.compute.device import default_device
 from utils.core import stopping
-from utils.core.errors import UserError
 from utils.core.files import check_writable
 from utils.core.locks import locked
 from utils.core.progress import WARM_UP
@@ -49,6 +55,7 @@ from utils.plan.machine import Machine
 
 SCRIPT = "distil_folder.sh"
 IPC, MINUTES = 10, 30.0
+TIMED_EPOCH = 1.0  # seconds of an epoch that is timed as a whole
 TRIAL = 8  # outer steps after which their number is settled
 FRAMES = 8  # sets that are saved on the way
 LONG = 120  # seconds of outer steps whose number is settled once more half-way
@@ -162,8 +169,12 @@ def begin(args: argparse.Namespace, flags: Sequence[str], began: float) -> Job:
     res, model = chosen.res, chosen.model
     decoded = find_source([*flags, "--res", str(res)])
     decoded.pixels(tuple(decoded.labels))  # kept for the scripts; what cannot be read is named here
+    network, timed = count(model, res), speed(model, res)
+    epoch = expert_epoch_seconds(found, network, timed)
+    if epoch < TIMED_EPOCH:  # a longer one is well known from its steps
+        epoch = measure_epoch([*flags, "--res", str(res)], model, decoded)
     seconds = left()
-    plan = fill(found, count(model, res), speed(model, res), res, model, ipc, seconds)
+    plan = fill(found, network, timed, res, model, ipc, seconds, epoch)
     lines += explain(found, plan, args.minutes, seconds, len(speeds))
     print(*lines[1:], sep="\n")
     compiles = choose_compile(

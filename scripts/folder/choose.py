@@ -6,10 +6,11 @@ Nothing here looks at files or takes time: what was found and how fast the machi
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 from utils.compute.cost import GRADIENT_PASSES, NetworkCost, expert_bytes
-from utils.methods.trajectory.tuning import MOST_STEPS
-from utils.methods.trajectory.work import ADJOINT_PASSES
+from utils.methods.trajectory.tuning import find_lengths
+from utils.methods.trajectory.work import ADJOINT_PASSES, GRADIENTS_A_STEP
 
 # (side, network): the field's depth for each side, whose last maps are 4x4, and narrower networks
 # where there is little time.
@@ -27,9 +28,11 @@ EXPERTS_SHARE, MEASURE_SHARE = 0.3, 0.2
 EXPERT_STEPS = 1000  # of an expert, where its epochs allow
 EPOCHS = (20, 60)  # of an expert, fewest and most
 EXPERTS = (3, 100)
-OUTER_STEPS = (100, 50_000)  # fewest that are worth a larger size, most
+OUTER_STEPS = (20, 50_000)
+WORTH_IT = 60  # outer steps that a larger size needs
 NETWORKS = (2, 5)  # that measure each set
 NETWORK_EPOCHS = (100, 1000)
+BATCH = 256  # images of a training step at most, by default
 SETS = 3  # that are measured: the distilled one, random and k-center real images
 DISK = 4 * 10**9  # that experts may take
 REPORT_SECONDS = 8
@@ -98,7 +101,7 @@ def choose(
     plans = []
     for res, model in candidates(found.short_side):
         plan = fill(found, count(model, res), speed(model, res), res, model, ipc, seconds)
-        if plan.seconds <= seconds and plan.Iteration >= OUTER_STEPS[0]:
+        if plan.seconds <= seconds and plan.Iteration >= WORTH_IT:
             return plan
         plans.append(plan)
     return min(plans, key=lambda plan: plan.seconds)
@@ -112,26 +115,36 @@ def fill(
     model: str,
     ipc: int,
     seconds: float,
+    epoch_seconds: float | None = None,
 ) -> Plan:
-    """Divide `seconds` over the parts, with no less than the least of each."""
+    """Divide `seconds` over the parts, with no less than the least of each.
+
+    `epoch_seconds` are those of an expert, where they were measured.
+    """
     room = max(0.0, seconds - REPORT_SECONDS)
-    steps_an_epoch = -(-found.train // 256)
+    steps_an_epoch = -(-found.train // BATCH)
     epochs = between(EPOCHS, EXPERT_STEPS / steps_an_epoch)
-    epoch = speed.seconds(cost.flop * (GRADIENT_PASSES * found.train + found.test), steps_an_epoch)
+    epoch = epoch_seconds or expert_epoch_seconds(found, cost, speed)
     most = max(EXPERTS[0], DISK // expert_bytes(cost, epochs=epochs))
     experts = min(most, between(EXPERTS, EXPERTS_SHARE * room / (epoch * epochs)))
 
     images = found.classes * ipc
-    network_epoch = speed.seconds(cost.flop * GRADIENT_PASSES * images, -(-images // 256))
+    network_epoch = speed.seconds(cost.flop * GRADIENT_PASSES * images, -(-images // BATCH))
     for_measuring = MEASURE_SHARE * room
     networks = between(NETWORKS, for_measuring / (SETS * 300 * network_epoch))
     network_epochs = between(NETWORK_EPOCHS, for_measuring / (SETS * networks * network_epoch))
     measuring = SETS * networks * network_epochs * network_epoch
 
     training = experts * epochs * epoch
-    step = outer_step_seconds(cost, speed, images)
+    lengths = find_lengths(
+        SimpleNamespace(ipc=ipc),
+        epochs=epochs,
+        steps_an_epoch=steps_an_epoch,
+        is_open=lambda name: True,
+    )
+    step = outer_step_seconds(cost, speed, images, lengths["syn_steps"])
     left = room - training - measuring - PROBES * step
-    steps = between((20, OUTER_STEPS[1]), left / step)
+    steps = between(OUTER_STEPS, left / step)
     return Plan(
         res=res,
         model=model,
@@ -147,10 +160,16 @@ def fill(
     )
 
 
-def outer_step_seconds(cost: NetworkCost, speed: Speed, images: int) -> float:
-    """Of a student that takes all its steps there and back; the real ones are measured later."""
-    flop = MOST_STEPS * images * cost.flop * (GRADIENT_PASSES + ADJOINT_PASSES)
-    return speed.seconds(flop, 3 * MOST_STEPS)
+def expert_epoch_seconds(found: Found, cost: NetworkCost, speed: Speed) -> float:
+    """Of training on all images and testing."""
+    flop = cost.flop * (GRADIENT_PASSES * found.train + found.test)
+    return speed.seconds(flop, -(-found.train // BATCH) + 1)
+
+
+def outer_step_seconds(cost: NetworkCost, speed: Speed, images: int, syn_steps: int) -> float:
+    """Of a student that takes all its steps there and back; the real ones are timed later."""
+    flop = syn_steps * images * cost.flop * (GRADIENT_PASSES + ADJOINT_PASSES)
+    return speed.seconds(flop, GRADIENTS_A_STEP * syn_steps)
 
 
 def steps_that_fit(taken: int, step: float, seconds: float) -> int:
