@@ -31,6 +31,7 @@ from scripts.folder.choose import (
     Speed,
     choose,
     expert_epoch_seconds,
+    experts_that_fit,
     fill,
     steps_that_fit,
 )
@@ -56,6 +57,7 @@ from utils.plan.machine import Machine
 SCRIPT = "distil_folder.sh"
 IPC, MINUTES = 10, 30.0
 TIMED_EPOCH = 1.0  # seconds of an epoch that is timed as a whole
+TRIAL_EXPERTS = 3  # after which their number is settled
 TRIAL = 8  # outer steps after which their number is settled
 FRAMES = 8  # sets that are saved on the way
 LONG = 120  # seconds of outer steps whose number is settled once more half-way
@@ -230,8 +232,7 @@ def work(job: Job) -> int:
     flags = [*job.flags, "--model", plan.model, *paths]
     heading("1 of 3: experts")
     with job.part(EXPERTS):
-        count = ["--num_experts", str(plan.num_experts), "--train_epochs", str(plan.train_epochs)]
-        buffer.main([*flags, *count])
+        train_experts(job, flags)
     heading("2 of 3: distilling")
     with job.part(DISTILLING):
         flags += ["--ipc", str(plan.ipc), "--save_path", str(job.out), "--run_name", job.run.name]
@@ -250,6 +251,26 @@ def work(job: Job) -> int:
     write_page(job.run, job.out, more=extras(job))  # with the time that it took itself
     conclude(job)
     return status
+
+
+def train_experts(job: Job, flags: Sequence[str]) -> None:
+    """Train experts for the time that is theirs: after a few, their number is settled by how long
+    they take.
+    """
+    plan = job.plan
+
+    def train(count: int) -> None:
+        number = ["--num_experts", str(count), "--train_epochs", str(plan.train_epochs)]
+        buffer.main([*flags, *number])
+
+    if not job.experts:
+        trial, began = min(TRIAL_EXPERTS, plan.num_experts), time.monotonic()
+        train(trial)
+        each = (time.monotonic() - began) / trial
+        job.experts = experts_that_fit(trial, each, plan)
+        job.save()
+        print(f"{each:.2g} s an expert: {job.experts} in all")
+    train(job.experts)
 
 
 def distil(job: Job, flags: Sequence[str]) -> int:

@@ -172,9 +172,14 @@ def outer_step_seconds(cost: NetworkCost, speed: Speed, images: int, syn_steps: 
     return speed.seconds(flop, GRADIENTS_A_STEP * syn_steps)
 
 
+def experts_that_fit(trained: int, each: float, plan: Plan) -> int:
+    """Experts in all, where `trained` took `each` seconds: no more than planned."""
+    return max(trained, min(plan.num_experts, int(plan.expert_seconds / each)))
+
+
 def steps_that_fit(taken: int, step: float, seconds: float) -> int:
     """Outer steps in all where `taken` are taken, each takes `step` and `seconds` are left."""
-    return max(taken, min(OUTER_STEPS[1], taken + int(seconds / step)))
+    return max(taken, between(OUTER_STEPS, taken + seconds / step))
 
 
 def between(bounds: tuple[int, int], value: float) -> int:

@@ -27,8 +27,10 @@ class Job:
     """A folder's run in `out`.
 
     `flags` find the pictures, `data` tells them apart, `choices` say in words what was found and
-    chosen. `goal` is the number of outer steps that is worked towards; it becomes `is_final` when
-    it is that of the whole run. `used` has the seconds that each part has taken in all calls.
+    chosen. `planned_from` is how many seconds were left when the plan was made. `experts` is their
+    number, once it is settled. `goal` is the number of outer steps that is worked towards, and
+    `is_final` says whether that is all of them. `used` has the seconds that each part has taken in
+    all calls.
     """
 
     out: Path
@@ -38,6 +40,8 @@ class Job:
     choices: list[str]
     compile: str
     plan: Plan
+    planned_from: float = 0.0
+    experts: int = 0
     goal: int = 0
     is_final: bool = False
     used: dict[str, float] = field(default_factory=dict)
@@ -53,12 +57,6 @@ class Job:
             MEASURING: plan.measure_seconds,
             REPORT: REPORT_SECONDS,
         }
-
-    @property
-    def seconds_left(self) -> float:
-        return 60 * self.minutes - sum(self.used.values())
-
-    planned_from: float = 0.0  # seconds that were left when the plan was made
 
     @property
     def run(self) -> Path:
