@@ -22,7 +22,6 @@ from operator import attrgetter
 from pathlib import Path
 
 from scripts.report.markdown import as_markdown
-from scripts.report.page import write_page
 from scripts.report.records import (
     as_csv,
     group_runs,
@@ -40,6 +39,8 @@ from utils.options import DistillOptions
 def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     if args.html:
+        from scripts.report.page import write_page  # plotly is slow to import, needed only here
+
         print(f"written: {write_page(args.html, args.out or args.html)}")
         return 0
     write_tables(args, argv)
