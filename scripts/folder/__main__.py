@@ -60,7 +60,7 @@ TIMED_EPOCH = 1.0  # seconds of an epoch that is timed as a whole
 TRIAL_EXPERTS = 3  # after which their number is settled
 TRIAL = 8  # outer steps after which their number is settled
 FRAMES = 8  # sets that are saved on the way
-LONG = 120  # seconds of outer steps whose number is settled once more half-way
+LONG = 30  # seconds of outer steps whose number is settled once more half-way
 
 
 def main(argv: Sequence[str]) -> int:
@@ -292,7 +292,8 @@ def distil(job: Job, flags: Sequence[str]) -> int:
         if status or job.is_final:
             return status
         seconds = [step["seconds"] for step in read_begun(job.run).logged("step")]
-        step = statistics.fmean(seconds[WARM_UP:] or seconds)
+        latest = seconds[max(WARM_UP, len(seconds) // 2) :]  # students take more steps by and by
+        step = statistics.fmean(latest or seconds)
         whole = steps_that_fit(job.goal, step, left())
         job.is_final = job.goal > TRIAL or left() < LONG
         job.goal = whole if job.is_final else (job.goal + whole) // 2
