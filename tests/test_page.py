@@ -108,8 +108,8 @@ def test_the_page_says_what_was_measured_and_escapes_names(run):
         "finished: 4 steps",
         "62.50 % ± 12.50 %",
         "random real",
-        '<td class="number">75 %</td>',
-        '<td class="number">62 %</td>',
+        "75 % recognised",
+        "62 % recognised",
         "16 answers of 2 networks",
         "4 in 4 s, 1 s each",
         "10 of 4 epochs",
@@ -200,12 +200,13 @@ def test_any_number_of_channels(tmp_path, channels, mode, note):
     assert "".join(found.notes) == note
 
 
-def test_many_classes_and_images_stay_within_bounds_and_it_is_said(tmp_path):
+def test_many_classes_and_images_stay_within_bounds_and_it_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "MOST_PIXELS", 2 * 10 * 100 * 8 * 8)
     for tag in range(0, 24, 2):
-        save_set(tmp_path, str(tag), values=grey(0.5, side=32), classes=101, ipc=50, sheet=False)
+        save_set(tmp_path, str(tag), values=grey(0.5, side=8), classes=101, ipc=50, sheet=False)
     found = shown(tmp_path, ipc=50)
     strips = [pixels(strip) for frame in found.frames for strip in frame.strips]
-    assert sum(strip.width * strip.height for strip in strips) < 1.1 * pictures.MOST_PIXELS
+    assert sum(strip.width * strip.height for strip in strips) < 1.2 * pictures.MOST_PIXELS
     assert [found.frames[0].iteration, found.frames[-1].iteration] == [0, 22]
     assert len(found.frames) == pictures.MOST_FRAMES
     assert len(found.frames[0].strips) == 100

@@ -43,6 +43,7 @@ class Gallery:
     frames: Sequence[Frame] = ()
     class_names: Sequence[str] = ()
     notes: Sequence[str] = ()
+    shown: int = 1  # images in a strip
     best: Path | None = None  # the set to train on
 
     @property
@@ -71,18 +72,18 @@ def gallery(folder: Path, *, ipc: int, side: int | None, class_names: Sequence[s
     if len(chosen) < len(kept):
         notes.append(f"{len(chosen)} of {len(kept)} saved iterations are shown.")
     frames: list[Frame] = []
-    names = list(class_names)
+    names, shown = list(class_names), 1
     for each in chosen:
         images = _images(folder, each.tags, ipc=ipc, side=side, classes=len(names), notes=notes)
         if images is None:
             continue
         pixels, found = images
         names = list(found) or names or [str(n) for n in range(len(pixels))]
-        strips = _strips(pixels, len(chosen), notes)
+        strips, shown = _strips(pixels, len(chosen), notes)
         frames.append(Frame(each.iteration, tuple(each.tags), strips))
     if frames and len(frames[0].strips) < len(names):
         notes.append(f"The first {len(frames[0].strips)} of {len(names)} classes are shown.")
-    return Gallery(frames, names, tuple(dict.fromkeys(notes)), best)
+    return Gallery(frames, names, tuple(dict.fromkeys(notes)), shown, best)
 
 
 def _find(folder: Path, notes: list[str]) -> tuple[list[_Kept], Path | None]:
@@ -178,8 +179,10 @@ def _cut_sheet(path: Path, *, ipc: int, side: int | None, classes: int) -> Tenso
     return torch.stack(cells).unflatten(0, (classes, ipc))
 
 
-def _strips(images01: Tensor, frames: int, notes: list[str]) -> list[str]:
-    """A PNG of the first images of each of the first classes, for one of so many frames."""
+def _strips(images01: Tensor, frames: int, notes: list[str]) -> tuple[list[str], int]:
+    """A PNG of the first images of each of the first classes, for one of so many frames; also how
+    many images of a class that are.
+    """
     classes, ipc, channels, height, width = images01.shape
     scale = min(1.0, MOST_SIDE / max(height, width))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -203,7 +206,7 @@ def _strips(images01: Tensor, frames: int, notes: list[str]) -> list[str]:
         flat = F.interpolate(flat, size=size, mode="bilinear", antialias=True)
     spaced = F.pad(flat, (0, GAP), value=1.0).mul(255).round().to(torch.uint8)
     by_class = spaced.unflatten(0, (shown_classes, shown))
-    return [_data_uri(torch.cat(list(each), dim=-1)[..., :-GAP]) for each in by_class]
+    return [_data_uri(torch.cat(list(each), dim=-1)[..., :-GAP]) for each in by_class], shown
 
 
 def _data_uri(pixels: Tensor) -> str:
