@@ -196,8 +196,11 @@ def _cost(run: Run, shown: Gallery) -> Facts:
     if run.experts and "number" in run.experts:
         number, epochs = run.experts["number"], run.experts.get("epochs", "?")
         facts.append(("experts", f"{number} of {epochs} epochs"))
-    size = sum(file.stat().st_size for file in run.path.iterdir() if file.is_file())
+    files = [file for file in run.path.iterdir() if file.is_file() and file.name != PAGE]
+    size = sum(file.stat().st_size for file in files)
     facts.append(("run directory", f"{size / 1e6:,.1f} MB"))
+    if devices := dict.fromkeys(str(call["device"]) for call in run.calls if "device" in call):
+        facts.append(("distilled on", ", ".join(devices)))
     return facts
 
 
