@@ -410,3 +410,27 @@ def test_the_networks_of_all_processes_are_kept(argv, trained, uninterrupted, tm
     assert script.main(argv) == 0
     assert trained == [[4], [5]]
     assert results(tmp_path)[0]["accs"][:4] == uninterrupted[0]["accs"]
+
+
+def test_the_confusion_counts_the_answers_of_all_networks(uninterrupted):
+    for entry in uninterrupted:
+        rows = entry["confusion"]
+        assert len(rows) == 10 and all(len(row) == 10 for row in rows)
+        right = sum(row[label] for label, row in enumerate(rows))
+        assert right / sum(map(sum, rows)) == pytest.approx(entry["acc_mean"])
+        tested = load_dataset("digits").test.labels.bincount()
+        assert [sum(row) for row in rows] == [4 * count for count in tested.tolist()]
+
+
+def test_what_is_no_confusion_is_left_out_of_the_sum(argv, trained, tmp_path):
+    trained.crash_at = 2
+    with pytest.raises(Crash):
+        script.main(argv)
+    trained.crash_at = None
+    unfinished = tmp_path / "eval_unfinished.json"
+    begun = json.loads(unfinished.read_text())
+    begun[0]["confusion"] = [[-1]]
+    unfinished.write_text(json.dumps(begun))
+    script.main(argv)
+    (entry,) = results(tmp_path)
+    assert sum(map(sum, entry["confusion"])) == 3 * 360

@@ -299,18 +299,13 @@ def accuracy(
     network: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int | None = None
 ) -> float:
     """The fraction of images (N, C, H, W) that `network` gives their label (N,), in eval mode."""
-    right = right_answers(network, images, labels, batch_size=batch_size)
-    return right.sum().item() / len(images)
+    given = answers(network, images, batch_size=batch_size)
+    return (given == labels).sum().item() / len(images)
 
 
 @torch.no_grad()
-def right_answers(
-    network: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int | None = None
-) -> Tensor:
-    """Whether `network` gives each of the images (N, C, H, W) its label (N,), in eval mode: (N,),
-    on their device.
-    """
+def answers(network: nn.Module, images: Tensor, *, batch_size: int | None = None) -> Tensor:
+    """The labels (N,) that `network` gives to images (N, C, H, W), in eval mode."""
     network.eval()
     size = batch_size or images_per_test_batch(images.shape[-1])
-    parts = zip(images.split(size), labels.split(size), strict=True)
-    return torch.cat([network(x).argmax(1) == y for x, y in parts])
+    return torch.cat([network(x).argmax(1) for x in images.split(size)])

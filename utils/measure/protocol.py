@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from utils.compute.cohort import Cohort, Recipe, right_answers
+from utils.compute.cohort import Cohort, Recipe, answers
 from utils.compute.execution import PLAIN, Execution
 from utils.core import ranks
 from utils.core.rng import derive_seed, stream
@@ -33,18 +33,23 @@ class Protocol:
 
 # Of one network, for each class; None for a class without test images.
 ByClass = tuple[float | None, ...]
+# A row for each class: how many of its images were given each label.
+Confusion = Sequence[Sequence[int]]
+MOST_CLASSES = 100  # of which a confusion is kept
 
 
 @dataclass(frozen=True)
 class Accuracies:
     """Test accuracies of equally trained networks, as fractions; where there are images held out,
     `val` has those of the same networks on them. `by_class` has those of each network by class; it
-    is empty where some of them were measured before that was kept.
+    is empty where some of them were measured before that was kept. `confusion` is the sum of those
+    of the networks.
     """
 
     accs: tuple[float, ...]
     val: "Accuracies | None" = None
     by_class: tuple[ByClass, ...] = ()
+    confusion: Confusion = ()
 
     @property
     def of_classes(self) -> "list[Accuracies | None]":
@@ -137,25 +142,33 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Measured:
-    """What one network reached on the images of a split; `by_class` is empty where unknown."""
+    """What one network reached on the images of a split; `by_class` and `confusion` are empty where
+    unknown, `confusion` also where there are more than MOST_CLASSES.
+    """
 
     acc: float
     by_class: ByClass = ()
+    confusion: Confusion = ()
 
 
 def gathered(measured: Sequence[Measured], val: Accuracies | None = None) -> Accuracies:
     """The accuracies of several networks."""
     by_class = tuple(each.by_class for each in measured)
-    return Accuracies(tuple(each.acc for each in measured), val, by_class if all(by_class) else ())
+    confusions = [each.confusion for each in measured if each.confusion]
+    total = torch.tensor(confusions).sum(0).tolist() if confusions else ()
+    return Accuracies(
+        tuple(each.acc for each in measured), val, by_class if all(by_class) else (), total
+    )
 
 
 def measure(network: nn.Module, split: Split, num_classes: int) -> Measured:
     """The accuracies of `network` on the images of `split`."""
-    right, labels = right_answers(network, split.images, split.labels).cpu(), split.labels.cpu()
-    hits = labels[right].bincount(minlength=num_classes).tolist()
-    counts = labels.bincount(minlength=num_classes).tolist()
-    by_class = tuple(n / of if of else None for n, of in zip(hits, counts, strict=True))
-    return Measured(sum(hits) / len(labels), by_class)
+    cells = (split.labels * num_classes + answers(network, split.images)).cpu()
+    counts = cells.bincount(minlength=num_classes**2).view(num_classes, num_classes)
+    hits, totals = counts.diag().tolist(), counts.sum(1).tolist()
+    by_class = tuple(n / of if of else None for n, of in zip(hits, totals, strict=True))
+    confusion = counts.tolist() if num_classes <= MOST_CLASSES else ()
+    return Measured(sum(hits) / len(cells), by_class, confusion)
 
 
 def _train_and_measure(

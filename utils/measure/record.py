@@ -1,9 +1,13 @@
 """Record what eval.py has measured: whole evaluations, and single networks of unfinished ones.
 
     eval.json               a list of evaluations: settings, acc_mean, acc_std, accs, acc_by_class,
-                            accs_by_class, data, environment
+                            accs_by_class, confusion, data, environment
     eval_unfinished.json    a list of networks: settings, network (its number), acc, acc_by_class,
-                            data
+                            confusion, data
+
+`confusion` has a row for each class: how many of its test images were given each label, summed over
+the networks. Where there are many classes it is missing, and in records of earlier versions; then
+it is that of the networks which have one.
 
 A network follows from its settings, the images that it sees and its number. So one that has been
 trained counts in every evaluation that it belongs to, whatever the number of networks in that.
@@ -25,10 +29,11 @@ from utils.core.files import write_text
 from utils.core.locks import locked
 from utils.core.provenance import describe_environment
 from utils.data.identity import KEY
-from utils.measure.protocol import Accuracies, Measured
+from utils.measure.protocol import Accuracies, Confusion, Measured
 
 Entry = dict[str, Any]
 BY_CLASS = "accs_by_class"  # of each network
+CONFUSION = "confusion"
 
 
 @dataclass(frozen=True)
@@ -125,14 +130,16 @@ class EvalRecord:
             description = evaluation.network(k)
             for entry in unfinished:
                 if _matches(description, entry):
-                    found[k] = Measured(entry["acc"], tuple(entry.get("acc_by_class", ())))
+                    by_class = tuple(entry.get("acc_by_class", ()))
+                    found[k] = Measured(entry["acc"], by_class, _confusion_of(entry))
         alike = [
             entry for entry in read_evaluations(self.path) if _matches(evaluation.settings, entry)
         ]
         # The one by just as many networks comes last, for its result stands.
-        for entry in sorted(alike, key=lambda entry: len(entry["accs"]) == evaluation.num_eval):
+        wanted = evaluation.num_eval
+        for entry in sorted(alike, key=lambda entry: _nearness(len(entry["accs"]), wanted)):
             if _matches(evaluation.whole(len(entry["accs"])), entry):
-                found |= dict(enumerate(_measured(entry)[: evaluation.num_eval]))
+                found |= dict(enumerate(_measured(entry, wanted)))
         return found
 
     def _without(self, evaluation: Evaluation, numbers: Iterable[int]) -> list[Entry]:
@@ -175,22 +182,51 @@ def read_evaluations(path: Path) -> list[Entry]:
 
 
 def _by_class(accuracies: Accuracies) -> Entry:
-    """The accuracies by class, in their order: means, and those of each network."""
+    """The accuracies by class, in their order: means, and those of each network; the confusion."""
+    confusion = {CONFUSION: accuracies.confusion} if accuracies.confusion else {}
     if not accuracies.by_class:
-        return {}
+        return confusion
     means = [each and each.mean for each in accuracies.of_classes]
-    return {"acc_by_class": means, BY_CLASS: list(map(list, accuracies.by_class))}
+    return {"acc_by_class": means, BY_CLASS: list(map(list, accuracies.by_class)), **confusion}
 
 
 def _result_of(measured: Measured) -> Entry:
     by_class = {"acc_by_class": list(measured.by_class)} if measured.by_class else {}
-    return {"acc": measured.acc, **by_class}
+    confusion = {CONFUSION: measured.confusion} if measured.confusion else {}
+    return {"acc": measured.acc, **by_class, **confusion}
 
 
-def _measured(entry: Entry) -> list[Measured]:
-    """The networks of a whole evaluation."""
-    by_class = entry.get(BY_CLASS) or [()] * len(entry["accs"])
-    return [Measured(acc, tuple(each)) for acc, each in zip(entry["accs"], by_class, strict=True)]
+def _nearness(number: int, wanted: int) -> tuple[bool, bool, int]:
+    """How much of what is `wanted` networks an evaluation by `number` of them says."""
+    return number == wanted, number <= wanted, number
+
+
+def _measured(entry: Entry, most: int) -> list[Measured]:
+    """The first networks of a whole evaluation, at most so many; where these are all, the first has
+    the confusion of all of them.
+    """
+    accs = entry["accs"]
+    by_class = entry.get(BY_CLASS) or [()] * len(accs)
+    whole = _confusion_of(entry) if len(accs) <= most else ()
+    pairs = zip(accs[:most], by_class[:most], strict=True)
+    return [Measured(acc, tuple(each), () if k else whole) for k, (acc, each) in enumerate(pairs)]
+
+
+def _confusion_of(entry: Entry) -> Confusion:
+    """The confusion of an entry, empty where it has none."""
+    value: Any = entry.get(CONFUSION, ())
+    classes = len(entry.get("acc_by_class") or ())
+    return value if is_confusion(value) and len(value) == classes else ()
+
+
+def is_confusion(value: Any) -> bool:
+    """Whether it is a square of counts."""
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(row, list) and len(row) == len(value) for row in value)
+        and all(type(count) is int and count >= 0 for row in value for count in row)
+    )
 
 
 def _matches(description: Mapping[str, Any], entry: Entry) -> bool:
