@@ -346,7 +346,7 @@ def test_accuracies_by_class_are_recorded_and_printed_on_demand(argv, tmp_path, 
 def test_records_from_before_are_read_and_measured_by_class_where_that_is_asked(
     argv, uninterrupted, trained, tmp_path
 ):
-    names = ("acc_by_class", "accs_by_class")
+    names = ("acc_by_class", "accs_by_class", "confusion")
     before = [{k: v for k, v in e.items() if k not in names} for e in uninterrupted[:1]]
     (tmp_path / "eval.json").write_text(json.dumps(before))
     script.main(argv)
@@ -363,7 +363,8 @@ def test_a_class_without_test_images_has_no_accuracy():
             return torch.tensor([[0.0, 0.0, 1.0, 0.0]]).expand(len(images), 4)
 
     measured = evaluation.measure(Says2(), test, 4)
-    assert measured == Measured(2 / 3, (0.0, None, 1.0, None))
+    confusion = [[0, 0, 1, 0], [0] * 4, [0, 0, 2, 0], [0] * 4]
+    assert measured == Measured(2 / 3, (0.0, None, 1.0, None), confusion)
     several = evaluation.gathered([measured, measured])
     assert [each and each.mean for each in several.of_classes] == [0.0, None, 1.0, None]
     assert evaluation.gathered([measured, Measured(0.5)]).by_class == ()
