@@ -16,8 +16,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from networks import elsewhere
 from utils.compute.cohort import Recipe
-from utils.compute.device import compute_dtype, default_device, storage_dtype
+from utils.compute.contract import check_known, check_repeatable
+from utils.compute.device import compute_dtype, default_device, storage_dtype, use_device
 from utils.compute.execution import Execution
 from utils.config.resolve import Resolved, fixed_values, packaged_yaml, resolve
 from utils.core import ranks, stopping
@@ -66,8 +68,11 @@ def find_yaml(given: Mapping[str, Any]) -> Path | None:
 def run(resolved: Resolved[BufferOptions]) -> Path:
     """Train the experts that are missing; returns the folder of all of them."""
     check_flags(resolved)
+    use_device(resolved.options.device)
+    check_known([resolved.options.model])
     source = settle_images(resolved)
-    options = resolved.options
+    options, size = resolved.options, DataSize.of(source)
+    check_repeatable(options.model, **size.shape)
     kind = ExpertKind.of(options)
     folder = kind.folder(options.buffer_path)
     check_writable(folder)
@@ -81,7 +86,7 @@ def run(resolved: Resolved[BufferOptions]) -> Path:
     print(f"buffer.py -> {folder}\n{resolved.table(whole=options.dry_run)}")
     print(f"{len(numbers) - len(missing)} of {len(numbers)} experts are in {folder}")
     machine = Machine.here(default_device())
-    call = ExpertsCall.planned(options, DataSize.of(source), missing, machine)
+    call = ExpertsCall.planned(options, size, missing, machine)
     if missing:
         # Compiling may have been tried since the call was planned, which takes memory.
         call = replace(call, machine=Machine.here(default_device()))
@@ -91,6 +96,8 @@ def run(resolved: Resolved[BufferOptions]) -> Path:
     if options.dry_run:
         return folder
     settings = fixed_values(options)
+    if elsewhere.is_elsewhere(options.model):  # its code may change
+        settings["parameters"] = call.plan.training.cost.parameters
     with lock_and_list_missing(folder, settings, numbers, **in_files, images=images) as missing:
         if missing:
             train_missing(call, trainer(call, source, folder), folder, missing)

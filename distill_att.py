@@ -17,7 +17,9 @@ from typing import Any
 
 from torch import Tensor
 
-from utils.compute.device import default_device, storage_dtype
+from utils.compute.contract import check_head, check_known, check_repeatable
+from utils.compute.cost import fitting_models
+from utils.compute.device import default_device, storage_dtype, use_device
 from utils.config.resolve import (
     DEFAULT,
     FOUND,
@@ -115,7 +117,11 @@ def run(resolved: Resolved[DistillOptions]) -> int:
 def prepare(resolved: Resolved[DistillOptions]) -> Prepared:
     """Find images, experts and run, record in `resolved` what they settle, and plan the call."""
     check_flags(resolved)
+    use_device(resolved.options.device)
+    check_known([resolved.options.model])
     source = settle_images(resolved)
+    size = DataSize.of(source)
+    check_model(resolved.options, size)
     check_ipc(resolved.options.ipc, source.labels["train"], source.class_names)
     images = identity_of(source, resolved.options.data_path)
     experts = open_chosen_experts(resolved, source, images)
@@ -125,7 +131,7 @@ def prepare(resolved: Resolved[DistillOptions]) -> Prepared:
     if checkpoint is not None:
         check_resumable(run, checkpoint, resolved.options, images, experts)
     machine = Machine.here(default_device())
-    call = DistillCall.planned(resolved.options, DataSize.of(source), machine, checkpoint)
+    call = DistillCall.planned(resolved.options, size, machine, checkpoint)
     return Prepared(call, source, images, experts, run, checkpoint)
 
 
@@ -144,6 +150,13 @@ def check_flags(resolved: Resolved[DistillOptions]) -> None:
             "--select val needs images held out of the training set: pass --val_fraction 0.1, say, "
             "to buffer.py and distill_att.py alike, or choose --select test or last"
         )
+
+
+def check_model(options: DistillOptions, size: DataSize) -> None:
+    """UserError where the network of experts and students does not serve as such."""
+    check_repeatable(options.model, **size.shape)
+    if METHODS[options.method].takes_features:
+        check_head(options.model, **size.shape, why=f"--method {options.method}")
 
 
 def open_chosen_experts(
@@ -273,6 +286,8 @@ def announce(resolved: Resolved[DistillOptions], prepared: Prepared) -> None:
     if experts is not None:
         print(f"{len(experts)} experts of {experts.epochs} epochs", *experts.skipped, sep="\n")
     if options.eval_it > 0:
+        for needs in fitting_models(options.evaluation_models, **prepared.call.size.shape)[1]:
+            print(f"--eval_mode M: {needs}, the images have {options.res}: left out")
         print(f"distilled_best.pt: {BEST[options.select]}")
     # Compiling may have been tried since the call was planned, which takes memory.
     call = replace(prepared.call, machine=Machine.here(default_device()))

@@ -14,7 +14,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-from utils.compute.device import compute_dtype, default_device, storage_dtype, use_precision
+from networks import elsewhere
+from utils.compute.contract import check_head, check_known
+from utils.compute.device import (
+    compute_dtype,
+    default_device,
+    storage_dtype,
+    use_device,
+    use_precision,
+)
 from utils.compute.execution import Execution
 from utils.config.resolve import resolve
 from utils.core import ranks
@@ -30,7 +38,14 @@ from utils.data.real_images import check_ipc
 from utils.data.source import Source, SplitName
 from utils.experts.features import ExpertFeatures
 from utils.experts.kind import ExpertKind
-from utils.measure.protocol import Accuracies, EvalExecution, Protocol, evaluate
+from utils.measure.protocol import (
+    Accuracies,
+    EvalExecution,
+    Measured,
+    Protocol,
+    evaluate,
+    gathered,
+)
 from utils.measure.record import EvalRecord, Evaluation
 from utils.measure.selection import need_experts
 from utils.measure.sets import TrainingSet, checksum, training_sets
@@ -54,9 +69,10 @@ def parse(argv: Sequence[str]) -> EvalOptions:
 def run(options: EvalOptions) -> Path:
     """Measure the set `options.distilled`; returns the record, eval.json beside it."""
     check_flags(options)
-    device, path = default_device(), Path(options.distilled)
+    device, path = use_device(options.device), Path(options.distilled)
     options = replace(options, precision=use_precision(options.precision, device))
     distilled = SyntheticSet.load(path)
+    check_known(options.model or [distilled.model])
     check_writable(path.parent)
     record = EvalRecord(path.parent)
     source = find_images(options, distilled)
@@ -66,6 +82,8 @@ def run(options: EvalOptions) -> Path:
         open_expert_features(options, distilled, source, images) if needs_experts else None
     )
     call, machine = EvalCall(options, distilled, DataSize.of(source)), Machine.here(device)
+    call.check_models()
+    say_adaptations(call)
     check_room(call.demand(source, machine, expert_features), machine, force=options.force)
     if options.dry_run:
         return record.path
@@ -75,6 +93,15 @@ def run(options: EvalOptions) -> Path:
     data = data.to(device, storage_dtype(options.precision))
     fill_table(Measurement(call, data, images), expert_features, record)
     return record.path
+
+
+def say_adaptations(call: EvalCall) -> None:
+    """Say which networks of --eval_mode M are left out, and how others are adapted."""
+    for needs in call.left_out:
+        print(f"--eval_mode M: {needs}, the set has {call.size.image_size}: left out")
+    for model in call.models:
+        if changes := elsewhere.adaptation(model, **call.size.shape):
+            print(f"{model} for {call.size.image_size}x{call.size.image_size} pixels: {changes}")
 
 
 def check_flags(options: EvalOptions) -> None:
@@ -152,6 +179,7 @@ def open_expert_features(
         val_fraction=source.val_fraction,
     )
     buffer_path = options.buffer_path or config.get("buffer_path", DistillOptions.buffer_path)
+    check_head(kind.model, **DataSize.of(source).shape, why="choosing real images by experts")
     return ExpertFeatures.open(
         source, images, kind, buffer_path, most=options.num_eval, skip_bad=options.skip_bad_buffers
     )
@@ -194,6 +222,8 @@ class Measurement:
         }
         if self.has_other_test:
             settings["other_test"] = True
+        if source := elsewhere.source_digest(model):
+            settings["source"] = source  # of the user's own network, which may change
         data = self.images.to_dict()
         return Evaluation(settings, training_set.digest, options.num_eval, data)
 
@@ -202,13 +232,13 @@ class Measurement:
         training_set: TrainingSet,
         model: str,
         *,
-        known: Mapping[int, float],
-        keep: Callable[[Mapping[int, float]], None],
+        known: Mapping[int, Measured],
+        keep: Callable[[Mapping[int, Measured]], None],
     ) -> Accuracies:
         """Train those of the networks that are not `known`; see `evaluate`."""
         options, strategy = self.call.options, self.call.dsa_strategy
         if len(known) == options.num_eval:
-            return Accuracies(tuple(known[k] for k in range(options.num_eval)))
+            return gathered([known[k] for k in range(options.num_eval)])
         protocol = Protocol(
             num_eval=options.num_eval,
             epochs=training_set.epochs,
@@ -233,7 +263,8 @@ class Measurement:
         """Choose how networks are trained on so many images."""
         options, device = self.call.options, default_device()
         images, epochs = len(training_set.labels), training_set.epochs
-        plan = self.call.plan(model, images, epochs, Machine.here(device))
+        machine = Machine.here(device).compiling(model, self.call.size.shape)
+        plan = self.call.plan(model, images, epochs, machine)
         return EvalExecution(
             at_once=plan.at_once,
             execution=Execution.on(device, compiled=plan.compiled, cuda_graphs=options.cuda_graphs),
@@ -250,7 +281,8 @@ def fill_table(
         f"{options.distilled}: {distilled.dataset}, ipc {distilled.ipc}, "
         f"iteration {distilled.iteration}"
     )
-    print(f"{'trained on':14} {'model':12} {'lr':>8} {'epochs':>6}  test accuracy")
+    width = max(12, *map(len, measurement.call.models))
+    print(f"{'trained on':14} {'model':{width}} {'lr':>8} {'epochs':>6}  test accuracy")
     for training_set in training_sets(
         distilled,
         measurement.data,
@@ -265,16 +297,26 @@ def fill_table(
     ):
         for model in measurement.call.models:
             evaluation = measurement.describe(training_set, model)
-            known = record.networks(evaluation)
+            known = record.networks(evaluation, by_class=options.by_class)
             accuracies = measurement.evaluate(
                 training_set, model, known=known, keep=partial(record.keep, evaluation)
             )
             record.add(evaluation, accuracies)
             print(
-                f"{training_set.name:14} {model:12} {training_set.lr:8.4g} "
+                f"{training_set.name:14} {model:{width}} {training_set.lr:8.4g} "
                 f"{training_set.epochs:6}  {accuracies}{note(len(known), options.num_eval)}"
             )
+            if options.by_class:
+                print(table_by_class(distilled.class_names, accuracies))
     print(f"recorded in {record.path}")
+
+
+def table_by_class(names: Sequence[str], accuracies: Accuracies) -> str:
+    """A line for each class."""
+    return "\n".join(
+        f"  {name:40} {each or 'no test images'}"
+        for name, each in zip(names, accuracies.of_classes, strict=True)
+    )
 
 
 def note(known: int, num_eval: int) -> str:

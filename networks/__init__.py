@@ -1,4 +1,6 @@
-"""The networks by name: a registry from the field's model names to constructors."""
+"""The networks by name: a registry from the field's model names to constructors, and others by
+where they are to be found.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from networks import elsewhere
 from networks.alexnet import AlexNet
 from networks.convnet import ConvNet
 from networks.lenet import LeNet
@@ -65,20 +68,44 @@ def canonical_name(model: str) -> str:
     return "ConvNetD3" if model in _DEFAULT_CONVNETS else model
 
 
+def check_name(model: str) -> None:
+    """ValueError where `model` can be no network's name; whether one is there is not looked at."""
+    if elsewhere.is_elsewhere(model):
+        elsewhere.check_spelling(model)
+    elif model not in NETWORKS:
+        choices = f"{', '.join(NETWORKS)}, or {elsewhere.FORMS}"
+        raise ValueError(f"unknown network {model!r}; choices: {choices}")
+
+
+def is_name(model: str) -> bool:
+    """Whether `model` may be a network's name."""
+    try:
+        check_name(model)
+    except ValueError:
+        return False
+    return True
+
+
+def folder_name(model: str) -> str:
+    """The name of a folder for what belongs to `model`: no file system objects to it."""
+    return model.replace(":", "-")
+
+
 def build_network(
     model: str, *, channels: int, num_classes: int, image_size: int, seed: int | None = None
 ) -> nn.Module:
     """Build network `model` for images (N, channels, image_size, image_size), on the CPU.
 
     With `seed` the initial weights depend on it alone and torch's global generator is left as it
-    was. Raises ValueError for an unknown name, naming the choices, and UnfitSizeError where
-    instance norm would see 1x1 maps.
+    was. Raises ValueError for an unknown name, naming the choices, UnfitSizeError where instance
+    norm would see 1x1 maps, and NetworkError where one from elsewhere cannot be made.
     """
-    if model not in NETWORKS:
-        raise ValueError(f"unknown model {model!r}; choices: {', '.join(NETWORKS)}")
+    check_name(model)
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
+        if elsewhere.is_elsewhere(model):
+            return elsewhere.build(model, channels, num_classes, image_size)
         try:
             return NETWORKS[model](channels, num_classes, image_size)
         except SingleValuesError:

@@ -13,7 +13,6 @@ compared with those of the first variant. Writes JSON with hardware, versions an
 import argparse
 import itertools
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,8 +37,8 @@ from utils.compute.cost import NetworkCost, Training, network_cost
 from utils.compute.device import (
     PRECISIONS,
     compute_dtype,
-    default_device,
     storage_dtype,
+    use_device,
     use_precision,
 )
 from utils.compute.execution import PLAIN, Execution
@@ -400,7 +400,7 @@ def peaks(work: Work) -> dict[str, int]:
     work()
     work()
     if not torch.cuda.is_available():
-        return {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        return {"peak_bytes": host_peak()}
     free, total = torch.cuda.mem_get_info()
     peak = torch.cuda.max_memory_allocated()
     print(f"peak of tensors {peak / 1e9:.3f} GB, taken in all {(total - free) / 1e9:.3f} GB")
@@ -472,14 +472,27 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def host_peak() -> int:
+    """The most bytes of memory that this process has held."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().peak_wset
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     with ranks.process_group():
-        device = default_device()
+        device = use_device(None)
         args.precision = use_precision(args.precision, device)
         results = measure(args, device)
         settings = {key: str(value) for key, value in vars(args).items()}
-        record = {"environment": describe_environment(), "settings": settings, "results": results}
+        record = {
+            "environment": describe_environment(device),
+            "settings": settings,
+            "results": results,
+        }
         if ranks.is_main():
             write_text(json.dumps(record, indent=1) + "\n", args.out)
             print(f"written to {args.out}")

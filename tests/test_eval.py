@@ -10,16 +10,17 @@ from pathlib import Path
 
 import forking
 import pytest
+import torch
 from short_runs import digits_set
 
 import eval as script
 from utils.core.errors import UserError
 from utils.core.rng import stream
-from utils.data.dataset import load_dataset
+from utils.data.dataset import Split, load_dataset
 from utils.data.real_images import random_real_images
 from utils.measure import protocol as evaluation
 from utils.measure import record as eval_record
-from utils.measure.protocol import Accuracies
+from utils.measure.protocol import Accuracies, Measured
 from utils.measure.record import EvalRecord, Evaluation
 
 ROOT = Path(__file__).parent.parent
@@ -304,9 +305,9 @@ def test_what_several_record_at_once_is_all_there(tmp_path):
         for seed in range(4):
             settings = {"trained_on": name, "model": "MLP", "seed": seed}
             asked = Evaluation(settings, lambda networks: "same", num_eval=2)
-            mine.keep(asked, {0: 0.25})
-            mine.keep(asked, {1: 0.75})
-            assert mine.networks(asked) == {0: 0.25, 1: 0.75}
+            mine.keep(asked, {0: Measured(0.25)})
+            mine.keep(asked, {1: Measured(0.75)})
+            assert mine.networks(asked) == {0: Measured(0.25), 1: Measured(0.75)}
             if seed % 2:
                 mine.add(asked, Accuracies((0.25, 0.75)))
                 mine.add(asked, Accuracies((0.25, 0.75)))
@@ -324,6 +325,61 @@ def test_what_several_record_at_once_is_all_there(tmp_path):
         (entry["trained_on"], entry["seed"], entry["network"]) for entry in unfinished
     )
     assert networks == [(name, seed, k) for name in names for seed in (0, 2) for k in (0, 1)]
+
+
+def test_accuracies_by_class_are_recorded_and_printed_on_demand(argv, tmp_path, capsys):
+    script.main(argv)
+    assert "\n  7   " not in capsys.readouterr().out
+    (entry,) = results(tmp_path)
+    test_labels = load_dataset("digits").test.labels
+    counts = test_labels.bincount() / len(test_labels)
+    for acc, by_class in zip(entry["accs"], entry["accs_by_class"], strict=True):
+        assert sum(counts * torch.tensor(by_class)).item() == pytest.approx(acc)
+    columns = zip(*entry["accs_by_class"], strict=True)
+    assert entry["acc_by_class"] == pytest.approx([sum(each) / len(each) for each in columns])
+    script.main([*argv, "--by_class"])
+    out = capsys.readouterr().out
+    assert "(recorded before)" in out
+    assert f"  7 {100 * entry['acc_by_class'][7]:44.2f}%" in out
+
+
+def test_records_from_before_are_read_and_measured_by_class_where_that_is_asked(
+    argv, uninterrupted, trained, tmp_path
+):
+    names = ("acc_by_class", "accs_by_class", "confusion")
+    before = [{k: v for k, v in e.items() if k not in names} for e in uninterrupted[:1]]
+    (tmp_path / "eval.json").write_text(json.dumps(before))
+    script.main(argv)
+    assert trained == [] and results(tmp_path) == before
+    script.main([*argv, "--by_class"])
+    assert trained != [] and results(tmp_path) == uninterrupted[:1]
+
+
+def test_a_class_without_test_images_has_no_accuracy():
+    test = Split(torch.zeros(3, 1, 8, 8), torch.tensor([0, 2, 2]))
+
+    class Says2(torch.nn.Module):
+        def forward(self, images):
+            return torch.tensor([[0.0, 0.0, 1.0, 0.0]]).expand(len(images), 4)
+
+    measured = evaluation.measure(Says2(), test, 4)
+    confusion = [[0, 0, 1, 0], [0] * 4, [0, 0, 2, 0], [0] * 4]
+    assert measured == Measured(2 / 3, (0.0, None, 1.0, None), confusion)
+    several = evaluation.gathered([measured, measured])
+    assert [each and each.mean for each in several.of_classes] == [0.0, None, 1.0, None]
+    assert evaluation.gathered([measured, Measured(0.5)]).by_class == ()
+
+
+def test_eval_mode_m_measures_what_fits_and_names_the_rest(argv, tmp_path, capsys):
+    argv = [*argv[:2], "--num_eval", "1", "--epoch_eval_train", "1"]
+    script.main([*argv, "--eval_mode", "M"])
+    out = capsys.readouterr().out
+    assert "--eval_mode M: ResNet18 needs 9x9 pixels, the set has 8: left out" in out
+    assert "--eval_mode M: VGG11 needs 32x32 pixels, the set has 8: left out" in out
+    assert [entry["model"] for entry in results(tmp_path)] == ["ConvNet", "AlexNet"]
+    with pytest.raises(UserError, match="VGG11 needs 32x32 pixels: name others by --model") as no:
+        script.main([*argv, "--model", "VGG11"])
+    assert "--res" not in str(no.value)  # eval.py has no such flag
 
 
 # eval.py, but that a process fails in its third round of networks.
@@ -355,3 +411,27 @@ def test_the_networks_of_all_processes_are_kept(argv, trained, uninterrupted, tm
     assert script.main(argv) == 0
     assert trained == [[4], [5]]
     assert results(tmp_path)[0]["accs"][:4] == uninterrupted[0]["accs"]
+
+
+def test_the_confusion_counts_the_answers_of_all_networks(uninterrupted):
+    for entry in uninterrupted:
+        rows = entry["confusion"]
+        assert len(rows) == 10 and all(len(row) == 10 for row in rows)
+        right = sum(row[label] for label, row in enumerate(rows))
+        assert right / sum(map(sum, rows)) == pytest.approx(entry["acc_mean"])
+        tested = load_dataset("digits").test.labels.bincount()
+        assert [sum(row) for row in rows] == [4 * count for count in tested.tolist()]
+
+
+def test_what_is_no_confusion_is_left_out_of_the_sum(argv, trained, tmp_path):
+    trained.crash_at = 2
+    with pytest.raises(Crash):
+        script.main(argv)
+    trained.crash_at = None
+    unfinished = tmp_path / "eval_unfinished.json"
+    begun = json.loads(unfinished.read_text())
+    begun[0]["confusion"] = [[-1]]
+    unfinished.write_text(json.dumps(begun))
+    script.main(argv)
+    (entry,) = results(tmp_path)
+    assert sum(map(sum, entry["confusion"])) == 3 * 360

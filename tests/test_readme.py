@@ -22,7 +22,10 @@ PAGES = {
 SHELL_SCRIPTS = {
     f"scripts/{name}.sh": "scripts.plan.__main__"
     for name in ("run_all", "run_table1", "run_table2", "run_table3")
-} | {"scripts/paper_figures.sh": "scripts.figures.plan"}
+} | {
+    "scripts/paper_figures.sh": "scripts.figures.plan",
+    "scripts/distil_folder.sh": "scripts.folder.__main__",
+}
 OTHERS = ("--nproc_per_node", "--signals_to_handle", "--signal", "--index-url")  # not ours
 END = "--end_of_line"
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from networks import CROSS_ARCHITECTURE, NETWORKS
-from utils.compute.device import PRECISIONS
+from networks import CROSS_ARCHITECTURE, check_name, elsewhere
+from utils.compute.device import DEVICES, PRECISIONS, parse_device
 from utils.compute.sharpness import Sharpness
 from utils.config.fields import option
 from utils.data.augment import DSA_STRATEGY, parse_strategy
@@ -20,7 +20,8 @@ _SPEED = "speed and memory (the same result up to rounding)"
 _AUTO: dict[str, Any] = {"auto": True, "may_change": True}
 _MODELS = (
     "ConvNet, by depth D1 ... D8 (ConvNetD3), width W32 ... W1024, activation AS AR AL, norm NN BN "
-    "LN IN GN or pooling NP MP AP; ResNet18, VGG11, AlexNet, MLP, LeNet"
+    "LN IN GN or pooling NP MP AP; ResNet18, VGG11, AlexNet, MLP, LeNet; or from elsewhere: "
+    f"{elsewhere.FORMS}"
 )
 
 
@@ -60,6 +61,13 @@ class DsaOptions:
 
 @dataclass(frozen=True)
 class ExecutionOptions:
+    device: str | None = option(
+        None,
+        f"where networks compute: {DEVICES}; auto: CUDA where it is there, else the CPU",
+        group=_SPEED,
+        check=parse_device,
+        **_AUTO,
+    )
     compile: str = option(
         "auto",
         "compile inner and training steps; auto: where the run is long enough to win it back",
@@ -96,7 +104,7 @@ class RoomOptions:
 @dataclass(frozen=True)
 class BufferOptions(RoomOptions, ExecutionOptions, DsaOptions, DataOptions):
     model: str = option(
-        "ConvNet", f"network of the experts: {_MODELS}", group=_EXPERTS, choices=NETWORKS
+        "ConvNet", f"network of the experts: {_MODELS}", group=_EXPERTS, check=check_name
     )
     num_experts: int = option(
         100, "experts in all", group=_EXPERTS, minimum=1, maximum=100_000, may_change=True
@@ -176,7 +184,7 @@ class SetOptions(EvaluationOptions, DsaOptions, DataOptions):
         may_change=True,
     )
     model: str = option(
-        "ConvNetD3", f"network of experts and students: {_MODELS}", group=_EXPERTS, choices=NETWORKS
+        "ConvNetD3", f"network of experts and students: {_MODELS}", group=_EXPERTS, check=check_name
     )
     ipc: int = option(1, "images per class", group=_SET, minimum=1)
     pix_init: str = option(
@@ -318,8 +326,12 @@ class EvalOptions(EvaluationOptions):
     )
     full: bool = option(False, "also evaluate the full training set", group=_EVAL)
     model: list[str] | None = option(
-        None, "networks to train (default: the set's own)", group=_EVAL, choices=NETWORKS
+        None,
+        f"networks to train, also {elsewhere.FORMS} (default: the set's own)",
+        group=_EVAL,
+        check=check_name,
     )
+    by_class: bool = option(False, "print the accuracy on each class too", group=_EVAL)
     epoch_full_train: int | None = option(
         None, "epochs on the full training set (default: epoch_eval_train)", group=_EVAL, minimum=1
     )

@@ -28,6 +28,7 @@ from scripts.faults.bad_calls import draw_kind, try_bad_call
 from scripts.faults.calls import ROOT
 from scripts.faults.jobs import LONGER, TINY, make_jobs
 from scripts.faults.strikes import Strikes, at_writes, kills, second_call, side_by_side, signals
+from utils.compute.device import default_device
 from utils.core.files import write_text
 from utils.core.provenance import describe_environment
 
@@ -101,7 +102,7 @@ def count(kind: str, args: argparse.Namespace) -> dict[str, Any]:
         print(f"{fault}: {struck} times, wrong: {len(wrong)}")
         print("".join(f"    {line}\n" for line in wrong), end="", flush=True)
     return {
-        "environment": describe_environment(),
+        "environment": describe_environment(default_device()),
         "settings": {key: str(value) for key, value in vars(args).items()},
         "faults": {fault: dict(sorted(by_script.items())) for fault, by_script in faults.items()},
     }

@@ -4,7 +4,6 @@ Every flag that a cell's commands have is resolved here as the scripts will do i
 refused before any work, and estimates are of what will be run.
 """
 
-import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -14,7 +13,15 @@ from typing import Any
 
 from networks import CROSS_ARCHITECTURE, canonical_name
 from scripts.plan.estimate import Estimate, experts_estimate, row_estimate
-from utils.config.resolve import CONFIGS, DEFAULT, FLAG, Resolved, packaged_yaml, resolve
+from utils.config.resolve import (
+    CONFIGS,
+    DEFAULT,
+    FLAG,
+    Resolved,
+    packaged_yaml,
+    resolve,
+    shortest,
+)
 from utils.core.errors import UserError
 from utils.data.imagenet_subsets import IMAGENET_SUBSETS
 from utils.data.spec import side_of
@@ -73,7 +80,7 @@ class Row:
     @property
     def yaml(self) -> Path:
         stem = f"ipc{self.ipc}" + (f"_{self.method}" if self.method else "")
-        return Path(os.path.relpath(CONFIGS / self.dataset / f"{stem}.yaml"))
+        return shortest(CONFIGS / self.dataset / f"{stem}.yaml")
 
     def resolve(self, flags: Sequence[str]) -> Resolved[DistillOptions]:
         """What distill_att.py takes these flags for, with the row's YAML file."""

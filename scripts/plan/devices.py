@@ -9,7 +9,8 @@ import torch
 
 from scripts.plan.cells import Cell
 
-PYTHON, TORCHRUN = ".venv/bin/python", ".venv/bin/torchrun --standalone --nproc_per_node"
+BIN = ".venv/Scripts" if os.name == "nt" else ".venv/bin"
+PYTHON, TORCHRUN = f"{BIN}/python", f"{BIN}/torchrun --standalone --nproc_per_node"
 SLOTS = 4  # the most cells that share a GPU, or of a smoke run the CPU
 
 
@@ -56,12 +57,19 @@ class Devices:
         )
 
 
+def usable_cores() -> int:
+    """The cores that this process may use; only Linux tells them from those of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def find_devices(*, smoke: bool) -> Devices:
     """The GPUs that this process and so the cells see; the CPU where there is none, or for a smoke
     run, whose small cells run beside one another.
     """
     if smoke:
-        return Devices({}, min(SLOTS, len(os.sched_getaffinity(0))))
+        return Devices({}, min(SLOTS, usable_cores()))
     count = torch.cuda.device_count()
     memories = [torch.cuda.get_device_properties(n).total_memory / 1e9 for n in range(count)]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from scripts.plan.cells import Cell
-from scripts.plan.devices import Devices
+from scripts.plan.devices import Devices, usable_cores
 from scripts.plan.finished import inputs_of, is_finished, record_finished
 from scripts.plan.tables import Outcome, say_outcomes
 from utils.core.errors import UserError
@@ -35,7 +35,14 @@ from utils.core.locks import locked
 from utils.core.stopping import SIGNALS, Interrupted
 
 POLL_SECONDS = 0.2
-LISTENED_TO = (*SIGNALS, signal.SIGHUP)
+HANG_UP = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []  # not on Windows
+LISTENED_TO = (*SIGNALS, *HANG_UP)
+# A process group of its own for a command.
+OWN_GROUP: dict[str, Any] = (
+    {"process_group": 0}
+    if hasattr(os, "killpg")
+    else {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+)
 CANNOT_START = 127  # as a shell says it
 
 
@@ -78,6 +85,14 @@ def handled_by(handler: Callable[[int, Any], object]) -> Iterator[None]:
             signal.signal(number, usual)
 
 
+def _signal_group(process: "subprocess.Popen[bytes]", number: int) -> None:
+    """Send a signal to all of a command; on Windows Ctrl-Break is the one that a group gets."""
+    if hasattr(os, "killpg"):
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
+
+
 def _interrupt(number: int, frame: Any) -> None:
     raise Interrupted(number)
 
@@ -118,7 +133,7 @@ class Queue:
         for process in self._running:
             if process.poll() is None:
                 # The scripts know the signals of SIGNALS; one about the terminal asks for the same.
-                os.killpg(process.pid, number if number in SIGNALS else signal.SIGTERM)
+                _signal_group(process, number if number in SIGNALS else signal.SIGTERM)
 
     async def _attend(self, cell: Cell, turn: asyncio.Lock) -> None:
         """Run the cell unless it is done; while another call is at it, wait without slots."""
@@ -191,7 +206,7 @@ class Queue:
         """Run a command on the devices of `share`, with its part of the cores; its exit status as a
         shell says it. A process group of its own gets a terminal's signals once, by way of here.
         """
-        threads = max(1, len(os.sched_getaffinity(0)) // self._devices.all_slots)
+        threads = max(1, usable_cores() // self._devices.all_slots)
         visible = ",".join(share).removeprefix("cpu")
         environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
         try:
@@ -201,7 +216,7 @@ class Queue:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment | {"CUDA_VISIBLE_DEVICES": visible},
-                process_group=0,
+                **OWN_GROUP,
             )
         except OSError as error:
             print(f"{error.filename}: {error.strerror}", file=log, flush=True)

@@ -1,6 +1,10 @@
 """The tables of the paper beside what runs here have measured, as docs/results.md and results.csv.
 
     python -m scripts.report [RUN_DIR ...] [--out docs]
+    python -m scripts.report --html RUN_DIR [--out FOLDER]
+
+With --html it is one page about one run instead, finished or not: report.html in the run's own
+folder, which opens in a browser without a network.
 
 A path may be a run directory or a folder of them at any depth (default: results). What is in no
 run directory is not in the report: a row without a run says so, and what it would cost. What cannot
@@ -34,6 +38,16 @@ from utils.options import DistillOptions
 
 def main(argv: Sequence[str]) -> int:
     args = parse(argv)
+    if args.html:
+        from scripts.report.page import write_page  # plotly is slow to import, needed only here
+
+        print(f"written: {write_page(args.html, args.out or args.html)}")
+        return 0
+    write_tables(args, argv)
+    return 0
+
+
+def write_tables(args: argparse.Namespace, argv: Sequence[str]) -> None:
     check_writable(args.out)
     runs, problems = read_runs(args.paths, attrgetter("evaluations"))
     groups = group_runs(runs)
@@ -51,7 +65,6 @@ def main(argv: Sequence[str]) -> int:
     write_text(text, args.out / "results.md")
     write_text(as_csv(records), args.out / "results.csv")
     print(f"{len(runs)} runs in {args.out / 'results.md'} and {args.out / 'results.csv'}")
-    return 0
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -65,14 +78,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "paths",
         nargs="*",
         type=Path,
-        default=[Path(DistillOptions.save_path)],
         metavar="RUN_DIR",
-        help="a run, or a folder of runs",
+        help=f"a run, or a folder of runs (default: {DistillOptions.save_path})",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("docs"), help="folder of the report (default: docs)"
+        "--out",
+        type=Path,
+        help="folder of the report (default: docs, or with --html that of the run)",
     )
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--html", type=Path, metavar="RUN_DIR", help="write a page about this run, report.html"
+    )
+    args = parser.parse_args(argv)
+    if args.html and args.paths:
+        parser.error(f"--html {args.html} is about one run: leave out {args.paths[0]}")
+    if not args.html:
+        args.out = args.out or Path("docs")
+        args.paths = args.paths or [Path(DistillOptions.save_path)]
+    return args
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import yaml
 from networks import canonical_name
 from utils.config.resolve import fixed_values, resolve
 from utils.core.errors import UserError
+from utils.data.identity import KEY
 from utils.data.spec import side_of
 from utils.measure.record import read_evaluations
 from utils.methods.registry import foreign_flags, own_flags, title
@@ -36,10 +37,12 @@ EXPERT_SETTINGS = tuple("batch_train lr_teacher mom l2 decay dsa dsa_strategy rh
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run that has ended: at its last iteration or, with a record in `diverged`, before.
+    """A run, which has ended at its last iteration, or before that with a record in `diverged`, or
+    has not ended yet.
 
-    `experts` is None where config.yaml says nothing of them. `calls` are the environments of
-    distill_att.py. `records` are those of metrics.jsonl.
+    `experts` is None where config.yaml says nothing of them, `data` where it does not tell the
+    images apart. `calls` are the environments of distill_att.py. `records` are those of
+    metrics.jsonl.
     """
 
     path: Path
@@ -47,6 +50,7 @@ class Run:
     experts: Record | None
     calls: Sequence[Record]
     records: Sequence[Record]
+    data: Record | None = None
 
     @property
     def model(self) -> str:
@@ -66,6 +70,12 @@ class Run:
         """The record of the divergence that the run ended with, if it did."""
         ends = [record for record in self.records if record["kind"] in ("step", "diverged")]
         return ends[-1] if ends and ends[-1]["kind"] == "diverged" else None
+
+    @property
+    def steps_taken(self) -> int:
+        """Outer steps up to the last iteration, each once."""
+        taken = {step["iteration"] for step in self.logged("step")}
+        return len(taken & set(range(self.options.Iteration)))
 
     @cached_property
     def evaluations(self) -> Sequence[Record]:
@@ -171,7 +181,19 @@ def find_run_dirs(path: Path) -> list[Path]:
 
 
 def read_run(path: Path) -> Run:
-    """Read a run. UserError names a directory that is unfinished, damaged or of another version."""
+    """Read a run that has ended. UserError names a directory that is unfinished, damaged or of
+    another version.
+    """
+    run = read_begun(path)
+    if run.steps_taken < run.options.Iteration and run.diverged is None:
+        raise UserError(
+            f"{path}: is unfinished, {run.steps_taken} of {run.options.Iteration} steps"
+        )
+    return run
+
+
+def read_begun(path: Path) -> Run:
+    """Read a run that has ended or not. UserError as for `read_run`."""
     config = path / "config.yaml"
     options = resolve(DistillOptions, [], description="", find_yaml=lambda given: config).options
     content = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
@@ -179,14 +201,12 @@ def read_run(path: Path) -> Run:
     if missing := [name for name in needed if name not in content]:
         raise UserError(f"{config}: is of another version, it lacks {', '.join(missing)}")
     experts, calls = content.get("experts"), content.get("environment") or []
-    run = Run(
+    data = content.get(KEY)
+    return Run(
         path,
         options,
         experts if isinstance(experts, dict) else None,
         [e for e in (calls if isinstance(calls, list) else [calls]) if isinstance(e, dict)],
         read_records(path / "metrics.jsonl"),
+        data if isinstance(data, dict) else None,
     )
-    done = len({step["iteration"] for step in run.logged("step")} & set(range(options.Iteration)))
-    if done < options.Iteration and run.diverged is None:
-        raise UserError(f"{path}: is unfinished, {done} of {options.Iteration} steps")
-    return run

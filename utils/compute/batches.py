@@ -18,7 +18,7 @@ from utils.data.augment import Augmentation
 
 # The images of the batches that are made together take so many bytes, or are those of one step: few
 # on a CPU, which has them in its caches then, many on a GPU, where every call is a launch.
-BLOCK_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
+BLOCK_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20, "mps": 64 * 2**20}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def with_channels_last(network: nn.Module) -> nn.Module:
     if not all(isinstance(norm, nn.GroupNorm) and _is_instance_norm(norm) for norm in norms):
         return network
     for module in modules:
-        if type(module) is nn.Conv2d:
+        if type(module) is nn.Conv2d and module.padding_mode == "zeros":
             module.__class__ = _ChannelsLastConv2d
         elif isinstance(module, nn.GroupNorm):
             module.__class__ = _InstanceNorm
@@ -51,6 +51,8 @@ class _ChannelsLastConv2d(nn.Conv2d):
 
 class _InstanceNorm(nn.GroupNorm):
     def forward(self, images: Tensor) -> Tensor:
+        if images.dim() != 4:
+            return super().forward(images)
         centred = images - images.mean((2, 3), keepdim=True)
         scale = torch.rsqrt(centred.square().mean((2, 3), keepdim=True) + self.eps)
         return centred * scale * self.weight[:, None, None] + self.bias[:, None, None]

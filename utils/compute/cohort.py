@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -11,10 +11,18 @@ from torch.nn import functional as F
 
 from networks import build_network
 from utils.compute.batches import Batches, alike, draw_batches, steps_per_block
+from utils.compute.contract import Abilities, abilities
 from utils.compute.execution import PLAIN, Execution, Function
-from utils.compute.flat import TrainingNetwork, flatten, unflatten, without_batch_counts
+from utils.compute.flat import (
+    TrainingNetwork,
+    flatten,
+    float_buffers,
+    unflatten,
+    without_batch_counts,
+)
 from utils.compute.sharpness import Sharpness
 
+CPU = torch.device("cpu")
 TEST_PIXELS = 512 * 32 * 32
 STATE = ("weights", "velocity", "statistics")
 
@@ -48,6 +56,16 @@ class Recipe:
             seed=seed,
         )
 
+    @property
+    def abilities(self) -> Abilities:
+        """What the network can do."""
+        return abilities(
+            self.model,
+            channels=self.channels,
+            num_classes=self.num_classes,
+            image_size=self.image_size,
+        )
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -75,9 +93,12 @@ class Cohort:
         self._theta = torch.stack([flatten(net.parameters()).detach() for net in self.networks])
         self._velocity = torch.zeros_like(self._theta)
         self._statistics = torch.stack(
-            [flatten([self._theta.new_empty(0), *net.buffers()]) for net in self.networks]
+            [
+                flatten([self._theta.new_empty(0), *float_buffers(net).values()])
+                for net in self.networks
+            ]
         )
-        self._steps = _training_steps(recipe, len(seeds))
+        self._steps = _training_steps(recipe, len(seeds), device)
         self._at_once = recipe.execution.calls_at_once
 
     def state_dicts(self) -> list[dict[str, Tensor]]:
@@ -149,7 +170,7 @@ class Cohort:
         for network, theta, statistics in zip(
             self.networks, self._theta, self._statistics, strict=True
         ):
-            params, buffers = list(network.parameters()), list(network.buffers())
+            params, buffers = list(network.parameters()), [*float_buffers(network).values()]
             for tensor, value in zip(
                 [*params, *buffers],
                 [
@@ -162,12 +183,13 @@ class Cohort:
 
 
 @cache
-def _training_steps(recipe: Recipe, rows: int) -> Function:
+def _training_steps(recipe: Recipe, rows: int, device: torch.device = CPU) -> Function:
     """(theta, velocity, statistics, losses, right answers, lr, T batches, their labels) -> the
     first five after T steps of SGD, the losses and answers of each image added up; stacks with
     `rows` rows. Cached: compiled once a process.
     """
-    step = _training_step(recipe, rows)
+    execution = recipe.execution.where(vectorises=recipe.abilities.vectorises)
+    step = _training_step(replace(recipe, execution=execution), rows, device)
 
     def steps(
         theta: Tensor,
@@ -187,11 +209,11 @@ def _training_steps(recipe: Recipe, rows: int) -> Function:
     return recipe.execution.capture(steps)
 
 
-def _training_step(recipe: Recipe, rows: int) -> Function:
+def _training_step(recipe: Recipe, rows: int, device: torch.device) -> Function:
     """(theta, velocity, statistics, x, y, lr) -> the three of them after one step of SGD, the mean
     loss and the number of right answers before it; stacks with `rows` rows.
     """
-    gradient_and_value = _gradient_and_value(recipe, rows)
+    gradient_and_value = _gradient_and_value(recipe, rows, device)
 
     def prepare(function: Function) -> Function:
         return recipe.execution.in_rows(torch.no_grad()(function), rows)
@@ -213,8 +235,8 @@ def _training_step(recipe: Recipe, rows: int) -> Function:
     return _flat_step(recipe.sharpness, gradient_and_value, update, prepare)
 
 
-def _gradient_and_value(recipe: Recipe, rows: int) -> Gradient:
-    template = recipe.execution.adapt(recipe.build(seed=0))
+def _gradient_and_value(recipe: Recipe, rows: int, device: torch.device) -> Gradient:
+    template = recipe.execution.adapt(recipe.build(seed=0)).to(device)
     network = TrainingNetwork(template, dtype=recipe.dtype)
 
     def loss(
@@ -273,14 +295,17 @@ def images_per_test_batch(image_size: int) -> int:
     return max(1, TEST_PIXELS // image_size**2)
 
 
-@torch.no_grad()
 def accuracy(
     network: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int | None = None
 ) -> float:
     """The fraction of images (N, C, H, W) that `network` gives their label (N,), in eval mode."""
+    given = answers(network, images, batch_size=batch_size)
+    return (given == labels).sum().item() / len(images)
+
+
+@torch.no_grad()
+def answers(network: nn.Module, images: Tensor, *, batch_size: int | None = None) -> Tensor:
+    """The labels (N,) that `network` gives to images (N, C, H, W), in eval mode."""
     network.eval()
     size = batch_size or images_per_test_batch(images.shape[-1])
-    correct = torch.zeros((), device=images.device, dtype=torch.int64)
-    for x, y in zip(images.split(size), labels.split(size), strict=True):
-        correct += (network(x).argmax(1) == y).sum()
-    return correct.item() / len(images)
+    return torch.cat([network(x).argmax(1) for x in images.split(size)])

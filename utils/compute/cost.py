@@ -5,14 +5,18 @@ are computed and kept (docs/performance.md compares them with what was measured)
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from networks import UnfitSizeError, build_network
+from networks import UnfitSizeError, build_network, elsewhere
+from utils.compute.contract import abilities
 from utils.core.errors import UserError
 
 FLOAT_BYTES = 4
@@ -39,31 +43,61 @@ class NetworkCost:
 
 def fitting_network(model: str, *, channels: int, num_classes: int, image_size: int) -> nn.Module:
     """`build_network`, with UserError where `model` does not fit images of that size."""
+    shape = {"channels": channels, "num_classes": num_classes, "image_size": image_size}
+    abilities(model, **shape)  # refuses what cannot be trained
     try:
-        return build_network(
-            model, channels=channels, num_classes=num_classes, image_size=image_size
-        )
+        return build_network(model, **shape, seed=0 if elsewhere.is_elsewhere(model) else None)
     except UnfitSizeError as error:
-        raise UserError(
-            f"{error}; pass --res {error.smallest} or more, or another --model"
-        ) from None
+        raise UnfitError(str(error), model, error.smallest) from None
+
+
+class UnfitError(UserError):
+    """A network does not fit the size of the images: the `problem`, and what it `needs`.
+
+    The message is for scripts with --res; others make one of the parts.
+    """
+
+    def __init__(self, problem: str, model: str, smallest: int) -> None:
+        super().__init__(f"{problem}; pass --res {smallest} or more, or another --model")
+        self.problem = problem
+        self.needs = f"{model} needs {smallest}x{smallest} pixels"
+
+
+def fitting_models(
+    models: Sequence[str], *, channels: int, num_classes: int, image_size: int
+) -> tuple[Sequence[str], list[str]]:
+    """Which of several `models` fit images of that size, and what each of the others needs. A
+    single one must fit.
+    """
+    shape = {"channels": channels, "num_classes": num_classes, "image_size": image_size}
+    if len(models) == 1:
+        return models, []
+    fit, needs = [], []
+    for model in models:
+        try:
+            network_cost(model, **shape)
+            fit.append(model)
+        except UnfitError as error:
+            needs.append(error.needs)
+    return fit, needs
 
 
 @cache
 def network_cost(model: str, *, channels: int, num_classes: int, image_size: int) -> NetworkCost:
     """Count `model` for images (channels, image_size, image_size), float32.
 
-    UserError where it does not fit them; nothing is trained that has not been counted before.
+    UserError where it does not fit them; nothing is trained that has not been counted before. A
+    network from elsewhere is counted as it computes, since its code may not know the meta device.
     """
-    with torch.device("meta"):
+    with torch.device("cpu" if elsewhere.is_elsewhere(model) else "meta"):
         network = fitting_network(
             model, channels=channels, num_classes=num_classes, image_size=image_size
-        )
-        images = torch.empty(1, channels, image_size, image_size)
+        ).eval()
+        images = torch.zeros(1, channels, image_size, image_size)
     outputs: list[int] = []
 
-    def note(module: nn.Module, args: tuple, output: Tensor) -> None:
-        outputs.append(output.numel())
+    def note(module: nn.Module, args: tuple, output: Any) -> None:
+        outputs.extend(each.numel() for each in tree_leaves(output) if isinstance(each, Tensor))
 
     for module in network.modules():
         if not list(module.children()):

@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -69,7 +69,7 @@ class Execution:
         A CPU computes row by row, because there a grouped convolution is slower than its parts.
         """
         if device.type != "cuda":
-            return cls(compiled=compiled, winograd=compiled)
+            return cls(compiled=compiled, winograd=compiled and device.type == "cpu")
         return cls(
             compiled=compiled,
             cuda_graphs=cuda_graphs,
@@ -79,6 +79,10 @@ class Execution:
             combined=compiled,
             pruned=compiled,
         )
+
+    def where(self, *, vectorises: bool) -> "Execution":
+        """The same for a function that vmap may not know: then row by row."""
+        return replace(self, vectorised=self.vectorised and vectorises)
 
     def adapt(self, network: nn.Module) -> nn.Module:
         """`network` with its convolutions as they are to run."""
@@ -100,7 +104,7 @@ class Execution:
         """The same, not captured by itself: as a part of what is captured."""
         together = self.vectorised and rows > 1
         if together:
-            function = torch.func.vmap(function)
+            function = torch.func.vmap(function, randomness="different")
         if self.compiled:
             function = torch.compile(
                 function, dynamic=False, fullgraph=True, options=self.compiler_options() or None

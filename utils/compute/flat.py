@@ -23,8 +23,9 @@ class FlatNetwork:
     """`network` as a function (theta, images) -> logits, theta (P,) in `parameters()` order.
 
     The network's own weights are not used after this. Batch norm, where there is any, works with
-    the statistics of the batch and keeps none, since a pure function has no state. With `dtype` the
-    network computes in it and returns logits of the images' type.
+    the statistics of the batch and keeps none, since a pure function has no state; other buffers
+    are constants, on their device. With `dtype` the network computes in it and returns logits of
+    the images' type.
     """
 
     def __init__(self, network: nn.Module, *, dtype: torch.dtype | None = None) -> None:
@@ -32,18 +33,21 @@ class FlatNetwork:
         self._dtype = dtype
         self._names = [name for name, _ in network.named_parameters()]
         self.shapes = [param.shape for param in network.parameters()]
+        self._constants = float_buffers(network)
 
     def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
         dtype = self._dtype or images.dtype
-        params = dict(zip(self._names, unflatten(theta.to(dtype), self.shapes), strict=True))
-        return functional_call(self._network, params, (images.to(dtype),)).to(images.dtype)
+        state = dict(zip(self._names, unflatten(theta.to(dtype), self.shapes), strict=True))
+        state |= {name: value.to(dtype) for name, value in self._constants.items()}
+        return functional_call(self._network, state, (images.to(dtype),)).to(images.dtype)
 
 
 class TrainingNetwork:
     """`network` as it trains: a function (theta, statistics, images) -> (logits, statistics).
 
-    statistics (S,) are the running means and variances of batch norm; S is 0 where there is none.
-    The network's own weights are not used.
+    statistics (S,) are the running means and variances of batch norm, and whatever other numbers
+    the network keeps in buffers; S is 0 where there are none. Buffers of whole numbers, such as
+    indices, are constants, on their device. The network's own weights are not used.
     """
 
     def __init__(self, network: nn.Module, *, dtype: torch.dtype | None = None) -> None:
@@ -51,7 +55,7 @@ class TrainingNetwork:
         self._dtype = dtype
         self._names = [name for name, _ in network.named_parameters()]
         self._shapes = [param.shape for param in network.parameters()]
-        self._statistics = {name: value.shape for name, value in network.named_buffers()}
+        self._statistics = {name: value.shape for name, value in float_buffers(network).items()}
 
     def __call__(self, theta: Tensor, statistics: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         dtype = self._dtype or images.dtype
@@ -66,8 +70,13 @@ class TrainingNetwork:
         return logits, statistics
 
 
+def float_buffers(network: nn.Module) -> dict[str, Tensor]:
+    """The buffers of floating-point numbers, by name: those that a training may change."""
+    return {name: each for name, each in network.named_buffers() if each.is_floating_point()}
+
+
 def without_batch_counts(network: nn.Module) -> nn.Module:
-    """Drop batch norm's counters, integers that nothing reads; then all buffers are statistics."""
+    """Drop batch norm's counters, whole numbers that nothing reads."""
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             module.num_batches_tracked = None

@@ -118,7 +118,15 @@ def resolve(
 def packaged_yaml(dataset: str, name: str) -> Path | None:
     """configs/<dataset>/<name>.yaml of this repository, or None where it has none."""
     path = CONFIGS / dataset / f"{name}.yaml"
-    return Path(os.path.relpath(path)) if path.exists() else None
+    return shortest(path) if path.exists() else None
+
+
+def shortest(path: Path) -> Path:
+    """`path` from the current folder, where it is on the same drive (Windows has several)."""
+    try:
+        return Path(os.path.relpath(path))
+    except ValueError:
+        return path
 
 
 def nearest_row(dataset: str, ipc: int, method: str | None = None) -> Path | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 
-def describe_environment() -> dict[str, str]:
+def describe_environment(device: torch.device) -> dict[str, str]:
     """Collect the command, versions, commit and device as plain values for a run's record."""
     return {
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -19,13 +19,15 @@ def describe_environment() -> dict[str, str]:
         "torch": str(torch.__version__),
         "torchvision": version("torchvision"),
         "kornia": version("kornia"),
-        "device": _device_name(),
+        "device": _device_name(device),
     }
 
 
-def _device_name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"MPS, {platform.machine()}"
     return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
 
 

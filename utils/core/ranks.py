@@ -37,20 +37,24 @@ def under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def local_rank() -> int | None:
+    """This process's number on its host under torchrun; None without."""
+    return int(os.environ["LOCAL_RANK"]) if under_torchrun() else None
+
+
 @contextmanager
 def process_group() -> Iterator[None]:
     """Join the processes that torchrun started; without torchrun nothing happens.
 
-    Only the main one prints more than errors. After an error the group is not destroyed: that
-    waits for the others, which may wait for this one.
+    They may exchange tensors on the CPU and on CUDA, whichever they compute on. Only the main one
+    prints more than errors. After an error the group is not destroyed: that waits for the others,
+    which may wait for this one.
     """
     if not under_torchrun():
         yield
         return
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT)
     silence = nullcontext() if is_main() else redirect_stdout(io.StringIO())
     with silence:
         yield

@@ -79,9 +79,10 @@ def _says_more_than(beginning: str, record: logging.LogRecord) -> bool:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device's memory or the host's ran out; torch has no type for the latter."""
-    host = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
-    return host or isinstance(error, torch.OutOfMemoryError)
+    """Whether a device's memory or the host's ran out; torch has a type for CUDA's alone."""
+    text = str(error)
+    host = isinstance(error, MemoryError) or "can't allocate memory" in text
+    return host or "MPS backend out of memory" in text or isinstance(error, torch.OutOfMemoryError)
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,4 +1,5 @@
-"""Stop gracefully on SIGINT, SIGTERM, SIGUSR1: save, then print the command that continues.
+"""Stop gracefully on a signal (SIGINT, SIGTERM, SIGUSR1): save, then print the command that
+continues.
 
 A signal raises Interrupted where the script stands. Within `deferred` it is only recorded, for the
 script to look at. A second one ends the process at once; files are whole or absent at any time.
@@ -7,6 +8,7 @@ script to look at. A second one ends the process at once; files are whole or abs
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,8 +17,10 @@ from types import FrameType
 
 from utils.core import ranks
 
-# From a terminal; a batch system or torchrun; Slurm, where --signal=USR1 announces the end.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# From a terminal; a batch system or torchrun; Slurm, where --signal=USR1 announces the end; Ctrl-
+# Break, and what ends a process group, on Windows. Each system has some of them.
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 # A launcher passes on what the terminal has sent to everyone: that is no second signal.
 ECHO_SECONDS = 1.0
 
@@ -96,4 +100,6 @@ def continue_with(*flags: str) -> None:
 def command() -> str:
     """The command line that continues this call."""
     launcher = "torchrun ..." if ranks.under_torchrun() else "python"
-    return f"{launcher} {shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:], *_more_flags])}"
+    words = [os.path.basename(sys.argv[0]), *sys.argv[1:], *_more_flags]
+    quoted = subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+    return f"{launcher} {quoted}"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from networks import NETWORKS
+from networks import is_name
 from utils.core.errors import UserError
 from utils.core.files import is_dense, torch_load, torch_save
 from utils.data.dataset import DATASETS
@@ -161,7 +161,7 @@ _FORMS = {
     "syn_lr": _POSITIVE,
     "dataset": _Form("a known data set", lambda v: _TEXT.fits(v) and v in DATASETS),
     "subset": _Form("text or None", lambda v: v is None or _TEXT.fits(v)),
-    "model": _Form("a known network", lambda v: _TEXT.fits(v) and v in NETWORKS),
+    "model": _Form("a known network", lambda v: _TEXT.fits(v) and is_name(v)),
     "ipc": _COUNT,
     "iteration": _Form("a whole number from 0 on", lambda v: type(v) is int and v >= 0),
     "set": _Form("raw or ema", lambda v: _TEXT.fits(v) and v in ("raw", "ema")),

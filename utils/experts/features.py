@@ -103,7 +103,8 @@ class ExpertFeatures:
     @torch.no_grad()
     def _logits(self, expert: int, epoch: int, images: Tensor) -> Tensor:
         """Compute logits (N, classes) by `expert` after `epoch` epochs, batch by batch."""
-        network, theta = FlatNetwork(self.network), self.experts.params(expert, epoch).to(images)
+        network = FlatNetwork(self.network.to(images.device))
+        theta = self.experts.params(expert, epoch).to(images)
         batches = tqdm(
             _batches(images, images.shape[-1]),
             desc=f"expert {expert} after {epoch} epochs",

@@ -7,10 +7,11 @@ those before it are kept in `finished_expert_<number>.pt`, each a list of one ex
 """
 
 import json
+import os
 import re
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
@@ -246,7 +247,9 @@ def fill_files(folder: Path, numbers: range, *, experts_per_file: int) -> None:
         if own and own[-1] + 1 >= min(first + experts_per_file, numbers.stop):
             files = [path] if path.exists() else []
             files += [finished_file(folder, number) for number in own]
-            torch_save([expert for file in files for expert in read_file(file)], path)
+            # Windows replaces no file that is mapped.
+            read = partial(read_file, mmap=os.name != "nt")
+            torch_save([expert for file in files for expert in read(file)], path)
             behind += len(own)
         _forget(folder, range(first, behind))
 

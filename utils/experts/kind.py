@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from networks import NETWORKS, canonical_name
+from networks import NETWORKS, canonical_name, folder_name
 from utils.compute.cost import fitting_network, network_cost
 from utils.core.errors import UserError
 from utils.data.identity import DataIdentity
@@ -53,7 +53,7 @@ class ExpertKind:
             "ImageNet": [str(self.subset), str(self.res)],
             "folder": [Path(self.data_path).resolve().name, str(self.res)],
         }.get(self.dataset, [] if is_native(self.dataset, self.res) else [str(self.res)])
-        return Path(buffer_path, name, *inner, self.model)
+        return Path(buffer_path, name, *inner, folder_name(self.model))
 
     def command(self, buffer_path: str, script: str = "buffer.py") -> str:
         """The command line that makes these experts, or that calls another script with them."""

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from utils.compute.cohort import Cohort, Recipe, accuracy
+from utils.compute.cohort import Cohort, Recipe, answers
 from utils.compute.execution import PLAIN, Execution
 from utils.core import ranks
 from utils.core.rng import derive_seed, stream
@@ -31,14 +31,31 @@ class Protocol:
     dsa_groups: tuple[str, ...] | None
 
 
+# Of one network, for each class; None for a class without test images.
+ByClass = tuple[float | None, ...]
+# A row for each class: how many of its images were given each label.
+Confusion = Sequence[Sequence[int]]
+MOST_CLASSES = 100  # of which a confusion is kept
+
+
 @dataclass(frozen=True)
 class Accuracies:
     """Test accuracies of equally trained networks, as fractions; where there are images held out,
-    `val` has those of the same networks on them.
+    `val` has those of the same networks on them. `by_class` has those of each network by class; it
+    is empty where some of them were measured before that was kept. `confusion` is the sum of those
+    of the networks.
     """
 
     accs: tuple[float, ...]
     val: "Accuracies | None" = None
+    by_class: tuple[ByClass, ...] = ()
+    confusion: Confusion = ()
+
+    @property
+    def of_classes(self) -> "list[Accuracies | None]":
+        """The accuracies on each class; None for one without test images."""
+        columns = zip(*self.by_class, strict=True)
+        return [None if None in column else Accuracies(column) for column in columns]
 
     @property
     def mean(self) -> float:
@@ -84,17 +101,17 @@ def evaluate(
     seed: int,
     run: EvalExecution = EvalExecution(),
     val: Split | None = None,
-    known: Mapping[int, float] | None = None,
-    keep: Callable[[dict[int, float]], object] = lambda accs: None,
+    known: Mapping[int, "Measured"] | None = None,
+    keep: Callable[[dict[int, "Measured"]], object] = lambda measured: None,
 ) -> Accuracies:
     """Accuracies of `protocol.num_eval` fresh networks `model` trained on images (N, C, H, W), or
     on as many different sets of images for the same labels (N,); measured on `test` and, where it
     is given, on `val`.
 
     Network k depends on `seed` and k alone. Several processes divide the networks among them, in
-    rounds of `run.at_once` each. The accuracies `known`, by k and the same on all processes, are
-    taken over, where there is no `val`; those of each round are given to `keep` on all processes
-    when it ends.
+    rounds of `run.at_once` each; networks with a randomness of their own (dropout) train one by
+    one. What is `known`, by k and the same on all processes, is taken over, where there is no
+    `val`; what each round measures is given to `keep` on all processes when it ends.
     """
     splits = [test] if val is None else [test, val]
     recipe = Recipe(
@@ -107,19 +124,51 @@ def evaluate(
         execution=run.execution,
         dtype=run.dtype,
     )
-    accs: dict[int, tuple[float, ...]] = {k: (acc,) for k, acc in (known or {}).items()}
-    missing = [k for k in range(protocol.num_eval) if k not in accs]
-    for numbers in ranks.rounds_of_this_rank(missing, run.at_once):
-        own: dict[int, tuple[float, ...]] = {}
+    measured: dict[int, list[Measured]] = {k: [each] for k, each in (known or {}).items()}
+    missing = [k for k in range(protocol.num_eval) if k not in measured]
+    at_once = run.at_once if recipe.abilities.repeats else 1
+    for numbers in ranks.rounds_of_this_rank(missing, at_once):
+        own: dict[int, list[Measured]] = {}
         if numbers:
             seen = torch.stack([images[k] for k in numbers]) if isinstance(images, list) else images
-            measured = _train_and_measure(recipe, numbers, seen, labels, splits, lr, protocol, seed)
-            own = dict(zip(numbers, measured, strict=True))
+            found = _train_and_measure(recipe, numbers, seen, labels, splits, lr, protocol, seed)
+            own = dict(zip(numbers, found, strict=True))
         trained = {k: each for part in ranks.gather(own) for k, each in part.items()}
         keep({k: each[0] for k, each in trained.items()})
-        accs |= trained
-    on_test, *on_val = zip(*(accs[k] for k in range(protocol.num_eval)), strict=True)
-    return Accuracies(on_test, *map(Accuracies, on_val))
+        measured |= trained
+    on_test, *on_val = zip(*(measured[k] for k in range(protocol.num_eval)), strict=True)
+    return gathered(on_test, *map(gathered, on_val))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one network reached on the images of a split; `by_class` and `confusion` are empty where
+    unknown, `confusion` also where there are more than MOST_CLASSES.
+    """
+
+    acc: float
+    by_class: ByClass = ()
+    confusion: Confusion = ()
+
+
+def gathered(measured: Sequence[Measured], val: Accuracies | None = None) -> Accuracies:
+    """The accuracies of several networks."""
+    by_class = tuple(each.by_class for each in measured)
+    confusions = [each.confusion for each in measured if each.confusion]
+    total = torch.tensor(confusions).sum(0).tolist() if confusions else ()
+    return Accuracies(
+        tuple(each.acc for each in measured), val, by_class if all(by_class) else (), total
+    )
+
+
+def measure(network: nn.Module, split: Split, num_classes: int) -> Measured:
+    """The accuracies of `network` on the images of `split`."""
+    cells = (split.labels * num_classes + answers(network, split.images)).cpu()
+    counts = cells.bincount(minlength=num_classes**2).view(num_classes, num_classes)
+    hits, totals = counts.diag().tolist(), counts.sum(1).tolist()
+    by_class = tuple(n / of if of else None for n, of in zip(hits, totals, strict=True))
+    confusion = counts.tolist() if num_classes <= MOST_CLASSES else ()
+    return Measured(sum(hits) / len(cells), by_class, confusion)
 
 
 def _train_and_measure(
@@ -131,8 +180,10 @@ def _train_and_measure(
     lr: float,
     protocol: Protocol,
     seed: int,
-) -> list[tuple[float, ...]]:
+) -> list[list[Measured]]:
     """Of each of the networks `numbers` the accuracies on `splits`."""
+    if not recipe.abilities.repeats:
+        torch.manual_seed(derive_seed(seed, "network", *numbers))
     cohort = Cohort(
         recipe,
         [derive_seed(seed, "init", k) for k in numbers],
@@ -153,6 +204,6 @@ def _train_and_measure(
                 generators=generators,
             )
     return [
-        tuple(accuracy(network, split.images, split.labels) for split in splits)
+        [measure(network, split, recipe.num_classes) for split in splits]
         for network in cohort.networks
     ]

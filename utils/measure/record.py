@@ -1,11 +1,18 @@
 """Record what eval.py has measured: whole evaluations, and single networks of unfinished ones.
 
-    eval.json               a list of evaluations: settings, acc_mean, acc_std, accs, data,
-                            environment
-    eval_unfinished.json    a list of networks: settings, network (its number), acc, data
+    eval.json               a list of evaluations: settings, acc_mean, acc_std, accs, acc_by_class,
+                            accs_by_class, confusion, data, environment
+    eval_unfinished.json    a list of networks: settings, network (its number), acc, acc_by_class,
+                            confusion, data
+
+`confusion` has a row for each class: how many of its test images were given each label, summed over
+the networks. Where there are many classes it is missing, and in records of earlier versions; then
+it is that of the networks which have one.
 
 A network follows from its settings, the images that it sees and its number. So one that has been
 trained counts in every evaluation that it belongs to, whatever the number of networks in that.
+Records from before accuracies by class were kept lack these; where they are wanted, the networks
+are measured again.
 """
 
 import json
@@ -15,15 +22,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from utils.compute.device import default_device
 from utils.core import ranks
 from utils.core.errors import UserError
 from utils.core.files import write_text
 from utils.core.locks import locked
 from utils.core.provenance import describe_environment
 from utils.data.identity import KEY
-from utils.measure.protocol import Accuracies
+from utils.measure.protocol import Accuracies, Confusion, Measured
 
 Entry = dict[str, Any]
+BY_CLASS = "accs_by_class"  # of each network
+CONFUSION = "confusion"
 
 
 @dataclass(frozen=True)
@@ -67,21 +77,27 @@ class EvalRecord:
             with locked(self._lock):
                 self._move_aside_if_damaged()
 
-    def networks(self, evaluation: Evaluation) -> dict[int, float]:
-        """Find the accuracies of the networks of `evaluation` that have been trained, by number.
+    def networks(self, evaluation: Evaluation, *, by_class: bool = False) -> dict[int, Measured]:
+        """Find the accuracies of the networks of `evaluation` that have been trained, by number;
+        where they are wanted `by_class`, only those of which that is known.
 
         Networks of an evaluation by more or fewer are what training them again would give. On a
         CUDA device that holds up to rounding, which depends on the networks computed together.
         """
-        return ranks.from_main(self._networks(evaluation) if ranks.is_main() else {})
+        found = self._networks(evaluation) if ranks.is_main() else {}
+        wanted = {k: each for k, each in found.items() if each.by_class or not by_class}
+        return ranks.from_main(wanted)
 
-    def keep(self, evaluation: Evaluation, accs: Mapping[int, float]) -> None:
+    def keep(self, evaluation: Evaluation, measured: Mapping[int, Measured]) -> None:
         """Record networks, by number, of an evaluation that is not whole yet."""
         if ranks.is_main():
             with locked(self._lock):
                 data = {KEY: dict(evaluation.data)}
-                new = [{**evaluation.network(k), "acc": acc, **data} for k, acc in accs.items()]
-                self._write_unfinished([*self._without(evaluation, accs), *new])
+                new = [
+                    {**evaluation.network(k), **_result_of(each), **data}
+                    for k, each in measured.items()
+                ]
+                self._write_unfinished([*self._without(evaluation, measured), *new])
 
     def add(self, evaluation: Evaluation, accuracies: Accuracies) -> None:
         """Record a whole evaluation, once, in place of its networks."""
@@ -92,32 +108,38 @@ class EvalRecord:
             "acc_mean": accuracies.mean,
             "acc_std": accuracies.std,
             "accs": list(accuracies.accs),
+            **_by_class(accuracies),
             KEY: dict(evaluation.data),
-            "environment": describe_environment(),
+            "environment": describe_environment(default_device()),
         }
         with locked(self._lock):
             whole = read_evaluations(self.path)
-            if not any(_matches(description, entry) for entry in whole):
-                _write([*whole, description | result], self.path)
+            same = [entry for entry in whole if _matches(description, entry)]
+            # One that says more takes the place of one from before.
+            if not same or (BY_CLASS in result and all(BY_CLASS not in each for each in same)):
+                others = [entry for entry in whole if entry not in same]
+                _write([*others, description | result], self.path)
             # Last: whoever is interrupted in between has the networks twice, not lost, and the same
             # call again, which finds the evaluation whole, comes by here.
             self._write_unfinished(self._without(evaluation, range(evaluation.num_eval)))
 
-    def _networks(self, evaluation: Evaluation) -> dict[int, float]:
-        found: dict[int, float] = {}
+    def _networks(self, evaluation: Evaluation) -> dict[int, Measured]:
+        found: dict[int, Measured] = {}
         unfinished = self._read_unfinished()
         for k in range(evaluation.num_eval):
             description = evaluation.network(k)
             for entry in unfinished:
                 if _matches(description, entry):
-                    found[k] = entry["acc"]
+                    by_class = tuple(entry.get("acc_by_class", ()))
+                    found[k] = Measured(entry["acc"], by_class, _confusion_of(entry))
         alike = [
             entry for entry in read_evaluations(self.path) if _matches(evaluation.settings, entry)
         ]
         # The one by just as many networks comes last, for its result stands.
-        for entry in sorted(alike, key=lambda entry: len(entry["accs"]) == evaluation.num_eval):
+        wanted = evaluation.num_eval
+        for entry in sorted(alike, key=lambda entry: _nearness(len(entry["accs"]), wanted)):
             if _matches(evaluation.whole(len(entry["accs"])), entry):
-                found |= dict(enumerate(entry["accs"][: evaluation.num_eval]))
+                found |= dict(enumerate(_measured(entry, wanted)))
         return found
 
     def _without(self, evaluation: Evaluation, numbers: Iterable[int]) -> list[Entry]:
@@ -159,6 +181,54 @@ def read_evaluations(path: Path) -> list[Entry]:
     return entries
 
 
+def _by_class(accuracies: Accuracies) -> Entry:
+    """The accuracies by class, in their order: means, and those of each network; the confusion."""
+    confusion = {CONFUSION: accuracies.confusion} if accuracies.confusion else {}
+    if not accuracies.by_class:
+        return confusion
+    means = [each and each.mean for each in accuracies.of_classes]
+    return {"acc_by_class": means, BY_CLASS: list(map(list, accuracies.by_class)), **confusion}
+
+
+def _result_of(measured: Measured) -> Entry:
+    by_class = {"acc_by_class": list(measured.by_class)} if measured.by_class else {}
+    confusion = {CONFUSION: measured.confusion} if measured.confusion else {}
+    return {"acc": measured.acc, **by_class, **confusion}
+
+
+def _nearness(number: int, wanted: int) -> tuple[bool, bool, int]:
+    """How much of what is `wanted` networks an evaluation by `number` of them says."""
+    return number == wanted, number <= wanted, number
+
+
+def _measured(entry: Entry, most: int) -> list[Measured]:
+    """The first networks of a whole evaluation, at most so many; where these are all, the first has
+    the confusion of all of them.
+    """
+    accs = entry["accs"]
+    by_class = entry.get(BY_CLASS) or [()] * len(accs)
+    whole = _confusion_of(entry) if len(accs) <= most else ()
+    pairs = zip(accs[:most], by_class[:most], strict=True)
+    return [Measured(acc, tuple(each), () if k else whole) for k, (acc, each) in enumerate(pairs)]
+
+
+def _confusion_of(entry: Entry) -> Confusion:
+    """The confusion of an entry, empty where it has none."""
+    value: Any = entry.get(CONFUSION, ())
+    classes = len(entry.get("acc_by_class") or ())
+    return value if is_confusion(value) and len(value) == classes else ()
+
+
+def is_confusion(value: Any) -> bool:
+    """Whether it is a square of counts."""
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(row, list) and len(row) == len(value) for row in value)
+        and all(type(count) is int and count >= 0 for row in value for count in row)
+    )
+
+
 def _matches(description: Mapping[str, Any], entry: Entry) -> bool:
     return description.items() <= entry.items()
 
@@ -171,6 +241,7 @@ def _is_whole(entry: Any) -> bool:
     return (
         bool(accs)
         and len(accs) == entry.get("num_eval")
+        and _are_by_class(entry.get(BY_CLASS, [[]] * len(accs)), len(accs))
         and all(_is_fraction(acc) for acc in [*accs, entry.get("acc_mean"), entry.get("acc_std")])
         and all(isinstance(entry.get(name), str) for name in ("trained_on", "model"))
     )
@@ -181,6 +252,17 @@ def _is_network(entry: Any) -> bool:
         isinstance(entry, dict)
         and isinstance(entry.get("network"), int)
         and _is_fraction(entry.get("acc"))
+        and _are_by_class([entry.get("acc_by_class", [])], 1)
+    )
+
+
+def _are_by_class(rows: Any, count: int) -> bool:
+    """Whether these are the accuracies by class of so many networks."""
+    return (
+        isinstance(rows, list)
+        and len(rows) == count
+        and all(isinstance(row, list) and len(row) == len(rows[0]) for row in rows)
+        and all(value is None or _is_fraction(value) for row in rows for value in row)
     )
 
 

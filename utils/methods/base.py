@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from networks import build_network
+from utils.compute.contract import abilities
 from utils.compute.device import compute_dtype
 from utils.compute.execution import Execution
 from utils.data.augment import active_groups
@@ -145,6 +146,13 @@ class Setting:
             dsa_groups=active_groups(dsa=augments, strategy=options.dsa_strategy),
             execution=Execution.on(
                 labels.device, compiled=plan.compiled, cuda_graphs=options.cuda_graphs
+            ).where(
+                vectorises=abilities(
+                    options.model,
+                    channels=data.channels,
+                    num_classes=data.num_classes,
+                    image_size=data.image_size,
+                ).vectorises
             ),
             dtype=compute_dtype(options.precision),
             unroll=plan.unroll,
@@ -187,6 +195,7 @@ class MethodSpec:
     needs_experts: bool = False
     # (options, data, experts) -> the images that a run begins with, and their soft labels, if any
     initial: Callable[[Any, ImageDataset, Any], tuple[Tensor, Tensor | None]] = real_or_noise
+    takes_features: bool = False  # what goes into the last linear layer of networks
     # What is found where nobody gives it; is_open(name) says so of a flag. Before the run from
     # (options, *, epochs, steps_an_epoch, is_open), of the experts; when it begins from (options,
     # method, initial images, *, is_open).

@@ -217,6 +217,7 @@ DM = MethodSpec(
     title=lambda config: "DM",
     build=DistributionMatching.build,
     count_work=count_work,
+    takes_features=True,
     learned=lambda options, images, soft: [Learned("images", images, options.lr_img, "lr_img")],
     syn_lr=lambda options: options.lr_net,
     if_not_finite="the loss is not finite: lower --lr_img",

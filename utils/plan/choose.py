@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from utils.compute.contract import UntraceableError
 from utils.compute.cost import Training, pieces_within
 from utils.core import ranks
 from utils.core.errors import UserError
@@ -140,8 +141,13 @@ def choose_compile(
     price = layers * machine.speed.compile_seconds
     if seconds - seconds * (1 - machine.speed.saved[kind]) <= price:
         return False
+    if machine.device == "mps":
+        return False  # what the compiler makes for it has not been tried here
     try:
         machine.check_compiles()
+    except UntraceableError as error:
+        machine.say(f"compile auto: off, {error.problem}")
+        return False
     except UserError:
         machine.say("compile auto: off, compiling fails here: is there a C++ compiler (g++)?")
         return False

@@ -54,7 +54,8 @@ class DistillCall:
         """Decide what auto stands for, in a call that begins or goes on from its `checkpoint`."""
         begun = checkpoint or {"how": {}, "state": {"iteration": -1}, "evaluated": -1}
         work = count_work(options, size, machine.processes)
-        plan = plan_run(options, size, work, machine, recorded=begun["how"])
+        compiling = machine.compiling(options.model, size.shape)
+        plan = plan_run(options, size, work, compiling, recorded=begun["how"])
         return cls(options, size, plan, machine, begun["state"]["iteration"], begun["evaluated"])
 
     @property

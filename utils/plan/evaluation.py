@@ -6,7 +6,14 @@ from pathlib import Path
 
 from networks import CROSS_ARCHITECTURE
 from utils.compute.cohort import images_per_test_batch
-from utils.compute.cost import FLOAT_BYTES, NetworkCost, inference_bytes
+from utils.compute.cost import (
+    FLOAT_BYTES,
+    NetworkCost,
+    UnfitError,
+    fitting_models,
+    inference_bytes,
+)
+from utils.core.errors import UserError
 from utils.data.distilled import SyntheticSet
 from utils.data.source import Source
 from utils.experts.features import ExpertFeatures
@@ -19,7 +26,7 @@ from utils.plan.sizes import DataSize
 
 # Of the features of a class: a copy, what is compared with a point, and the differences.
 RULE_COPIES = 3
-RECORD_BYTES = 10**5  # eval.json
+RECORD_BYTES = 10**6  # eval.json
 
 
 @dataclass(frozen=True)
@@ -34,9 +41,28 @@ class EvalCall:
 
     @property
     def models(self) -> Sequence[str]:
-        """The networks to train."""
-        own = CROSS_ARCHITECTURE if self.options.eval_mode == "M" else [self.distilled.model]
-        return self.options.model or own
+        """The networks to train: of those of --eval_mode M the ones that fit the images."""
+        if self.options.eval_mode == "M":
+            return fitting_models(CROSS_ARCHITECTURE, **self.size.shape)[0]
+        return self.options.model or [self.distilled.model]
+
+    @property
+    def left_out(self) -> list[str]:
+        """What the other networks of --eval_mode M need."""
+        if self.options.eval_mode != "M":
+            return []
+        return fitting_models(CROSS_ARCHITECTURE, **self.size.shape)[1]
+
+    def check_models(self) -> None:
+        """UserError where a network cannot be trained on the images of the set."""
+        for model in self.models:
+            try:
+                self.size.network(model)
+            except UnfitError as error:
+                raise UserError(
+                    f"{error.problem}; {error.needs}: name others by --model, or take --eval_mode "
+                    "M, which leaves out what does not fit"
+                ) from None
 
     @property
     def batch_size(self) -> int:

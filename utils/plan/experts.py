@@ -31,7 +31,7 @@ class ExpertsCall:
         """Decide what auto stands for."""
         plan = plan_training(
             size.experts_training(options),
-            machine,
+            machine.compiling(options.model, size.shape),
             networks=options.num_experts,
             missing=len(missing),
             compile=options.compile,

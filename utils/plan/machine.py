@@ -11,6 +11,7 @@ from typing import Literal
 import psutil
 import torch
 
+from utils.compute.contract import check_traceable
 from utils.compute.cost import Training
 from utils.compute.execution import check_compiles
 from utils.core import ranks
@@ -63,7 +64,7 @@ class Machine:
     """What a process of a call computes on.
 
     Attributes:
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" or "mps".
         free, host: bytes that are free on the device and in the host's memory.
         held: bytes of the host's memory that this process holds already.
         processes, processes_here: of the whole call, and those that share this host.
@@ -105,6 +106,15 @@ class Machine:
     def imagined(self) -> "Machine":
         """The same to plan for alone: nothing is tried, nothing said."""
         return replace(self, check_compiles=Machine.check_compiles, say=Machine.say)
+
+    def compiling(self, model: str, shape: Mapping[str, int]) -> "Machine":
+        """The same for steps of the network `model`, which the compiler may not follow."""
+
+        def check() -> None:
+            check_traceable(model, **shape)
+            self.check_compiles()
+
+        return replace(self, check_compiles=check)
 
     def with_processes(self, here: int) -> "Machine":
         """The same for a call of so many processes on this host, as many on each other one."""

@@ -4,7 +4,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from utils.compute.cohort import images_per_test_batch
-from utils.compute.cost import FLOAT_BYTES, NetworkCost, Training, inference_bytes, network_cost
+from utils.compute.cost import (
+    FLOAT_BYTES,
+    NetworkCost,
+    Training,
+    fitting_models,
+    inference_bytes,
+    network_cost,
+)
 from utils.compute.device import default_device, use_precision
 from utils.config.resolve import Resolved
 from utils.data.dataset import find_dataset
@@ -43,10 +50,17 @@ class DataSize:
         """Bytes of `images` in float32."""
         return FLOAT_BYTES * self.values * images
 
+    @property
+    def shape(self) -> dict[str, int]:
+        """What a network is made for."""
+        return {
+            "channels": self.channels,
+            "num_classes": self.classes,
+            "image_size": self.image_size,
+        }
+
     def network(self, model: str) -> NetworkCost:
-        return network_cost(
-            model, channels=self.channels, num_classes=self.classes, image_size=self.image_size
-        )
+        return network_cost(model, **self.shape)
 
     def training(self, model: str, images: int, *, batch: int, epochs: int) -> Training:
         """That of a network `model` on so many images, in batches of at most `batch`."""
@@ -64,7 +78,7 @@ class DataSize:
         images, epochs = self.classes * options.ipc, options.epoch_eval_train
         return [
             self.training(model, images, batch=options.batch_train, epochs=epochs)
-            for model in options.evaluation_models
+            for model in fitting_models(options.evaluation_models, **self.shape)[0]
         ]
 
     def cohort_bytes(self, training: Training, *, at_once: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from networks import folder_name
 from utils.core import ranks
 from utils.core.errors import UserError
 from utils.core.files import torch_load, torch_save, write_text
@@ -42,7 +43,8 @@ class RunDir:
         """Name the directory of a run with these options of distill_att.py; it need not exist."""
         if not run_name or run_name in (".", "..") or Path(run_name).name != run_name:
             raise UserError(f"--run_name {run_name!r} must be the name of one folder, without '/'")
-        parts = (options.dataset, options.subset or "", options.model, f"ipc{options.ipc}")
+        model = folder_name(options.model)
+        parts = (options.dataset, options.subset or "", model, f"ipc{options.ipc}")
         return cls(Path(options.save_path, *parts, run_name))
 
     def unused(self) -> "RunDir":

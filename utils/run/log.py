@@ -86,7 +86,7 @@ class MetricsLog:
         if not ranks.is_main():
             return
         try:
-            with open(self._path, "a", encoding="utf-8") as file:
+            with open(self._path, "a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror}") from error

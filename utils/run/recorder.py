@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from utils.compute.cost import fitting_models
 from utils.compute.device import compute_dtype
 from utils.compute.execution import Execution
 from utils.core import ranks
@@ -43,7 +44,8 @@ class Recorder:
     """Writes the files of one run; of several processes the main one, the others evaluate along.
 
     `how` is what `auto` was taken for; `evaluations_left` counts those behind an iteration. Both
-    the raw and the EMA images are evaluated; the first of `evaluation_models` decides which
+    the raw and the EMA images are evaluated by those of `evaluation_models` that fit them; the
+    first decides which
     iteration is the best, per set, by `select`: a key of BEST. `best` holds those accuracies,
     `evaluated` is the iteration of the last evaluation.
     """
@@ -65,7 +67,12 @@ class Recorder:
         self.run, self.method, self.data, self.labels = run, method, data, labels
         self.identity = identity
         self.options, self.how, self.evaluations_left = options, how, evaluations_left
-        self.models = options.evaluation_models
+        self.models, _ = fitting_models(
+            options.evaluation_models,
+            channels=data.channels,
+            num_classes=data.num_classes,
+            image_size=data.image_size,
+        )
         self.num_experts = 0 if experts is None else len(experts)
         self.log = MetricsLog(run.path, wandb_mode=options.wandb)
         self.evaluation = EvalExecution(
@@ -94,7 +101,7 @@ class Recorder:
             self.config,
             experts=known if experts is None else experts.settings | known,
             images=identity,
-            environment=describe_environment() | {"processes": str(ranks.world())},
+            environment=describe_environment(labels.device) | {"processes": str(ranks.world())},
         )
 
     def begin(self) -> None:

@@ -61,8 +61,13 @@ class WandbFollower:
 
     @classmethod
     def start(cls, folder: Path, mode: str) -> "WandbFollower | None":
-        """Follow the log in `folder`; None where `mode` is disabled or no process can start."""
+        """Follow the log in `folder`; None where `mode` is disabled or no process can start. The
+        process needs what Windows does not have; there the log can be sent afterwards.
+        """
         if mode == "disabled":
+            return None
+        if not hasattr(signal, "alarm"):
+            tqdm.write(_unsent(folder, "no wandb beside a run on Windows"))
             return None
         try:
             return cls(folder, mode)
@@ -166,7 +171,7 @@ def send(
     A call of wandb that takes more than `limit` seconds ends the process (0: no limit). Returns
     what to say: where the wandb run is.
     """
-    signal.alarm(limit)
+    _end_after(limit)
     import wandb
 
     run = wandb.init(
@@ -184,7 +189,7 @@ def send(
     while status is None:
         status = ended()  # first: what was written before the end is read
         for line in log.new_lines():
-            signal.alarm(limit)
+            _end_after(limit)
             with suppress(ValueError, RecursionError):  # a line that a killed call has cut off
                 if isinstance(record := json.loads(line), dict):
                     run.log(record)
@@ -193,6 +198,12 @@ def send(
         files = shlex.quote(os.path.dirname(run.dir))
         return f"wandb logged offline; to upload: wandb sync {files}"
     return f"sent to wandb: {run.url}"
+
+
+def _end_after(seconds: int) -> None:
+    """End this process unless this is called again in time; 0: never."""
+    if hasattr(signal, "alarm"):
+        signal.alarm(seconds)
 
 
 def send_beside_a_run(folder: Path, mode: str) -> None:

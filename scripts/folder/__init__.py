@@ -1,0 +1,1 @@
+"""One command for a folder of pictures: look, choose for the time given, distil, measure, show."""
