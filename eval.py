@@ -254,6 +254,7 @@ class Measurement:
             lr=training_set.lr,
             protocol=protocol,
             seed=derive_seed(options.seed, "draw", 0),
+            label_form=training_set.label_form,
             run=self.how_to_run(training_set, model),
             known=known,
             keep=keep,

@@ -18,7 +18,7 @@ from utils.methods.trajectory.lengths import DISTANCES, att, fixed
 from utils.methods.trajectory.matching import Objective, match_by_adjoint, match_by_autograd
 from utils.methods.trajectory.pruning import prune_dissimilar
 from utils.methods.unroll import engine
-from utils.methods.unroll.losses import soft_loss
+from utils.methods.unroll.losses import training_loss
 from utils.methods.unroll.optimisers import OPTIMISERS, PLAIN_SGD, Adam, first_state
 from utils.methods.unroll.problem import Problem, draw_problem
 from utils.methods.unroll.steps import Loss, Steps
@@ -598,7 +598,7 @@ def soft(case, form):
     torch.manual_seed(5)
     logits = torch.randn(len(case.labels), CLASSES, dtype=torch.float64)
     labels = logits if form == "logits" else logits.softmax(1)
-    loss = soft_loss(case.network, form)
+    loss = training_loss(case.network, form)
     return replace(case, loss=loss), labels.requires_grad_()
 
 
@@ -624,7 +624,7 @@ def test_labels_are_learned(form, rows, micro_batch, execution):
 def test_soft_labels_of_one_class_are_hard_labels():
     case = make_case(syn_steps=4, batch_syn=4)
     probabilities = F.one_hot(case.labels, CLASSES).double()
-    loss = soft_loss(case.network, "probabilities")
+    loss = training_loss(case.network, "probabilities")
     hard, soft = case.adjoint(fixed), replace(case, loss=loss, labels=probabilities).adjoint(fixed)
     assert_same(soft, hard)
 

@@ -11,8 +11,15 @@ from typing import Any
 from networks import canonical_name
 from scripts.results.runs import Record, Run
 from utils.measure.protocol import Accuracies
+from utils.measure.sets import SOFT
 
-SETS = {"distilled raw": "raw", "distilled ema": "ema"}  # by what eval.json calls them
+# By what eval.json calls them. Soft labels store more numbers an image: a column of their own.
+SETS = {
+    "distilled raw": "raw",
+    "distilled ema": "ema",
+    f"distilled raw{SOFT}": f"raw{SOFT}",
+    f"distilled ema{SOFT}": f"ema{SOFT}",
+}
 COLUMNS = ("trained_on", "set", "network", "mean", "std", "n", "epochs", "seed", "chosen_by")
 
 
@@ -87,13 +94,19 @@ def _logged(run: Run) -> Iterator[dict[str, Any]]:
         return
     own = canonical_name(options.evaluation_models[0])
     for trained_on, name in SETS.items():
-        of_set = [record for record in evals if record.get("set") == name]
+        of_set = [record for record in evals if _set_of(record) == name]
         by_own = [record for record in of_set if canonical_name(record["model"]) == own]
         chosen = _chosen(by_own, options.select)
         for record in of_set:
             if record["iteration"] == chosen:
                 epochs = options.epoch_eval_train
                 yield _row(trained_on, record, epochs, options.seed, options.select)
+
+
+def _set_of(record: Record) -> str:
+    """What a logged evaluation trained on, as in SETS."""
+    name = str(record.get("set"))
+    return f"{name}{SOFT}" if record.get("labels") == "soft" else name
 
 
 def logged_evaluations(run: Run) -> list[Record]:

@@ -7,7 +7,6 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from networks import build_network
 from utils.compute.batches import Batches, alike, draw_batches, steps_per_block
@@ -20,6 +19,7 @@ from utils.compute.flat import (
     unflatten,
     without_batch_counts,
 )
+from utils.compute.labels import cross_entropy, likeliest
 from utils.compute.sharpness import Sharpness
 
 CPU = torch.device("cpu")
@@ -45,6 +45,7 @@ class Recipe:
     sharpness: Sharpness | None = None  # None: steps along the plain gradient
     execution: Execution = PLAIN
     dtype: torch.dtype | None = None  # that the network computes in; None: that of the images
+    label_form: str | None = None  # of soft labels; None: labels are classes
 
     def build(self, seed: int) -> nn.Module:
         """A fresh network, on the CPU."""
@@ -128,12 +129,13 @@ class Cohort:
         generators: Sequence[torch.Generator],
     ) -> Progress:
         """`epochs` passes by SGD over images (N, C, H, W), or (k, N, C, H, W) with different ones
-        for each network, and labels (N,); order and augmentation of network j come from
-        `generators[j]` (CPU). Every batch gets one draw of DSA from `dsa_groups`, if there are any.
+        for each network, and labels (N,), or (N, classes) of the recipe's form. Order and
+        augmentation of network j come from `generators[j]` (CPU). Every batch gets one draw of DSA
+        from `dsa_groups`, if there are any.
         """
         count, k, offset = len(labels), len(self.networks), 0
         if images.dim() == 5:
-            images, labels = images.flatten(0, 1), labels.repeat(k)
+            images, labels = images.flatten(0, 1), torch.cat([labels] * k)
             offset = count
         plan = zip(
             *(
@@ -243,7 +245,8 @@ def _gradient_and_value(recipe: Recipe, rows: int, device: torch.device) -> Grad
         theta: Tensor, statistics: Tensor, x: Tensor, y: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         logits, statistics = network(theta, statistics, x)
-        return F.cross_entropy(logits, y), (statistics, (logits.argmax(1) == y).sum())
+        hits = (logits.argmax(1) == likeliest(y, recipe.label_form)).sum()
+        return cross_entropy(logits, y, recipe.label_form), (statistics, hits)
 
     @torch.enable_grad()
     def by_autograd(

@@ -40,6 +40,8 @@ class SyntheticSet:
     config: Mapping[str, Any]
     rewinds: tuple[Mapping[str, Any], ...] = ()  # the run's, see OuterState
     data: Mapping[str, Any] | None = None  # the DataIdentity that it was distilled from
+    soft_labels: Tensor | None = None  # (classes * ipc, classes), where they are learned
+    label_form: str | None = None  # of soft labels: logits or probabilities
 
     def save(self, path: Path, *, include_whitening: bool) -> None:
         """Write the set, atomically.
@@ -57,6 +59,9 @@ class SyntheticSet:
         }
         if self.data is not None:
             values[KEY] = dict(self.data)
+        if self.soft_labels is not None:
+            values["soft_labels"] = self.soft_labels.detach().cpu().float()
+            values["label_form"] = self.label_form
         torch_save(values | self.normalisation.to_dict(include_whitening), path)
 
     @classmethod
@@ -78,6 +83,8 @@ class SyntheticSet:
             config=values["config"],
             rewinds=tuple(values.get("rewinds", ())),
             data=values.get(KEY),
+            soft_labels=values.get("soft_labels"),
+            label_form=values.get("label_form"),
             normalisation=Normalisation.from_dict(values),
         )
 
@@ -107,6 +114,17 @@ def _relations(values: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
     yield len(labels) == count, f"it has {count} images and {len(labels)} labels"
     least, most = labels.min().item(), labels.max().item()
     yield least >= 0 and most < classes, f"labels {least} to {most} are not of {classes} classes"
+    soft = values.get("soft_labels")
+    if soft is not None:
+        shape = [*soft.shape]
+        yield shape == [count, classes], f"soft labels {shape} are not of {count} x {classes}"
+        sums = soft.sum(1)
+        are_shares = bool((soft >= 0).all() and (sums - 1).abs().max() < 1e-3)
+        yield (
+            are_shares or values.get("label_form") != "probabilities",
+            "its soft labels are no probabilities",
+        )
+    yield (soft is None) == ("label_form" not in values), "it has one of soft_labels, label_form"
     res = values["config.res"]
     yield res is None or size == [res, res], f"images of {size} pixels are not of res {res}"
     for name in ("mean", "std"):
@@ -180,6 +198,10 @@ _OPTIONAL = {
     "zca_mean": _Form("a finite float tensor (D,)", partial(_is_finite, dims=1)),
     "zca_matrix": _Form("a finite float tensor (D, D)", partial(_is_finite, dims=2)),
     KEY: _Form("a record of images", is_identity),
+    "soft_labels": _Form("a finite float tensor (N, classes)", partial(_is_finite, dims=2)),
+    "label_form": _Form(
+        "logits or probabilities", lambda v: _TEXT.fits(v) and v in ("logits", "probabilities")
+    ),
     "config.buffer_path": _TEXT,
     "config.flat": _BOOL,
     "config.val_fraction": _Form(

@@ -99,14 +99,15 @@ def evaluate(
     lr: float,
     protocol: Protocol,
     seed: int,
+    label_form: str | None = None,
     run: EvalExecution = EvalExecution(),
     val: Split | None = None,
     known: Mapping[int, "Measured"] | None = None,
     keep: Callable[[dict[int, "Measured"]], object] = lambda measured: None,
 ) -> Accuracies:
     """Accuracies of `protocol.num_eval` fresh networks `model` trained on images (N, C, H, W), or
-    on as many different sets of images for the same labels (N,); measured on `test` and, where it
-    is given, on `val`.
+    on as many different sets of images for the same labels: (N,), or (N, classes) of a
+    `label_form`; measured on `test` and, where it is given, on `val`.
 
     Network k depends on `seed` and k alone. Several processes divide the networks among them, in
     rounds of `run.at_once` each; networks with a randomness of their own (dropout) train one by
@@ -123,6 +124,7 @@ def evaluate(
         weight_decay=WEIGHT_DECAY,
         execution=run.execution,
         dtype=run.dtype,
+        label_form=label_form,
     )
     measured: dict[int, list[Measured]] = {k: [each] for k, each in (known or {}).items()}
     missing = [k for k in range(protocol.num_eval) if k not in measured]

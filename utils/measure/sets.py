@@ -1,7 +1,7 @@
 """What eval.py trains networks on: the distilled set, and real images to compare it with."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 import torch
@@ -14,11 +14,13 @@ from utils.data.real_images import class_labels
 from utils.experts.features import ExpertFeatures
 from utils.measure.selection import SELECTIONS, select
 
+SOFT = ", soft labels"  # behind the name of a set that has some
+
 
 @dataclass(frozen=True)
 class TrainingSet:
     """What networks are trained on, and how: images (N, C, H, W) for all of them, or different ones
-    for each, with labels (N,).
+    for each, with labels (N,), or (N, classes) of a `label_form`.
     """
 
     name: str
@@ -26,6 +28,7 @@ class TrainingSet:
     labels: Tensor
     lr: float
     epochs: int
+    label_form: str | None = None
 
     @cached_property
     def digest(self) -> Callable[[range], str]:
@@ -55,18 +58,25 @@ def training_sets(
     epochs: int,
     epochs_full: int,
 ) -> Iterator[TrainingSet]:
-    """Yield the distilled set, then real images: as many by each of `selections`, and with `full`
+    """Yield the distilled set, with its soft labels where it has some and with the classes
+    alone, then real images: as many by each of `selections`, and with `full`
     all of them, at the rate `lr_real`. Each set is made when its turn comes; all processes must
     take them together.
     """
     device = data.test.images.device
-    yield TrainingSet(
+    dtype = data.test.images.dtype
+    hard = TrainingSet(
         f"distilled {distilled.set}",
-        distilled.images.to(device, data.test.images.dtype),
+        distilled.images.to(device, dtype),
         distilled.labels.to(device),
         distilled.syn_lr,
         epochs,
     )
+    if distilled.soft_labels is not None:
+        soft = distilled.soft_labels.to(device, dtype)
+        name = f"{hard.name}{SOFT}"
+        yield replace(hard, name=name, labels=soft, label_form=distilled.label_form)
+    yield hard
     labels = class_labels(data.num_classes, distilled.ipc, device)
     for name in selections:
         chosen = select(

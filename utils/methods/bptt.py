@@ -23,7 +23,7 @@ from utils.core.errors import UserError
 from utils.core.rng import derive_seed, stream
 from utils.data.dataset import Split
 from utils.methods.base import Learned, MethodSpec, Setting, Step, Work
-from utils.methods.unroll.losses import BatchLoss, hard_loss
+from utils.methods.unroll.losses import BatchLoss, training_loss
 from utils.methods.unroll.optimisers import OPTIMISERS
 from utils.methods.unroll.options import UnrollOptions
 from utils.methods.unroll.problem import draw_problem
@@ -125,7 +125,7 @@ class BackPropagation:
         self._norm: float | None = None  # moving average of the length of the images' gradient
         network = execution.adapt(fresh(0)).to(labels.device)
         self._students = Students(
-            hard_loss(FlatNetwork(network, dtype=dtype)),
+            training_loss(FlatNetwork(network, dtype=dtype)),
             count=students,
             engine=engine,
             execution=execution,

@@ -59,6 +59,11 @@ class OuterState:
         return self.learned["images"]
 
     @property
+    def soft_labels(self) -> Tensor | None:
+        """(N, classes), where they are learned."""
+        return self.learned.get("labels")
+
+    @property
     def syn_lr(self) -> float:
         return self.learned["syn_lr"].item() if "syn_lr" in self.learned else self._given_syn_lr
 

@@ -67,6 +67,7 @@ class Recorder:
         self.run, self.method, self.data, self.labels = run, method, data, labels
         self.identity = identity
         self.options, self.how, self.evaluations_left = options, how, evaluations_left
+        self.label_form = METHODS[options.method].label_form(options)
         self.models, _ = fitting_models(
             options.evaluation_models,
             channels=data.channels,
@@ -140,7 +141,13 @@ class Recorder:
         self.log.say(f"{reason}: now {entry['rate']} {entry['value']:.3g}")
 
     def _measured_by(self) -> dict[str, Any]:
-        return {**asdict(self.protocol), "model": self.models[0], "select": self.options.select}
+        soft = {"labels": self.label_form} if self.label_form else {}
+        return {
+            **asdict(self.protocol),
+            "model": self.models[0],
+            "select": self.options.select,
+            **soft,
+        }
 
     def log_step(self, state: OuterState, step: Step, seconds: float) -> None:
         """Log the step that `state` has just taken; after a few, say how long the rest takes."""
@@ -217,6 +224,8 @@ class Recorder:
             config=self.config,
             rewinds=tuple(state.rewinds),
             data=self.identity.to_dict(),
+            soft_labels=state.soft_labels,
+            label_form=self.label_form,
         ).save(self.run.distilled(tag), include_whitening=include_whitening)
         pixels = self.data.normalisation.inverse(images)
         save_grid(pixels, self.run.picture(tag), ipc=self.options.ipc)
@@ -232,13 +241,14 @@ class Recorder:
             for model in self.models:
                 accuracies = evaluate(
                     images,
-                    self.labels,
+                    self.labels if state.soft_labels is None else state.soft_labels,
                     self.data.test,
                     num_classes=self.data.num_classes,
                     model=model,
                     lr=state.syn_lr,
                     protocol=self.protocol,
                     seed=derive_seed(self.options.seed, "evaluation", state.iteration, set),
+                    label_form=self.label_form,
                     run=self.evaluation,
                     val=self.data.val,
                 )
@@ -250,6 +260,7 @@ class Recorder:
                     acc_mean=accuracies.mean,
                     acc_std=accuracies.std,
                     accs=list(accuracies.accs),
+                    **({"labels": "soft"} if self.label_form else {}),
                     **_held_out_record(accuracies.val),
                 )
                 line = f"iteration {state.iteration:6}  {set:3}  {model:10} {accuracies}"

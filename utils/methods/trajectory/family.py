@@ -41,6 +41,11 @@ def _initial(
     return images, logits_of_right_experts(features, images, labels)
 
 
+def label_form(options: Any) -> str | None:
+    """What learned labels are."""
+    return "logits" if options.soft_labels else None
+
+
 def _learned(options: Any, images: Tensor, soft: Tensor | None) -> Sequence[Learned]:
     labels = (
         []
@@ -122,6 +127,7 @@ def _relative(summary: str, check: Any = _check, **presets: Any) -> MethodSpec:
         "lower --lr_img, --lr_lr, --lr_teacher or --syn_steps",
         needs_experts=True,
         initial=_initial,
+        label_form=label_form,
         find_lengths=find_lengths,
         find_rates=find_rates,
         stalled=stalled,

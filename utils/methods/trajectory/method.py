@@ -24,7 +24,7 @@ from utils.methods.trajectory.matching import (
 )
 from utils.methods.trajectory.pruning import prune_dissimilar
 from utils.methods.trajectory.starts import StartEpochs
-from utils.methods.unroll.losses import hard_loss, soft_loss
+from utils.methods.unroll.losses import training_loss
 from utils.methods.unroll.problem import Problem, draw_problem
 from utils.methods.unroll.stop import NOTHING, Distance, LengthPolicy
 from utils.methods.unroll.students import Students
@@ -79,7 +79,7 @@ class TrajectoryMatching:
         self._trajectories = trajectories
         self._log_distances = log_distances
         self._students = Students(
-            soft_loss(network, "logits") if soft_labels else hard_loss(network),
+            training_loss(network, "logits" if soft_labels else None),
             count=trajectories,
             engine=engine,
             execution=execution,

@@ -1,0 +1,27 @@
+"""The loss of logits against labels: one class for each image, or something about every class."""
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+from torch.nn import functional as F
+
+# What soft labels (..., C) are -> probabilities
+LABEL_FORMS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "probabilities": lambda labels: labels,
+    "logits": lambda labels: labels.softmax(-1),
+}
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, form: str | None = None) -> Tensor:
+    """The mean over logits (B, C) of -sum_c p_c log softmax(logits)_c, a scalar.
+
+    Without a form labels (B,) are classes, whose p is 1. Soft ones (B, C) have one of LABEL_FORMS.
+    """
+    if form is None:
+        return F.cross_entropy(logits, labels)
+    return -(LABEL_FORMS[form](labels) * F.log_softmax(logits, 1)).sum(1).mean()
+
+
+def likeliest(labels: Tensor, form: str | None = None) -> Tensor:
+    """The class (B,) that labels name, or find the likeliest."""
+    return labels if form is None else labels.argmax(-1)
