@@ -195,7 +195,7 @@ class MethodSpec:
     needs_experts: bool = False
     # (options, data, experts) -> the images that a run begins with, and their soft labels, if any
     initial: Callable[[Any, ImageDataset, Any], tuple[Tensor, Tensor | None]] = real_or_noise
-    # What the soft labels are that networks train on, a key of LABEL_FORMS; None: labels are classes
+    # What soft labels are that networks train on, a key of LABEL_FORMS; None: labels are classes
     label_form: Callable[[Any], str | None] = lambda options: None
     takes_features: bool = False  # what goes into the last linear layer of networks
     # What is found where nobody gives it; is_open(name) says so of a flag. Before the run from
