@@ -116,7 +116,7 @@ def prepare(resolved: Resolved[DistillOptions]) -> Prepared:
     """Find images, experts and run, record in `resolved` what they settle, and plan the call."""
     check_flags(resolved)
     source = settle_images(resolved)
-    check_ipc(resolved.options.ipc, source.labels["train"], source.class_names)
+    check_choices(resolved.options, source)
     images = identity_of(source, resolved.options.data_path)
     experts = open_chosen_experts(resolved, source, images)
     run = name_run(resolved)
@@ -134,11 +134,19 @@ def check_flags(resolved: Resolved[DistillOptions]) -> None:
     options = resolved.options
     check_own_flags(options.method, resolved.sources)
     METHODS[options.method].check(options, resolved.given_by_hand)
-    if options.select == "val" and options.val_fraction == 0:
+
+
+def check_choices(options: DistillOptions, source: Source) -> None:
+    """UserError where the images do not suffice for what is asked of them."""
+    if options.select == "val" and "val" not in source.labels:
         raise UserError(
             "--select val needs images held out of the training set: pass --val_fraction 0.1, say, "
             "to buffer.py and distill_att.py alike, or choose --select test or last"
+            + (", or put images into val/ beside test/" if source.name == "folder" else "")
         )
+    if options.pix_init == "real":
+        advice = "choose at most that many, add images, or pass --pix_init noise"
+        check_ipc(options.ipc, source.labels["train"], source.class_names, advice=advice)
 
 
 def open_chosen_experts(
@@ -244,7 +252,7 @@ def check_resumable(
     )
     images.check_same_as(
         checkpoint.get(KEY),
-        ("train", "test"),
+        ("train", "test", "val"),
         what=f"run {run.path}",
         advice="give the --data_path that it is from, or another --run_name",
     )

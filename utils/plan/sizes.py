@@ -75,10 +75,11 @@ class DataSize:
 
 
 def settle_images(resolved: Resolved[Any]) -> Source:
-    """Find the data set of a call, and record in `resolved` the image size and the precision that
-    the call leaves open.
+    """Find the data set of a call and say what was found; record in `resolved` the image size and
+    the precision that the call leaves open.
     """
     options = resolved.options
+    selects = getattr(options, "select", None) == "val"
     precision = use_precision(options.precision, default_device())
     source = find_dataset(
         options.dataset,
@@ -87,7 +88,11 @@ def settle_images(resolved: Resolved[Any]) -> Source:
         res=options.res,
         zca=options.zca,
         val_fraction=options.val_fraction,
+        test_fraction=options.test_fraction,
+        fit=options.fit,
+        splits=("train", "test", "val") if selects else ("train", "test"),
     )
+    print(source.describe())
     resolved.set("res", source.image_size, resolved.sources["res"])
     resolved.set("precision", precision, resolved.sources["precision"])
     return source

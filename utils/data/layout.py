@@ -1,0 +1,267 @@
+"""Find the splits, classes and files of a folder of the user's own pictures."""
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from utils.core.errors import UserError
+from utils.data.folders import class_names as class_folders
+from utils.data.folders import counted, image_files, in_order, left_out, list_images, some
+from utils.data.source import DataRequest, SplitName, divide
+from utils.data.values import shown
+
+Files = list[tuple[Path, int]]  # (image file, label)
+
+FILE_COLUMNS = ("file", "filename", "file_name", "image", "image_name", "path", "id", "image_id")
+LABEL_COLUMNS = ("label", "class", "category", "target", "y", "class_name")
+TABLE_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a folder holds: classes by label, files of each split, and lines that say how they were
+    found and what is left out.
+    """
+
+    class_names: tuple[str, ...]
+    files: dict[SplitName, Files]
+    lines: list[str] = field(default_factory=list)
+
+
+def lay_out(request: DataRequest) -> Layout:
+    """Find the splits asked for in `request.root`.
+
+    Each is a folder `train`, `test` or `val` of class folders, or of files that a CSV labels. Where
+    there is no `test`, `val` is that. With `test_fraction` there is neither: the test images are a
+    part of the training images, which lie in `train` or in the folder itself.
+
+    Raises:
+        UserError: a split is missing, or the splits have different classes, or there is only one.
+    """
+    root = request.root
+    has_train = (root / "train").is_dir()
+    found = [root / name for name in ("test", "val") if (root / name).is_dir()]
+    if request.test_fraction > 0:
+        if found:
+            raise UserError(
+                f"--test_fraction {request.test_fraction} is for folders without test images, but "
+                f"{found[0]} is there: leave --test_fraction out"
+            )
+        return _divided(request, root / "train" if has_train else root)
+    places: dict[SplitName, Path] = {"train": root / "train"} if has_train else {}
+    places |= dict(zip(("test", "val"), found, strict=False))  # type: ignore[arg-type]
+    if "test" not in places or not {"train", "test"} & {*request.splits} <= {*places}:
+        raise UserError(_missing(request, places))
+    unused = "val" in places and "val" not in request.splits
+    named = read_folders({s: places[s] for s in request.splits if s in places}, tables_in=root)
+    if unused:
+        named.lines.append(
+            f"{places['val']} is not used: distill_att.py --select val chooses the best on it"
+        )
+    if "test" in places and places["test"].name == "val":
+        named.lines.append(f"test images are those of {places['test']}: there is no test/")
+    return named
+
+
+def _missing(request: DataRequest, places: Mapping[SplitName, Path]) -> str:
+    """Say which folders were looked for, and what can be done."""
+    root, advice = request.root, "make a folder a class in each, or give another --data_path"
+    whole = places.get("train", root)
+    if "test" not in places and (whole.name == "train" or _looks_whole(whole)):
+        return (
+            f"no test images in {root}: looked for the folders test and val; pass --test_fraction "
+            f"0.2, say, to buffer.py and distill_att.py alike to hold out a part of {whole}, or "
+            f"put test images into {root / 'test'}"
+        )
+    wanted = [*(["train"] if "train" in request.splits else []), "test or val"]
+    return f"no data: looked for the folders {' and '.join(wanted)} in {root}; {advice}"
+
+
+def _looks_whole(folder: Path) -> bool:
+    """Whether there are classes in `folder` itself."""
+    if not folder.is_dir():
+        return False
+    return bool(_table(folder, "train", folder)) or any(
+        image_files(folder / name) for name in class_folders(folder)
+    )
+
+
+def _divided(request: DataRequest, whole: Path) -> Layout:
+    """Hold test images out of the training images of every class."""
+    if not whole.is_dir() or not (whole.name == "train" or _looks_whole(whole)):
+        raise UserError(_missing(request, {}))
+    layout = read_folders({"train": whole}, tables_in=request.root)
+    files, fraction = layout.files["train"], request.test_fraction
+    labels = torch.tensor([label for _, label in files])
+    parts = divide(labels, fraction, layout.class_names, "test")
+    members = {split: [files[at] for at in parts[split].tolist()] for split in ("train", "test")}
+    line = f"--test_fraction {fraction}: {len(members['test'])} of {len(files)} images of {whole} "
+    return Layout(
+        layout.class_names,
+        {split: members[split] for split in request.splits if split in members},
+        [*layout.lines, line + "are test images, never trained on"],
+    )
+
+
+def read_folders(folders: Mapping[SplitName, Path], tables_in: Path | None = None) -> Layout:
+    """List the files of splits that have the same classes.
+
+    Where files lie flat in a folder, the CSV that labels them is looked for beside them and in
+    `tables_in`; None: there may be none.
+    """
+    listed = {split: _listed(split, folder, tables_in) for split, folder in folders.items()}
+    compared = "test" if "test" in listed else next(iter(listed))
+    names = listed[compared].class_names
+    for split, layout in listed.items():
+        if odd := {*layout.class_names}.symmetric_difference(names):
+            raise UserError(
+                f"{folders[split]} and {folders[compared]} must have the same classes; "
+                f"only one of them has {some(odd)}"
+            )
+    if len(names) == 1:
+        raise UserError(
+            f"{folders[compared]} has one class, {names[0]}: there is nothing to tell apart, so "
+            "give a folder of two classes or more"
+        )
+    return Layout(
+        names,
+        {split: layout.files[split] for split, layout in listed.items()},
+        [line for layout in listed.values() for line in layout.lines],
+    )
+
+
+def _listed(split: SplitName, folder: Path, tables_in: Path | None) -> Layout:
+    names = class_folders(folder)
+    has_classes = any(image_files(folder / name) for name in names)
+    table = None if tables_in is None or has_classes else _table(folder, split, tables_in)
+    if table is not None:
+        return _labelled(split, folder, table)
+    if not names:
+        csv_too = "" if tables_in is None else f", or {folder}/labels.csv with file,label lines"
+        raise UserError(f"no class folders in {folder}: put images into {folder}/<class>/{csv_too}")
+    inside = [folder / name for name in names]
+    files = list_images(inside)
+    others = left_out(folder, inside)
+    for each in inside:
+        others += left_out(each, image_files(each))
+    return Layout(names, {split: files}, _left_out_line(folder, others))
+
+
+def _left_out_line(folder: Path, others: Mapping[str, int]) -> list[str]:
+    return [f"left out of {folder}: {counted(others)}"] if others else []
+
+
+# labels in a CSV
+
+
+def _table(folder: Path, split: str, root: Path) -> Path | None:
+    """The CSV that labels the files of a split."""
+    candidates = (
+        *(folder / "labels.csv", folder / f"{split}.csv"),
+        *(root / f"{split}.csv", root / f"{split}_labels.csv", root / "labels.csv"),
+    )
+    if there := [path for path in candidates if path.is_file()]:
+        return there[0]
+    beside = sorted(path for path in folder.glob("*.csv") if path.is_file())
+    return beside[0] if len(beside) == 1 else None
+
+
+def _labelled(split: SplitName, folder: Path, table: Path) -> Layout:
+    """The files of `folder` that the CSV `table` lists, a file and its label a line."""
+    rows = [*_rows(table)]
+    by_name = _by_name(folder)
+    header, body = rows[0][1], rows[1:]
+    at_file, at_label = _columns(table, header, by_name)
+    if at_file is None:  # there is no header
+        at_file, at_label, body = 0, 1, rows
+    labels: dict[Path, str] = {}
+    elsewhere = 0
+    for number, row in body:
+        if len(row) <= max(at_file, at_label) or not row[at_label]:
+            raise UserError(f"{shown(table)} line {number}: no label in {','.join(row)[:80]!r}")
+        name, label = row[at_file], row[at_label]
+        path = by_name.get(name.removeprefix("./")) or by_name.get(Path(name).name)
+        if path is None:
+            if table.parent != folder and (table.parent / name).is_file():
+                elsewhere += 1  # of another split
+                continue
+            raise UserError(
+                f"{shown(table)} line {number}: no image {shown(name)!r} in {shown(folder)}; "
+                "mend the line or add the file"
+            )
+        if shown(label) != label:
+            raise UserError(f"{shown(table)} line {number}: the label {shown(label)} is no text")
+        if labels.setdefault(path, label) != label:
+            raise UserError(
+                f"{shown(table)} line {number}: {shown(name)} is {label} here and {labels[path]} "
+                "before; one image has one label"
+            )
+    if not labels:
+        raise UserError(f"{shown(table)} labels no image of {shown(folder)}")
+    names = tuple(in_order({*labels.values()}))
+    numbers = {name: label for label, name in enumerate(names)}
+    files = [(path, numbers[labels[path]]) for path in sorted(labels)]
+    files.sort(key=lambda item: item[1])
+    lines = [f"labels of {folder} are those of {table}"]
+    lines += [f"{elsewhere} lines of {table} are not about {folder}"] if elsewhere else []
+    others = left_out(folder, [*labels, table])
+    return Layout(names, {split: files}, [*lines, *_left_out_line(folder, others)])
+
+
+def _rows(table: Path) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a CSV with their numbers; commas, semicolons or tabs between the values."""
+    try:
+        if table.stat().st_size > TABLE_BYTES:
+            raise UserError(f"{shown(table)} is too large for a list of labels")
+        text = table.read_text("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {shown(table)}: {' '.join(str(error).split())}") from error
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = max(",;\t", key=first.count)
+    try:
+        rows = [
+            (number, [value.strip() for value in row])
+            for number, row in enumerate(csv.reader(text.splitlines(), delimiter=delimiter), 1)
+            if any(value.strip() for value in row)
+        ]
+    except csv.Error as error:
+        raise UserError(f"cannot read {shown(table)}: {error}") from error
+    if not rows or len(rows[0][1]) < 2:
+        raise UserError(f"{shown(table)} has no two columns: write a file and its label a line")
+    yield from rows
+
+
+def _columns(
+    table: Path, header: Sequence[str], by_name: Mapping[str, Path]
+) -> tuple[int | None, int]:
+    """Which columns have the file and the label; None where the first line is no header."""
+    if header[0] in by_name or Path(header[0]).name in by_name:
+        return None, 1
+    lower = [re.sub(r"[\s-]+", "_", name.lower()) for name in header]
+    file = next((lower.index(name) for name in FILE_COLUMNS if name in lower), 0)
+    label = next((lower.index(name) for name in LABEL_COLUMNS if name in lower), None)
+    if label is None:
+        others = [at for at in range(len(header)) if at != file]
+        if len(others) != 1:
+            raise UserError(
+                f"{shown(table)} has the columns {', '.join(map(shown, header))}: name the one of "
+                "the labels label"
+            )
+        label = others[0]
+    return file, label
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    """The images of `folder`, by name with and without the ending; one that is ambiguous is left
+    out.
+    """
+    images = image_files(folder)
+    stems = Counter(path.stem for path in images)
+    return {path.stem: path for path in images if stems[path.stem] == 1} | {
+        path.name: path for path in images
+    }
