@@ -95,8 +95,10 @@ class Decoding:
 
 
 def span(low: Sequence[float], high: Sequence[float]) -> str:
-    """Write ranges of values, one where all channels have the same."""
+    """Write the range of values of each channel, or of many channels that of all."""
     ranges = dict.fromkeys(f"{a:.6g} ... {b:.6g}" for a, b in zip(low, high, strict=True))
+    if len(ranges) > 4:
+        return f"{min(low):.6g} ... {max(high):.6g} (each of {len(low)} channels has its own range)"
     return ", ".join(ranges)
 
 

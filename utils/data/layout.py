@@ -3,7 +3,7 @@
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -174,32 +174,29 @@ def _table(folder: Path, split: str, root: Path) -> Path | None:
 def _labelled(split: SplitName, folder: Path, table: Path) -> Layout:
     """The files of `folder` that the CSV `table` lists, a file and its label a line."""
     rows = [*_rows(table)]
-    by_name = _by_name(folder)
-    header, body = rows[0][1], rows[1:]
-    at_file, at_label = _columns(table, header, by_name)
-    if at_file is None:  # there is no header
-        at_file, at_label, body = 0, 1, rows
+    own, others = _spellings(folder, table.parent), _of_other_splits(folder, table.parent)
+    at_file, at_label, has_header = _columns(table, rows[0][1], {*own, *others})
     labels: dict[Path, str] = {}
     elsewhere = 0
-    for number, row in body:
+    for number, row in rows[has_header:]:
+        where = f"{shown(table)} line {number}"
         if len(row) <= max(at_file, at_label) or not row[at_label]:
-            raise UserError(f"{shown(table)} line {number}: no label in {','.join(row)[:80]!r}")
-        name, label = row[at_file], row[at_label]
-        path = by_name.get(name.removeprefix("./")) or by_name.get(Path(name).name)
-        if path is None:
-            if table.parent != folder and (table.parent / name).is_file():
-                elsewhere += 1  # of another split
-                continue
+            raise UserError(f"{where}: no label in {shown(','.join(row)[:80])!r}")
+        name, label = _plain(row[at_file]), row[at_label]
+        if name in others and name not in own:
+            elsewhere += 1
+            continue
+        if name not in own:
             raise UserError(
-                f"{shown(table)} line {number}: no image {shown(name)!r} in {shown(folder)}; "
-                "mend the line or add the file"
+                f"{where}: no image {shown(name)!r} in {shown(folder)}; mend the line or add the "
+                "file"
             )
         if shown(label) != label:
-            raise UserError(f"{shown(table)} line {number}: the label {shown(label)} is no text")
-        if labels.setdefault(path, label) != label:
+            raise UserError(f"{where}: the label {shown(label)} is no text")
+        if labels.setdefault(own[name], label) != label:
             raise UserError(
-                f"{shown(table)} line {number}: {shown(name)} is {label} here and {labels[path]} "
-                "before; one image has one label"
+                f"{where}: {shown(name)} is {label} here and {labels[own[name]]} before; one image "
+                "has one label"
             )
     if not labels:
         raise UserError(f"{shown(table)} labels no image of {shown(folder)}")
@@ -209,8 +206,8 @@ def _labelled(split: SplitName, folder: Path, table: Path) -> Layout:
     files.sort(key=lambda item: item[1])
     lines = [f"labels of {folder} are those of {table}"]
     lines += [f"{elsewhere} lines of {table} are not about {folder}"] if elsewhere else []
-    others = left_out(folder, [*labels, table])
-    return Layout(names, {split: files}, [*lines, *_left_out_line(folder, others)])
+    lines += _left_out_line(folder, left_out(folder, [*labels, table]))
+    return Layout(names, {split: files}, lines)
 
 
 def _rows(table: Path) -> Iterator[tuple[int, list[str]]]:
@@ -236,32 +233,42 @@ def _rows(table: Path) -> Iterator[tuple[int, list[str]]]:
     yield from rows
 
 
-def _columns(
-    table: Path, header: Sequence[str], by_name: Mapping[str, Path]
-) -> tuple[int | None, int]:
-    """Which columns have the file and the label; None where the first line is no header."""
-    if header[0] in by_name or Path(header[0]).name in by_name:
-        return None, 1
-    lower = [re.sub(r"[\s-]+", "_", name.lower()) for name in header]
-    file = next((lower.index(name) for name in FILE_COLUMNS if name in lower), 0)
-    label = next((lower.index(name) for name in LABEL_COLUMNS if name in lower), None)
-    if label is None:
-        others = [at for at in range(len(header)) if at != file]
-        if len(others) != 1:
-            raise UserError(
-                f"{shown(table)} has the columns {', '.join(map(shown, header))}: name the one of "
-                "the labels label"
-            )
-        label = others[0]
-    return file, label
+def _columns(table: Path, first: Sequence[str], images: Collection[str]) -> tuple[int, int, bool]:
+    """Which columns have the file and the label, by the `first` line; whether that is a header."""
+    if _plain(first[0]) in images:
+        return 0, 1, False
+    names = [re.sub(r"[\s-]+", "_", name.lower()) for name in first]
+    file = next((names.index(name) for name in FILE_COLUMNS if name in names), 0)
+    label = next((names.index(name) for name in LABEL_COLUMNS if name in names), None)
+    others = [at for at in range(len(names)) if at != file]
+    if label is None and len(others) > 1:
+        raise UserError(
+            f"{shown(table)} has the columns {', '.join(map(shown, first))}: name the one of the "
+            "labels label"
+        )
+    return file, others[0] if label is None else label, True
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
-    """The images of `folder`, by name with and without the ending; one that is ambiguous is left
-    out.
+def _spellings(folder: Path, base: Path) -> dict[str, Path]:
+    """The images of `folder` by all that a CSV in `base` may call them: with and without the
+    ending, where that is not ambiguous, and with the folder before.
     """
     images = image_files(folder)
     stems = Counter(path.stem for path in images)
-    return {path.stem: path for path in images if stems[path.stem] == 1} | {
-        path.name: path for path in images
-    }
+    names = {path.stem: path for path in images if stems[path.stem] == 1}
+    names |= {path.name: path for path in images}
+    before = {"", f"{folder.name}/", f"{folder}/"}
+    if folder.is_relative_to(base) and folder != base:
+        before.add(f"{folder.relative_to(base)}/")
+    return {start + name: path for start in before for name, path in names.items()}
+
+
+def _of_other_splits(folder: Path, base: Path) -> set[str]:
+    """What a CSV in `base` may call images that are not those of `folder`, but of another split."""
+    places = (base / split for split in ("train", "test", "val"))
+    others = [place for place in places if place != folder and place.is_dir()]
+    return {name for place in others for name in _spellings(place, base)}
+
+
+def _plain(name: str) -> str:
+    return name.replace("\\", "/").removeprefix("./")

@@ -100,7 +100,7 @@ def _look_at(files: Sequence[Path], keep_marked: bool | None) -> Tensors:
 def _share_of_extremes(file: Path) -> float:
     """The part of a band that is nothing or all: most of a mask, little of what a sensor sees."""
     band = marked_band(file)
-    return float(((band <= 0) | (band >= 1)).mean())
+    return float(((band == 0) | (band == 1)).mean())
 
 
 def _range_of(file: Path, seen: Look, *, keep_marked: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +128,7 @@ def choose_decoding(seen: Survey, train: Survey, *, size: int, fit: str) -> Deco
         is_odd = np.isin(seen.kind, [*odd])
         raise UserError(
             f"the values of {seen.first(is_odd)} have no stated range, those of "
-            f"{seen.first(~is_odd)} have: save all in one type"
+            f"{seen.first(~is_odd)} have: save all with 8 or 16 bits, or all as floats"
         )
     if Kind.BYTES in kinds:
         most = float(train.high.max(initial=0))

@@ -138,7 +138,7 @@ def read(file: Path, *, keep_marked: bool = False) -> Image.Image | np.ndarray:
         orientation, tiles = _orientation(picture), picture.tile
         picture.load()  # what is broken in the pixels comes to light here
         if picture.mode not in ("LA", "RGB", "RGBA"):
-            array = np.asarray(picture)[..., None]
+            array = np.asarray(picture).astype(wide)[..., None]
         elif picture.format == "PNG":  # Pillow has colours of 8 bits only
             array = _png_values(file)
         else:
