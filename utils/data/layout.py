@@ -61,7 +61,8 @@ def lay_out(request: DataRequest) -> Layout:
     named = read_folders({s: places[s] for s in request.splits if s in places}, tables_in=root)
     if unused:
         named.lines.append(
-            f"{places['val']} is not used: distill_att.py --select val chooses the best on it"
+            f"{places['val']} is not used in this call: it is there for distill_att.py --select val "
+            "without --val_fraction"
         )
     if "test" in places and places["test"].name == "val":
         named.lines.append(f"test images are those of {places['test']}: there is no test/")
@@ -186,6 +187,10 @@ def _labelled(split: SplitName, folder: Path, table: Path) -> Layout:
         if name in others and name not in own:
             elsewhere += 1
             continue
+        if name in others and table.name == "labels.csv":
+            raise UserError(
+                f"{where}: {shown(name)} is an image of two folders: write {folder.name}/{name}"
+            )
         if name not in own:
             raise UserError(
                 f"{where}: no image {shown(name)!r} in {shown(folder)}; mend the line or add the "
