@@ -273,6 +273,7 @@ def announce(resolved: Resolved[DistillOptions], prepared: Prepared) -> None:
     print(resolved.table(whole=options.dry_run, hidden=foreign.union(to_find)))
     if to_find:
         print(f"{', '.join(to_find)}: to be {FOUND}")
+    print(prepared.source.describe())
     if experts is not None:
         print(f"{len(experts)} experts of {experts.epochs} epochs", *experts.skipped, sep="\n")
     if options.eval_it > 0:

@@ -65,6 +65,7 @@ def run(options: EvalOptions) -> Path:
     expert_features = (
         open_expert_features(options, distilled, source, images) if needs_experts else None
     )
+    print(source.describe())
     call, machine = EvalCall(options, distilled, DataSize.of(source)), Machine.here(device)
     check_room(call.demand(source, machine, expert_features), machine, force=options.force)
     if options.dry_run:
@@ -106,7 +107,6 @@ def find_images(options: EvalOptions, distilled: SyntheticSet) -> Source:
         pixels=(distilled.data or {}).get(PIXELS, {}),
         splits=needed_splits(distilled.normalisation, test_only=not options.needs_train),
     )
-    print(source.describe())
     check_classes(distilled, source.class_names)
     if options.selections:
         flags = " ".join(f"--{name}" for name in options.selections)

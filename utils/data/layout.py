@@ -11,7 +11,15 @@ import torch
 
 from utils.core.errors import UserError
 from utils.data.folders import class_names as class_folders
-from utils.data.folders import counted, image_files, in_order, left_out, list_images, some
+from utils.data.folders import (
+    IMAGE_SUFFIXES,
+    counted,
+    image_files,
+    in_order,
+    left_out,
+    list_images,
+    some,
+)
 from utils.data.source import DataRequest, SplitName, divide
 from utils.data.values import shown
 
@@ -209,7 +217,9 @@ def _labelled(split: SplitName, folder: Path, table: Path) -> Layout:
     numbers = {name: label for label, name in enumerate(names)}
     files = [(path, numbers[labels[path]]) for path in sorted(labels)]
     files.sort(key=lambda item: item[1])
-    lines = [f"labels of {folder} are those of {table}"]
+    columns = [shown(rows[0][1][at]) for at in (at_file, at_label)] if has_header else []
+    in_columns = f", columns {' and '.join(columns)}" if columns else ""
+    lines = [f"labels of {folder} are those of {table}{in_columns}"]
     lines += [f"{elsewhere} lines of {table} are not about {folder}"] if elsewhere else []
     lines += _left_out_line(folder, left_out(folder, [*labels, table]))
     return Layout(names, {split: files}, lines)
@@ -240,7 +250,7 @@ def _rows(table: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _columns(table: Path, first: Sequence[str], images: Collection[str]) -> tuple[int, int, bool]:
     """Which columns have the file and the label, by the `first` line; whether that is a header."""
-    if _plain(first[0]) in images:
+    if _plain(first[0]) in images or Path(first[0]).suffix.lower() in IMAGE_SUFFIXES:
         return 0, 1, False
     names = [re.sub(r"[\s-]+", "_", name.lower()) for name in first]
     file = next((names.index(name) for name in FILE_COLUMNS if name in names), 0)

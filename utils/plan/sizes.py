@@ -75,8 +75,8 @@ class DataSize:
 
 
 def settle_images(resolved: Resolved[Any]) -> Source:
-    """Find the data set of a call and say what was found; record in `resolved` the image size and
-    the precision that the call leaves open.
+    """Find the data set of a call, and record in `resolved` the image size and the precision that
+    the call leaves open.
     """
     options = resolved.options
     selects = getattr(options, "select", None) == "val"
@@ -92,7 +92,6 @@ def settle_images(resolved: Resolved[Any]) -> Source:
         fit=options.fit,
         splits=("train", "test", "val") if selects else ("train", "test"),
     )
-    print(source.describe())
     resolved.set("res", source.image_size, resolved.sources["res"])
     resolved.set("precision", precision, resolved.sources["precision"])
     return source
