@@ -23,6 +23,7 @@ from utils.data.dataset import find_dataset, load_dataset, read_dataset
 from utils.data.decode import Decoding, decode
 from utils.data.identity import DataIdentity, identity_of
 from utils.data.normalisation import fit_mean_std
+from utils.plan.need import read_bytes
 
 SIDE = 20
 RNG = np.random.default_rng(0)
@@ -278,6 +279,15 @@ def test_what_was_made_of_tripled_grey_is_known(tmp_path):
     assert "damaged" in refusal(
         lambda: now.check_same_as(damaged, ("train",), what="run x", advice="mend it")
     )
+
+
+def test_floats_and_a_folder_val_are_counted(tmp_path):
+    """A value takes four bytes in the cache, and val/ is decoded beside the training images."""
+    root = tree(tmp_path, array, splits="train test val")
+    splits = ("train", "test", "val")
+    source = find(root, splits=splits)
+    _, (disk,) = read_bytes(source, splits, zca=False, fits=False)
+    assert disk.bytes == 12 * 4 * SIDE**2 * 4
 
 
 # shapes

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from utils.core.errors import UserError
-from utils.data.folders import class_names as class_folders
 from utils.data.folders import (
     IMAGE_SUFFIXES,
     counted,
@@ -20,6 +19,7 @@ from utils.data.folders import (
     list_images,
     some,
 )
+from utils.data.folders import class_names as class_folders
 from utils.data.source import DataRequest, SplitName, divide
 from utils.data.values import shown
 
@@ -69,8 +69,8 @@ def lay_out(request: DataRequest) -> Layout:
     named = read_folders({s: places[s] for s in request.splits if s in places}, tables_in=root)
     if unused:
         named.lines.append(
-            f"{places['val']} is not used in this call: it is there for distill_att.py --select val "
-            "without --val_fraction"
+            f"{places['val']} is not used in this call: it is there for distill_att.py "
+            "--select val without --val_fraction"
         )
     if "test" in places and places["test"].name == "val":
         named.lines.append(f"test images are those of {places['test']}: there is no test/")

@@ -100,8 +100,8 @@ def read_bytes(
     size = DataSize.of(source)
     read = {*kept, "train"} if fits else {*kept}
     fits = fits and not (source.zca_cache and source.zca_cache.exists())
-    # Images held out are decoded with the others.
-    held_out = size.val if "val" in source.parts else 0
+    # Images held out are decoded with the others, those of a folder of their own are not.
+    held_out = 0 if "val" in source.decoded else size.val
     numbers = {"train": size.train + held_out, "test": size.test, "val": size.val}
     pixels = {
         split: source.value_bytes * size.values * numbers[split]
