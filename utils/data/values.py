@@ -175,9 +175,12 @@ def _is_array(file: Path, start: bytes) -> bool:
 
 def _open_array(file: Path) -> np.ndarray:
     """Map a .npy file, (H, W) or (H, W, C); ValueError for anything else in it."""
-    array = np.load(file, mmap_mode="r", allow_pickle=False)
-    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or 0 in array.shape:
-        raise ValueError(f"its shape {getattr(array, 'shape', None)} is not (H, W) or (H, W, C)")
+    try:
+        array = np.lib.format.open_memmap(file, mode="r")
+    except Exception as error:  # some say things that mislead, as of Python's objects
+        raise ValueError("it is no whole .npy file of numbers") from error
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise ValueError(f"its shape {array.shape} is not (H, W) or (H, W, C)")
     if array.ndim == 3 and array.shape[2] > MAX_BANDS:
         advice = ": channels come last" if array.shape[0] <= MAX_BANDS else ""
         raise ValueError(
@@ -245,13 +248,15 @@ def _describe(tiff: Any) -> _Page:
         raise ValueError("its values are of no known type")
     if page.axes not in ("YX", "YXS", "SYX"):
         raise ValueError(f"it is no picture: its axes are {page.axes}")
+    if len(page.dataoffsets) < np.prod(page.chunked):
+        raise ValueError("parts of it are missing")
     source, shape, axis = page, page.shape, {"YX": None, "YXS": 2, "SYX": 0}[page.axes]
     if page.axes == "YX" and series.axes in ("QYX", "CYX"):
         bands_at = _axis_of_bands(series.shape, is_named=series.axes == "CYX")
         if bands_at is not None:
             source, shape, axis = series, series.shape, bands_at
-    if np.prod(shape[-3:], dtype=float) > 2 * MAX_BANDS * (Image.MAX_IMAGE_PIXELS or np.inf):
-        raise ValueError(f"it has {shape} values, too many for a picture")
+    if np.prod(shape, dtype=float) > 2 * 3 * (Image.MAX_IMAGE_PIXELS or np.inf):
+        raise ValueError(f"{'x'.join(map(str, shape))} values are too many for a picture")
     bands = 1 if axis is None else shape[axis]
     height, width = (side for at, side in enumerate(shape) if at != axis)
     photometric, extra = int(page.photometric), [int(mark) for mark in page.extrasamples]
@@ -343,9 +348,9 @@ def _orientation(picture: Image.Image) -> int:
 
 def _png_values(file: Path) -> np.ndarray:
     """Colours of 16 bits, on white."""
-    from torchvision.io import ImageReadMode, decode_image, read_file  # slow to import
+    from imagecodecs import png_decode  # slow to import, needed only here
 
-    array = decode_image(read_file(str(file)), ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+    array = png_decode(file.read_bytes())
     return _blended(array) if array.shape[2] in (2, 4) else array
 
 
