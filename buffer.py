@@ -84,6 +84,7 @@ def run(resolved: Resolved[BufferOptions]) -> Path:
     missing = missing_experts(folder, numbers, **in_files) if ranks.is_main() else []
     missing = ranks.from_main(missing)
     print(f"buffer.py -> {folder}\n{resolved.table(whole=options.dry_run)}")
+    print(source.describe())
     print(f"{len(numbers) - len(missing)} of {len(numbers)} experts are in {folder}")
     machine = Machine.here(default_device())
     call = ExpertsCall.planned(options, size, missing, machine)

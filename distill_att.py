@@ -122,7 +122,7 @@ def prepare(resolved: Resolved[DistillOptions]) -> Prepared:
     source = settle_images(resolved)
     size = DataSize.of(source)
     check_model(resolved.options, size)
-    check_ipc(resolved.options.ipc, source.labels["train"], source.class_names)
+    check_choices(resolved.options, source)
     images = identity_of(source, resolved.options.data_path)
     experts = open_chosen_experts(resolved, source, images)
     run = name_run(resolved)
@@ -140,11 +140,19 @@ def check_flags(resolved: Resolved[DistillOptions]) -> None:
     options = resolved.options
     check_own_flags(options.method, resolved.sources)
     METHODS[options.method].check(options, resolved.given_by_hand)
-    if options.select == "val" and options.val_fraction == 0:
+
+
+def check_choices(options: DistillOptions, source: Source) -> None:
+    """UserError where the images do not suffice for what is asked of them."""
+    if options.select == "val" and "val" not in source.labels:
         raise UserError(
             "--select val needs images held out of the training set: pass --val_fraction 0.1, say, "
             "to buffer.py and distill_att.py alike, or choose --select test or last"
+            + (", or put images into val/ beside test/" if source.name == "folder" else "")
         )
+    if options.pix_init == "real":
+        advice = "choose at most that many, add images, or pass --pix_init noise"
+        check_ipc(options.ipc, source.labels["train"], source.class_names, advice=advice)
 
 
 def check_model(options: DistillOptions, size: DataSize) -> None:
@@ -257,7 +265,7 @@ def check_resumable(
     )
     images.check_same_as(
         checkpoint.get(KEY),
-        ("train", "test"),
+        ("train", "test", "val"),
         what=f"run {run.path}",
         advice="give the --data_path that it is from, or another --run_name",
     )
@@ -278,6 +286,7 @@ def announce(resolved: Resolved[DistillOptions], prepared: Prepared) -> None:
     print(resolved.table(whole=options.dry_run, hidden=foreign.union(to_find)))
     if to_find:
         print(f"{', '.join(to_find)}: to be {FOUND}")
+    print(prepared.source.describe())
     if experts is not None:
         print(f"{len(experts)} experts of {experts.epochs} epochs", *experts.skipped, sep="\n")
     if options.eval_it > 0:

@@ -72,7 +72,7 @@ def grey16() -> Image.Image:
 
 
 def decoded(path: Path, res: int = RES) -> torch.Tensor:
-    return image_tree.decode([path], res)[0]
+    return image_tree.decode([path], image_tree.Decoding(res))[0]
 
 
 def refusal(action: Callable[[], object]) -> str:

@@ -10,6 +10,7 @@ from utils.compute.sharpness import Sharpness
 from utils.config.fields import option
 from utils.data.augment import DSA_STRATEGY, parse_strategy
 from utils.data.dataset import DATASETS
+from utils.data.decode import FITS
 from utils.data.imagenet_subsets import IMAGENET_SUBSETS
 from utils.measure.selection import SELECTIONS
 from utils.methods.registry import DEFAULT_METHOD, METHODS, MethodOptions
@@ -37,11 +38,26 @@ class DataOptions:
         group=_DATA,
         minimum=8,
         maximum=4096,
+        noun="a whole number: images are square, and --fit pad or --fit squeeze makes them so",
+    )
+    fit: str = option(
+        "crop",
+        "what becomes of pictures that are not square: cut to their middle, kept between black "
+        "bars, or distorted",
+        group=_DATA,
+        choices=FITS,
     )
     val_fraction: float = option(
         0.0,
         "part of the training images of each class to hold out, from experts and distillation "
         "alike",
+        group=_DATA,
+        minimum=0,
+        maximum=0.9,
+    )
+    test_fraction: float = option(
+        0.0,
+        "part of the training images of each class to test on, for a folder without test images",
         group=_DATA,
         minimum=0,
         maximum=0.9,
@@ -224,7 +240,7 @@ class DistillOptions(MethodOptions, SetOptions):
     select: str = option(
         "test",
         "the best iteration: by test accuracy (as the field does), by that on the images held out "
-        "by val_fraction, or the last",
+        "by val_fraction, or those of a folder val beside test, or the last",
         group=_EVAL,
         choices=("test", "val", "last"),
     )

@@ -27,6 +27,8 @@ class ExpertKind:
     data_path: str
     flat: bool = False
     val_fraction: float = 0.0
+    fit: str = "crop"
+    test_fraction: float = 0.0
 
     @classmethod
     def of(cls, options: Any) -> "ExpertKind":
@@ -39,7 +41,8 @@ class ExpertKind:
 
         `_NO_ZCA` marks CIFAR without whitening, as in the field; data sets that the field does not
         whiten get `_ZCA` when they are. `_FLAT` marks sharpness-aware steps, `_VAL<fraction>`
-        experts that have not seen the images held out.
+        experts that have not seen the images held out; so do `_TEST<fraction>`, and `_PAD` and
+        `_SQUEEZE` for other pixels.
         """
         whitened_in_the_field = self.dataset in ("CIFAR10", "CIFAR100")
         marks = {
@@ -47,6 +50,8 @@ class ExpertKind:
             "_ZCA": not whitened_in_the_field and self.zca,
             "_FLAT": self.flat,
             f"_VAL{self.val_fraction}": self.val_fraction > 0,
+            f"_TEST{self.test_fraction}": self.test_fraction > 0,
+            f"_{self.fit.upper()}": self.fit != "crop",
         }
         name = self.dataset + "".join(mark for mark, has in marks.items() if has)
         inner = {
@@ -65,6 +70,8 @@ class ExpertKind:
             "buffer_path": buffer_path,
             "data_path": self.data_path,
             "val_fraction": self.val_fraction or None,
+            "test_fraction": self.test_fraction or None,
+            "fit": None if self.fit == "crop" else self.fit,
         }
         given = [
             f"--{name} {shlex.quote(str(value))}"
