@@ -164,11 +164,13 @@ def train_missing(
     ):
         for own in rounds:
             trained = train_to_end(begin(own), progress, seconds) if own else {}
-            experts = ranks.gather_on_main(trained)
+            with stopping.abandonable():  # each process has kept its own
+                experts = ranks.gather_on_main(trained)
             for number, expert in experts.items():
                 keep_expert(folder, number, expert)
             if experts:
-                fill_files(folder, numbers, experts_per_file=options.save_interval)
+                with stopping.immediate():
+                    fill_files(folder, numbers, experts_per_file=options.save_interval)
 
 
 def train_to_end(

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from utils.compute.device import default_device, storage_dtype
+from utils.compute.device import default_device, storage_dtype, wait_for
 from utils.config.resolve import (
     DEFAULT,
     FOUND,
@@ -359,7 +359,8 @@ def take_outer_steps(options: DistillOptions, state: OuterState, recorder: Recor
     """Take outer steps to the last iteration; save and evaluate what is due on the way.
 
     Raises Diverged where a step cannot be taken, Interrupted behind the step or in the evaluation
-    in which a signal came; what was computed is kept.
+    in which a signal came. A step that takes longer then is given up, with the state before it
+    kept: a step changes that only when it is computed, and follows from the iteration alone.
     """
     with (
         stopping.deferred(),
@@ -372,18 +373,19 @@ def take_outer_steps(options: DistillOptions, state: OuterState, recorder: Recor
             if recorder.evaluated == state.iteration:
                 progress.unpause()  # so that the time left is that of the steps
             began = time.monotonic()
-            try:
+            with recorder.kept(state):
                 step = recorder.method.step(state.iteration, state.learned)
-            except Exception:  # an expert of no use, no memory; what was learned so far is kept
-                recorder.save_checkpoint(state)
-                raise
+                wait_for(state.images.device)
             state.update(step)
             recorder.log_step(state, step, time.monotonic() - began)
             progress.set_postfix_str(recorder.shown(state, step), refresh=False)
             progress.update()
-            if stopping.received_anywhere():
+            with recorder.kept(state):
+                is_asked_to_end = stopping.received_anywhere()
+            if is_asked_to_end:
                 recorder.save_checkpoint(state)
-                ranks.barrier()  # torchrun ends everyone once one has left
+                with stopping.abandonable():
+                    ranks.barrier()  # torchrun ends everyone once one has left
                 raise stopping.Interrupted
 
 

@@ -2,15 +2,16 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
 
-from utils.compute.device import compute_dtype
+from utils.compute.device import beside, compute_dtype
 from utils.compute.execution import Execution
-from utils.core import ranks
+from utils.core import ranks, stopping
 from utils.core.errors import UserError
 from utils.core.pictures import save_grid
 from utils.core.progress import time_left
@@ -293,6 +294,23 @@ class Recorder:
                 KEY: self.identity.to_dict(),
             }
         )
+
+    @contextmanager
+    def kept(self, state: OuterState) -> Iterator[None]:
+        """Keep `state` where the block fails, or takes too long after a signal: it must not change
+        it.
+        """
+
+        def keep() -> None:  # by another thread than that which is in the block
+            with beside(state.images.device):
+                self.save_checkpoint(state)
+
+        try:
+            with stopping.abandonable(keep):
+                yield
+        except Exception:  # an expert of no use, no memory, a process that has left
+            self.save_checkpoint(state)
+            raise
 
 
 def _held_out_record(val: Accuracies | None) -> dict[str, Any]:
