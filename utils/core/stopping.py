@@ -62,8 +62,15 @@ _more_flags: list[str] = []
 
 def listen() -> None:
     """Handle the signals here from now on."""
+    sys.unraisablehook = _ignore_lost
     for number in SIGNALS:
         signal.signal(number, _receive)
+
+
+def _ignore_lost(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Say nothing of an Interrupted that Python could not pass on; the thread beside answers it."""
+    if not isinstance(unraisable.exc_value, Interrupted):
+        sys.__unraisablehook__(unraisable)
 
 
 def watch() -> None:
