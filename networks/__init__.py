@@ -12,7 +12,7 @@ from networks.alexnet import AlexNet
 from networks.convnet import ConvNet
 from networks.lenet import LeNet
 from networks.mlp import MLP
-from networks.norm import SingleValuesError
+from networks.norm import SingleValuesError, batch_norm
 from networks.resnet import ResNet18
 from networks.vgg import VGG11
 
@@ -38,7 +38,11 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "LeNet": LeNet,
     "AlexNet": AlexNet,
     "VGG11": VGG11,
+    "VGG11BN": partial(VGG11, norm=batch_norm),
     "ResNet18": ResNet18,
+    "ResNet18BN": partial(ResNet18, norm=batch_norm),
+    "ResNet18_AP": partial(ResNet18, pools=True),
+    "ResNet18BN_AP": partial(ResNet18, norm=batch_norm, pools=True),
     **{f"ConvNet{suffix}": partial(ConvNet, **kw) for suffix, kw in _CONVNET_VARIANTS.items()},
 }
 
@@ -72,7 +76,7 @@ def build_network(
 
     With `seed` the initial weights depend on it alone and torch's global generator is left as it
     was. Raises ValueError for an unknown name, naming the choices, and UnfitSizeError where
-    instance norm would see 1x1 maps.
+    the norm would see 1x1 maps.
     """
     if model not in NETWORKS:
         raise ValueError(f"unknown model {model!r}; choices: {', '.join(NETWORKS)}")
