@@ -114,7 +114,11 @@ def find_experts(
             f"no buffer file is complete in {folder} yet, where {len(kept)} experts are begun or "
             f"finished; wait for buffer.py, or go on with: {command}"
         )
-    raise NoExperts(f"no expert buffers in {folder}; make them with: {command}")
+    others_there = replace(kind, flat=not kind.flat).folder(buffer_path)
+    found = ""
+    if buffer_files(others_there):
+        found = f", but in {others_there}, for --{'no_' * kind.flat}flat"
+    raise NoExperts(f"no expert buffers in {folder}{found}; make them with: {command}")
 
 
 def open_experts(
