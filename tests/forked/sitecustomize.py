@@ -9,7 +9,14 @@ importing torch takes seconds each time.
 import os
 import sys
 
-SCRIPTS = ("buffer.py", "distill_att.py", "eval.py", "run_in_ranks.py", "failing_eval.py")
+SCRIPTS = (
+    "buffer.py",
+    "distill_att.py",
+    "eval.py",
+    "run_in_ranks.py",
+    "failing_eval.py",
+    "stuck.py",
+)
 MODULES = ("scripts.", "torch.distributed.run")
 
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
@@ -62,15 +63,17 @@ _more_flags: list[str] = []
 
 def listen() -> None:
     """Handle the signals here from now on."""
-    sys.unraisablehook = _ignore_lost
+    sys.unraisablehook = partial(_ignore_lost, sys.unraisablehook)
     for number in SIGNALS:
         signal.signal(number, _receive)
 
 
-def _ignore_lost(unraisable: "sys.UnraisableHookArgs") -> None:
+def _ignore_lost(
+    others: Callable[["sys.UnraisableHookArgs"], object], lost: "sys.UnraisableHookArgs"
+) -> None:
     """Say nothing of an Interrupted that Python could not pass on; the thread beside answers it."""
-    if not isinstance(unraisable.exc_value, Interrupted):
-        sys.__unraisablehook__(unraisable)
+    if not isinstance(lost.exc_value, Interrupted):
+        others(lost)
 
 
 def watch() -> None:
