@@ -19,7 +19,7 @@ from torch import Tensor
 
 from utils.compute.contract import check_head, check_known, check_repeatable
 from utils.compute.cost import fitting_models
-from utils.compute.device import default_device, storage_dtype, use_device
+from utils.compute.device import default_device, storage_dtype, use_device, wait_for
 from utils.config.resolve import (
     DEFAULT,
     FOUND,
@@ -39,7 +39,7 @@ from utils.data.identity import KEY, DataIdentity, identity_of
 from utils.data.real_images import check_ipc, class_labels, initial_images
 from utils.data.source import Source
 from utils.experts.buffer import ExpertBuffer
-from utils.experts.kind import ExpertKind, open_experts
+from utils.experts.kind import ExpertKind, NoExperts, open_experts
 from utils.methods.base import Method, Setting
 from utils.methods.outer_state import Diverged, OuterState
 from utils.methods.registry import (
@@ -52,6 +52,7 @@ from utils.methods.registry import (
 from utils.options import DistillOptions
 from utils.plan.choose import evaluations_left
 from utils.plan.distillation import DistillCall
+from utils.plan.experts import ExpertsCall, ExpertsToMake
 from utils.plan.machine import Machine
 from utils.plan.room import check_room
 from utils.plan.sizes import DataSize, settle_images
@@ -68,7 +69,7 @@ class Prepared:
     call: DistillCall
     source: Source
     images: DataIdentity
-    experts: ExpertBuffer | None
+    experts: ExpertBuffer | ExpertsToMake | None  # to be made: a dry run
     run: RunDir
     checkpoint: dict[str, Any] | None
 
@@ -164,36 +165,53 @@ def check_model(options: DistillOptions, size: DataSize) -> None:
 
 def open_chosen_experts(
     resolved: Resolved[DistillOptions], source: Source, images: DataIdentity
-) -> ExpertBuffer | None:
+) -> ExpertBuffer | ExpertsToMake | None:
     """Find and check the experts, where the method needs some; a model or zca not given by hand
-    follows what is there.
+    follows what is there. A dry run takes what is still to be made.
     """
     options = resolved.options
     if not METHODS[options.method].needs_experts:
         return None
     asked = ExpertKind.of(options)
-    found, experts = open_experts(
-        asked,
-        options.buffer_path,
-        images=images,
-        channels=source.channels,
-        num_classes=len(source.class_names),
-        model_fixed=resolved.given_by_hand("model"),
-        zca_fixed=resolved.given_by_hand("zca"),
-        max_files=options.max_files,
-        max_experts=options.max_experts,
-        skip_bad=options.skip_bad_buffers,
-    )
+    to_make = ExpertsToMake.of(asked, options.buffer_path, epochs=least_epochs(resolved))
+    try:
+        found, experts = open_experts(
+            asked,
+            options.buffer_path,
+            images=images,
+            channels=source.channels,
+            num_classes=len(source.class_names),
+            model_fixed=resolved.given_by_hand("model"),
+            zca_fixed=resolved.given_by_hand("zca"),
+            command=to_make.command,
+            max_files=options.max_files,
+            max_experts=options.max_experts,
+            skip_bad=options.skip_bad_buffers,
+        )
+    except NoExperts:
+        if options.dry_run:
+            return to_make
+        raise
     if found != asked:
         print(
             f"only other experts than those of the row (model {asked.model}, zca {asked.zca}) are "
             f"there: using {experts.folder} (model {found.model}, zca {found.zca}); "
-            f"for the row's own: {asked.command(options.buffer_path)}"
+            f"for the row's own: {to_make.command}"
         )
     for name in ("zca", "model"):
         if getattr(found, name) != getattr(asked, name):
             resolved.set(name, getattr(found, name), str(experts.folder))
     return experts
+
+
+def least_epochs(resolved: Resolved[DistillOptions]) -> int:
+    """The epochs that experts need for the lengths that are given; those to be found follow from
+    the experts.
+    """
+    found: dict[str, Any] = {
+        name: 1 for name in ("expert_epochs", "max_start_epoch") if resolved.is_open(name)
+    }
+    return replace(resolved.options, **found).last_epoch
 
 
 def name_run(resolved: Resolved[DistillOptions]) -> RunDir:
@@ -225,7 +243,7 @@ def readable_checkpoint(run: RunDir) -> dict[str, Any] | None:
 def settle_lengths(
     resolved: Resolved[DistillOptions],
     source: Source,
-    experts: ExpertBuffer | None,
+    experts: ExpertBuffer | ExpertsToMake | None,
     checkpoint: Mapping[str, Any] | None,
 ) -> None:
     """Find N_S, N_T and start epochs where nobody gives them; a run that was begun keeps its own,
@@ -255,7 +273,7 @@ def check_resumable(
     checkpoint: Mapping[str, Any],
     options: DistillOptions,
     images: DataIdentity,
-    experts: ExpertBuffer | None,
+    experts: ExpertBuffer | ExpertsToMake | None,
 ) -> None:
     """Refuse to continue a run with other settings, images or experts."""
     begun = checkpoint["config"].get("method", DEFAULT_METHOD)
@@ -270,7 +288,7 @@ def check_resumable(
         advice="give the --data_path that it is from, or another --run_name",
     )
     before = checkpoint["num_experts"]
-    if experts is not None and before != len(experts):
+    if isinstance(experts, ExpertBuffer) and before != len(experts):
         raise UserError(
             f"{run.path} was begun with {before} experts, now there are {len(experts)} in "
             f"{experts.folder}: pass --max_experts {before} or another --run_name"
@@ -287,7 +305,7 @@ def announce(resolved: Resolved[DistillOptions], prepared: Prepared) -> None:
     if to_find:
         print(f"{', '.join(to_find)}: to be {FOUND}")
     print(prepared.source.describe())
-    if experts is not None:
+    if isinstance(experts, ExpertBuffer):
         print(f"{len(experts)} experts of {experts.epochs} epochs", *experts.skipped, sep="\n")
     if options.eval_it > 0:
         for needs in fitting_models(options.evaluation_models, **prepared.call.size.shape)[1]:
@@ -298,11 +316,29 @@ def announce(resolved: Resolved[DistillOptions], prepared: Prepared) -> None:
     print(f"estimated: {call.time}")
     demand = call.demand(prepared.source, experts, run)
     check_room(demand, call.machine, force=options.force)
+    if isinstance(experts, ExpertsToMake):
+        announce_experts(resolved, experts, prepared.source, call.machine)
+
+
+def announce_experts(
+    resolved: Resolved[DistillOptions], experts: ExpertsToMake, source: Source, machine: Machine
+) -> None:
+    """Print the command for experts that are not there, and what it takes; UserError where there is
+    too little room for them.
+    """
+    print(f"no experts are complete in {experts.folder}; make them with: {experts.command}")
+    least = least_epochs(resolved)
+    enough = f" ({least} would do: --train_epochs {least})" if least < experts.epochs else ""
+    print(f"{len(experts)} experts of {experts.epochs} epochs{enough}")
+    call = ExpertsCall.planned(experts.options, DataSize.of(source), experts.missing, machine)
+    print(f"estimated: {call.time}")
+    check_room(call.demand(source, experts.folder), machine, force=resolved.options.force)
 
 
 def build(resolved: Resolved[DistillOptions], prepared: Prepared) -> tuple[OuterState, Recorder]:
     """Read the images; make what is learned, and what records the method that learns it."""
     plan, experts = prepared.call.plan, prepared.experts
+    assert not isinstance(experts, ExpertsToMake)
     options, device = resolved.options, default_device()
     spec, dtype = METHODS[options.method], storage_dtype(options.precision)
     data = read_dataset(prepared.source, zca=options.zca, val=True)
@@ -383,7 +419,8 @@ def take_outer_steps(options: DistillOptions, state: OuterState, recorder: Recor
     """Take outer steps to the last iteration; save and evaluate what is due on the way.
 
     Raises Diverged where a step cannot be taken, Interrupted behind the step or in the evaluation
-    in which a signal came; what was computed is kept.
+    in which a signal came. A step that takes longer then is given up, with the state before it
+    kept: a step changes that only when it is computed, and follows from the iteration alone.
     """
     with (
         stopping.deferred(),
@@ -396,18 +433,19 @@ def take_outer_steps(options: DistillOptions, state: OuterState, recorder: Recor
             if recorder.evaluated == state.iteration:
                 progress.unpause()  # so that the time left is that of the steps
             began = time.monotonic()
-            try:
+            with recorder.kept(state):
                 step = recorder.method.step(state.iteration, state.learned)
-            except Exception:  # an expert of no use, no memory; what was learned so far is kept
-                recorder.save_checkpoint(state)
-                raise
+                wait_for(state.images.device)
             state.update(step)
             recorder.log_step(state, step, time.monotonic() - began)
             progress.set_postfix_str(recorder.shown(state, step), refresh=False)
             progress.update()
-            if stopping.received_anywhere():
+            with recorder.kept(state):
+                is_asked_to_end = stopping.received_anywhere()
+            if is_asked_to_end:
                 recorder.save_checkpoint(state)
-                ranks.barrier()  # torchrun ends everyone once one has left
+                with stopping.abandonable():
+                    ranks.barrier()  # torchrun ends everyone once one has left
                 raise stopping.Interrupted
 
 

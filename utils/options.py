@@ -21,8 +21,8 @@ _SPEED = "speed and memory (the same result up to rounding)"
 _AUTO: dict[str, Any] = {"auto": True, "may_change": True}
 _MODELS = (
     "ConvNet, by depth D1 ... D8 (ConvNetD3), width W32 ... W1024, activation AS AR AL, norm NN BN "
-    "LN IN GN or pooling NP MP AP; ResNet18, VGG11, AlexNet, MLP, LeNet; or from elsewhere: "
-    f"{elsewhere.FORMS}"
+    "LN IN GN or pooling NP MP AP; ResNet18 and VGG11, each also BN, ResNet18_AP, ResNet18BN_AP; "
+    f"AlexNet, MLP, LeNet; or from elsewhere: {elsewhere.FORMS}"
 )
 
 
@@ -71,7 +71,7 @@ class DataOptions:
 class DsaOptions:
     dsa: bool = option(True, "augment the training of networks with DSA", group=_DATA)
     dsa_strategy: str = option(
-        DSA_STRATEGY, "groups of DSA, one drawn a batch", group=_DATA, check=parse_strategy
+        DSA_STRATEGY, "groups of DSA, one drawn a batch, or none", group=_DATA, check=parse_strategy
     )
 
 
@@ -292,6 +292,7 @@ class DistillOptions(MethodOptions, SetOptions):
         None,
         "YAML file of defaults (default: configs/<dataset>/ipc<ipc>.yaml)",
         group=_RUN,
+        alias="cfg",
         may_change=True,
     )
     wandb: str = option(

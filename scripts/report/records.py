@@ -280,7 +280,7 @@ def _expert_differences(run: Run, row: DistillOptions) -> list[str]:
         return ["experts that are not on record"]
     found = []
     number, epochs = run.experts.get("number"), run.experts.get("epochs")
-    needed = max(BufferOptions.train_epochs, row.starts.end + row.expert_epochs)
+    needed = max(BufferOptions.train_epochs, row.last_epoch)
     if number != BufferOptions.num_experts:
         found.append(f"{number} experts instead of {BufferOptions.num_experts}")
     if not isinstance(epochs, int) or epochs < needed:

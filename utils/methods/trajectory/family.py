@@ -6,8 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from utils.core.errors import UserError
-from utils.experts.buffer import ExpertBuffer
-from utils.methods.base import Learned, MethodSpec
+from utils.methods.base import Learned, MethodSpec, Trajectories
 from utils.methods.trajectory.method import TrajectoryMatching
 from utils.methods.trajectory.options import TrajectoryOptions, title
 from utils.methods.trajectory.tuning import find_lengths, find_rates, stalled
@@ -46,16 +45,16 @@ def _check_datm(options: Any, by_hand: Callable[[str], bool]) -> None:
     _check(options, by_hand)
 
 
-def _check_experts(options: Any, experts: ExpertBuffer) -> None:
+def _check_experts(options: Any, experts: Trajectories) -> None:
     """See that the experts are as long as the segments that are drawn from them."""
-    last_start = options.starts.end - 1
-    last_epoch = last_start + options.expert_epochs
+    last_start, last_epoch = options.starts.end - 1, options.last_epoch
     if last_epoch > experts.epochs:
         bound = "max_start_epoch" if options.start_epochs is None else "start_epochs to"
         raise UserError(
             f"--{bound} {last_start + 1}: start epoch {last_start} + --expert_epochs "
             f"{options.expert_epochs} = {last_epoch} is beyond the {experts.epochs} epochs of the "
-            f"experts in {experts.folder}; lower one of them or train longer experts"
+            f"experts in {experts.folder}; lower one of them, or train longer experts in another "
+            f"--buffer_path: --train_epochs {last_epoch}"
         )
 
 
