@@ -9,6 +9,7 @@ import distill_att
 import eval as evaluation
 from utils.core.errors import UserError
 from utils.methods.registry import check_own_flags
+from utils.plan.prepare import check_flags
 
 # From the READMEs and scripts of MTT (GeorgeCazenavette/mtt-distillation), FTD
 # (AngusDujw/FTD-distillation), TESLA (justincui03/tesla), DATM (NUS-HPC-AI-Lab/DATM) and ATT
@@ -89,7 +90,7 @@ OTHERS = {
 def test_a_published_command_line_is_taken(script, line):
     resolved = script.parse(shlex.split(line))
     if script is distill_att:
-        distill_att.check_flags(resolved)
+        check_flags(resolved)
     else:
         buffer.check_flags(resolved)
         assert resolved.options.flat == ("rho" in line)
@@ -120,7 +121,7 @@ def test_every_flag_of_their_scripts_is_known(script, flag):
 
 def test_what_has_no_effect_gets_a_line_each(capsys):
     resolved = distill_att.parse("--batch_real 512 --lr_init 0.1 --force_save --ipc 1".split())
-    distill_att.check_flags(resolved)
+    check_flags(resolved)
     said = capsys.readouterr().out.splitlines()
     flags = {line.split(":")[0] for line in said if ": no effect here, " in line}
     assert flags == {"--batch_real", "--lr_init", "--force_save"}

@@ -11,6 +11,7 @@ from utils.core.stopping import Interrupted
 from utils.methods.outer_state import OuterState
 from utils.methods.registry import METHODS, foreign_flags, title
 from utils.options import DistillOptions
+from utils.plan.prepare import check_flags
 
 MATCHING = sorted(set(METHODS) - {"dm"})
 
@@ -21,7 +22,7 @@ def resolved(*argv):
 
 def refusal(*argv):
     with pytest.raises(UserError) as error:
-        distill_att.check_flags(resolved(*argv))
+        check_flags(resolved(*argv))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -83,7 +84,7 @@ def test_a_method_has_rows_of_its_own(capsys):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/ipc*_*.yaml")), ids=lambda path: str(path))
 def test_a_row_is_of_the_method_in_its_name(path):
     found = resolved("--config", str(path))
-    distill_att.check_flags(found)
+    check_flags(found)
     name = path.stem.split("_")[1]
     assert title(vars(found.options)) == name.upper()
     if name != "dm":
