@@ -98,7 +98,7 @@ FOREIGN: Mapping[str, NoEffect | NotHere | Translated] = {
     "parall_eva": NoEffect("--eval_at_once trains several networks together"),
     "record_loss": NoEffect("every loss is logged"),
     "project": NoEffect("runs at Weights & Biases are in the project att"),
-    "device": NoEffect("CUDA_VISIBLE_DEVICES chooses the GPU"),
+    "device": NoEffect("--device or CUDA_VISIBLE_DEVICES chooses the GPU"),
     # Their evaluation
     "data_dir": _THREE_FILES,
     "label_dir": _THREE_FILES,

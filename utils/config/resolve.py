@@ -104,7 +104,7 @@ def resolve(
             raise UserError(f"{word}: '--' is no value")
     hints = typing.get_type_hints(options)
     given = vars(_parser(options, description).parse_args(argv))
-    given = _without_foreign(given, fields, hints, prefix="--")
+    given = _without_foreign(given, given.keys() - fields.keys(), fields, hints, prefix="--")
     for name, value in given.items():
         check_value(fields[name], value, f"--{name}")
     path = find_yaml(given)
@@ -120,15 +120,16 @@ def resolve(
 
 def _without_foreign(
     given: Mapping[str, Any],
+    foreign: Collection[str],
     fields: Mapping[str, dataclasses.Field],
     hints: Mapping[str, Any],
     *,
     prefix: str,
 ) -> dict[str, Any]:
-    """Translate what other codes call otherwise (`utils/config/foreign.py`). `prefix` stands before
-    names in messages.
+    """Translate what of `given` is `foreign`: other codes call it otherwise
+    (`utils/config/foreign.py`). `prefix` stands before names in messages.
     """
-    labels = {name: f"{prefix}{name}" for name in given if name not in fields}
+    labels = {name: f"{prefix}{name}" for name in given if name in foreign}
     if not labels:
         return dict(given)
     written = {
@@ -279,20 +280,23 @@ def _read_yaml(
         return {}
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold `name: value` lines, not a {type(content).__name__}")
-    values = {}
+    values: dict[str, Any] = {}
+    foreign = set()
     for record in RECORDS:
         content.pop(record, None)
     aliases = {field.metadata["alias"]: name for name, field in fields.items()}
     for written, value in content.items():
         key = str(aliases.get(written, written))
-        if key in FOREIGN.keys() - fields.keys():
+        # DATM's device is a list of numbers.
+        if key in FOREIGN and (key not in fields or isinstance(value, list)):
             values[key] = [] if value is None else value
+            foreign.add(key)
             continue
         if key not in fields:
             close = difflib.get_close_matches(key, fields, n=3) or list(fields)
             raise UserError(f"{path}: unknown key {quoted(written)}; choices: {', '.join(close)}")
         values[key] = _from_yaml(value, hints[key], fields[key], f"{path}: {key}")
-    return _without_foreign(values, fields, hints, prefix=f"{path}: ")
+    return _without_foreign(values, foreign, fields, hints, prefix=f"{path}: ")
 
 
 def _from_yaml(value: Any, hint: Any, field: dataclasses.Field, name: str) -> Any:
