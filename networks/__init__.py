@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from networks import elsewhere
+import networks.elsewhere as elsewhere
 from networks.alexnet import AlexNet
 from networks.convnet import ConvNet
 from networks.lenet import LeNet
