@@ -39,6 +39,9 @@ def become_windows():
         replace(source, target)
 
     os.open, os.replace = open_no_folder, replace_unmapped
+    from utils.core import files
+
+    files.REPLACES_MAPPED = False  # follows from os.name, by which pathlib goes too
 
 
 if __name__ == "__main__":
