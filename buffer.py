@@ -84,6 +84,7 @@ def run(resolved: Resolved[BufferOptions]) -> Path:
     missing = missing_experts(folder, numbers, **in_files) if ranks.is_main() else []
     missing = ranks.from_main(missing)
     print(f"buffer.py -> {folder}\n{resolved.table(whole=options.dry_run)}")
+    print(source.describe())
     print(f"{len(numbers) - len(missing)} of {len(numbers)} experts are in {folder}")
     machine = Machine.here(default_device())
     call = ExpertsCall.planned(options, size, missing, machine)
@@ -107,13 +108,19 @@ def run(resolved: Resolved[BufferOptions]) -> Path:
 
 
 def check_flags(resolved: Resolved[BufferOptions]) -> None:
-    """UserError where flags contradict each other, or leave a process without an expert."""
-    options = resolved.options
+    """UserError where flags contradict each other, or leave a process without an expert.
+
+    A flag of FTD's steps asks for them: its own code has no other.
+    """
     for name in ("rho", "alpha"):
-        if resolved.given_by_hand(name) and not options.flat:
-            raise UserError(
-                f"--{name} is for sharpness-aware steps: pass --flat too, or leave it out"
-            )
+        if resolved.given_by_hand(name) and not resolved.options.flat:
+            if resolved.given_by_hand("flat"):
+                raise UserError(
+                    f"--{name} is for sharpness-aware steps: leave it out, or --no_flat"
+                )
+            print(f"--{name}: taken with --flat, for sharpness-aware steps (FTD)")
+            resolved.set("flat", True, f"--{name}")
+    options = resolved.options
     count = options.num_experts - options.first_expert
     if count <= 0 or options.first_expert % options.save_interval:
         raise UserError(
@@ -171,11 +178,13 @@ def train_missing(
     ):
         for own in rounds:
             trained = train_to_end(begin(own), progress, seconds) if own else {}
-            experts = ranks.gather_on_main(trained)
+            with stopping.abandonable():  # each process has kept its own
+                experts = ranks.gather_on_main(trained)
             for number, expert in experts.items():
                 keep_expert(folder, number, expert)
             if experts:
-                fill_files(folder, numbers, experts_per_file=options.save_interval)
+                with stopping.immediate():
+                    fill_files(folder, numbers, experts_per_file=options.save_interval)
 
 
 def train_to_end(

@@ -9,68 +9,36 @@ takes its defaults from configs/<dataset>/ipc<ipc>.yaml and its experts from buf
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from utils.compute.contract import check_head, check_known, check_repeatable
 from utils.compute.cost import fitting_models
-from utils.compute.device import default_device, storage_dtype, use_device
-from utils.config.resolve import (
-    DEFAULT,
-    FOUND,
-    Resolved,
-    check_unchanged,
-    fixed_values,
-    nearest_row,
-    resolve,
-)
+from utils.compute.device import default_device, storage_dtype, wait_for
+from utils.config.resolve import FOUND, Resolved, nearest_row, resolve
 from utils.core import ranks, stopping
-from utils.core.errors import UserError
-from utils.core.files import check_writable
 from utils.core.progress import progress_bar
 from utils.core.script import run_script
 from utils.data.dataset import read_dataset
-from utils.data.identity import KEY, DataIdentity, identity_of
-from utils.data.real_images import check_ipc, class_labels
+from utils.data.real_images import class_labels
 from utils.data.source import Source
 from utils.experts.buffer import ExpertBuffer
-from utils.experts.kind import ExpertKind, open_experts
 from utils.methods.base import Method, Setting
 from utils.methods.outer_state import Diverged, OuterState
-from utils.methods.registry import (
-    DEFAULT_METHOD,
-    METHODS,
-    check_own_flags,
-    check_same_method,
-    foreign_flags,
-)
+from utils.methods.registry import DEFAULT_METHOD, METHODS, foreign_flags
 from utils.options import DistillOptions
 from utils.plan.choose import evaluations_left
-from utils.plan.distillation import DistillCall
+from utils.plan.experts import ExpertsCall, ExpertsToMake
 from utils.plan.machine import Machine
+from utils.plan.prepare import Prepared, least_epochs, prepare
 from utils.plan.room import check_room
-from utils.plan.sizes import DataSize, settle_images
-from utils.run.directory import RunDir
+from utils.plan.sizes import DataSize
 from utils.run.recorder import BEST, Recorder
 
 MAX_REWINDS = 3
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What a run works with, and how: all that is found before anything is written."""
-
-    call: DistillCall
-    source: Source
-    images: DataIdentity
-    experts: ExpertBuffer | None
-    run: RunDir
-    checkpoint: dict[str, Any] | None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -114,166 +82,6 @@ def run(resolved: Resolved[DistillOptions]) -> int:
     return status
 
 
-def prepare(resolved: Resolved[DistillOptions]) -> Prepared:
-    """Find images, experts and run, record in `resolved` what they settle, and plan the call."""
-    check_flags(resolved)
-    use_device(resolved.options.device)
-    check_known([resolved.options.model])
-    source = settle_images(resolved)
-    size = DataSize.of(source)
-    check_model(resolved.options, size)
-    check_ipc(resolved.options.ipc, source.labels["train"], source.class_names)
-    images = identity_of(source, resolved.options.data_path)
-    experts = open_chosen_experts(resolved, source, images)
-    run = name_run(resolved)
-    checkpoint = readable_checkpoint(run)
-    settle_lengths(resolved, source, experts, checkpoint)
-    if checkpoint is not None:
-        check_resumable(run, checkpoint, resolved.options, images, experts)
-    machine = Machine.here(default_device())
-    call = DistillCall.planned(resolved.options, size, machine, checkpoint)
-    return Prepared(call, source, images, experts, run, checkpoint)
-
-
-def check_flags(resolved: Resolved[DistillOptions]) -> None:
-    """UserError where flags contradict each other or belong to another method."""
-    options = resolved.options
-    check_own_flags(options.method, resolved.sources)
-    METHODS[options.method].check(options, resolved.given_by_hand)
-    if options.pix_init == "correct" and not METHODS[options.method].needs_experts:
-        raise UserError(
-            f"--pix_init correct asks experts, which --method {options.method} has none of: choose "
-            "real or noise"
-        )
-    if options.select == "val" and options.val_fraction == 0:
-        raise UserError(
-            "--select val needs images held out of the training set: pass --val_fraction 0.1, say, "
-            "to buffer.py and distill_att.py alike, or choose --select test or last"
-        )
-
-
-def check_model(options: DistillOptions, size: DataSize) -> None:
-    """UserError where the network of experts and students does not serve as such."""
-    check_repeatable(options.model, **size.shape)
-    if METHODS[options.method].takes_features:
-        check_head(options.model, **size.shape, why=f"--method {options.method}")
-
-
-def open_chosen_experts(
-    resolved: Resolved[DistillOptions], source: Source, images: DataIdentity
-) -> ExpertBuffer | None:
-    """Find and check the experts, where the method needs some; a model or zca not given by hand
-    follows what is there.
-    """
-    options = resolved.options
-    if not METHODS[options.method].needs_experts:
-        return None
-    asked = ExpertKind.of(options)
-    found, experts = open_experts(
-        asked,
-        options.buffer_path,
-        images=images,
-        channels=source.channels,
-        num_classes=len(source.class_names),
-        model_fixed=resolved.given_by_hand("model"),
-        zca_fixed=resolved.given_by_hand("zca"),
-        max_files=options.max_files,
-        max_experts=options.max_experts,
-        skip_bad=options.skip_bad_buffers,
-    )
-    if found != asked:
-        print(
-            f"only other experts than those of the row (model {asked.model}, zca {asked.zca}) are "
-            f"there: using {experts.folder} (model {found.model}, zca {found.zca}); "
-            f"for the row's own: {asked.command(options.buffer_path)}"
-        )
-    for name in ("zca", "model"):
-        if getattr(found, name) != getattr(asked, name):
-            resolved.set(name, getattr(found, name), str(experts.folder))
-    return experts
-
-
-def name_run(resolved: Resolved[DistillOptions]) -> RunDir:
-    """The run directory; a new one where the run has no name yet, or begins anew."""
-    options = resolved.options
-    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    run = RunDir.of(options, now if options.run_name is None else options.run_name)
-    if options.run_name is None or options.restart:
-        run = ranks.from_main(run.unused())
-        resolved.set("run_name", run.path.name, DEFAULT)
-        resolved.set("restart", False, DEFAULT)  # whoever continues does not
-        again = ["--no_restart"] if options.restart else []
-        stopping.continue_with("--run_name", run.path.name, *again)
-    return run
-
-
-def readable_checkpoint(run: RunDir) -> dict[str, Any] | None:
-    """Load the run's checkpoint, if any; refuse a run that cannot be continued without one."""
-    check_writable(run.path)
-    checkpoint = run.agreed_checkpoint()
-    if checkpoint is None and run.has_steps():
-        raise UserError(
-            f"{run.path} holds a run without a checkpoint, which cannot be continued: "
-            "choose another --run_name"
-        )
-    return checkpoint
-
-
-def settle_lengths(
-    resolved: Resolved[DistillOptions],
-    source: Source,
-    experts: ExpertBuffer | None,
-    checkpoint: Mapping[str, Any] | None,
-) -> None:
-    """Find N_S, N_T and start epochs where nobody gives them; a run that was begun keeps its own,
-    and its rates. UserError where the experts are too short for what was given.
-    """
-    options = resolved.options
-    spec = METHODS[options.method]
-    recorded = checkpoint["config"] if checkpoint else {}
-    for name in resolved.open_names:
-        if name in recorded:
-            resolved.set(name, recorded[name], "recorded in the run")
-    if experts is None:
-        return
-    lengths = spec.find_lengths(
-        options,
-        epochs=experts.epochs,
-        steps_an_epoch=-(-len(source.labels["train"]) // options.batch_train),
-        is_open=resolved.is_open,
-    )
-    for name, value in lengths.items():
-        resolved.set(name, value, FOUND)
-    spec.check_experts(resolved.options, experts)
-
-
-def check_resumable(
-    run: RunDir,
-    checkpoint: Mapping[str, Any],
-    options: DistillOptions,
-    images: DataIdentity,
-    experts: ExpertBuffer | None,
-) -> None:
-    """Refuse to continue a run with other settings, images or experts."""
-    begun = checkpoint["config"].get("method", DEFAULT_METHOD)
-    check_same_method(begun, options.method, where=str(run.path))
-    check_unchanged(
-        checkpoint["config"], fixed_values(options), where=run.path, instead="--run_name"
-    )
-    images.check_same_as(
-        checkpoint.get(KEY),
-        ("train", "test"),
-        what=f"run {run.path}",
-        advice="give the --data_path that it is from, or another --run_name",
-    )
-    before = checkpoint["num_experts"]
-    if experts is not None and before != len(experts):
-        raise UserError(
-            f"{run.path} was begun with {before} experts, now there are {len(experts)} in "
-            f"{experts.folder}: pass --max_experts {before} or another --run_name"
-        )
-
-
 def announce(resolved: Resolved[DistillOptions], prepared: Prepared) -> None:
     """Print what will be done, time, memory and disk; UserError where there is too little room."""
     options, experts, run = resolved.options, prepared.experts, prepared.run
@@ -283,7 +91,8 @@ def announce(resolved: Resolved[DistillOptions], prepared: Prepared) -> None:
     print(resolved.table(whole=options.dry_run, hidden=foreign.union(to_find)))
     if to_find:
         print(f"{', '.join(to_find)}: to be {FOUND}")
-    if experts is not None:
+    print(prepared.source.describe())
+    if isinstance(experts, ExpertBuffer):
         print(f"{len(experts)} experts of {experts.epochs} epochs", *experts.skipped, sep="\n")
     if options.eval_it > 0:
         for needs in fitting_models(options.evaluation_models, **prepared.call.size.shape)[1]:
@@ -294,11 +103,29 @@ def announce(resolved: Resolved[DistillOptions], prepared: Prepared) -> None:
     print(f"estimated: {call.time}")
     demand = call.demand(prepared.source, experts, run)
     check_room(demand, call.machine, force=options.force)
+    if isinstance(experts, ExpertsToMake):
+        announce_experts(resolved, experts, prepared.source, call.machine)
+
+
+def announce_experts(
+    resolved: Resolved[DistillOptions], experts: ExpertsToMake, source: Source, machine: Machine
+) -> None:
+    """Print the command for experts that are not there, and what it takes; UserError where there is
+    too little room for them.
+    """
+    print(f"no experts are complete in {experts.folder}; make them with: {experts.command}")
+    least = least_epochs(resolved)
+    enough = f" ({least} would do: --train_epochs {least})" if least < experts.epochs else ""
+    print(f"{len(experts)} experts of {experts.epochs} epochs{enough}")
+    call = ExpertsCall.planned(experts.options, DataSize.of(source), experts.missing, machine)
+    print(f"estimated: {call.time}")
+    check_room(call.demand(source, experts.folder), machine, force=resolved.options.force)
 
 
 def build(resolved: Resolved[DistillOptions], prepared: Prepared) -> tuple[OuterState, Recorder]:
     """Read the images; make what is learned, and what records the method that learns it."""
     plan, experts = prepared.call.plan, prepared.experts
+    assert not isinstance(experts, ExpertsToMake)
     options, device = resolved.options, default_device()
     spec, dtype = METHODS[options.method], storage_dtype(options.precision)
     data = read_dataset(prepared.source, zca=options.zca, val=True)
@@ -388,7 +215,8 @@ def take_outer_steps(options: DistillOptions, state: OuterState, recorder: Recor
     """Take outer steps to the last iteration; save and evaluate what is due on the way.
 
     Raises Diverged where a step cannot be taken, Interrupted behind the step or in the evaluation
-    in which a signal came; what was computed is kept.
+    in which a signal came. A step that takes longer then is given up, with the state before it
+    kept: a step changes that only when it is computed, and follows from the iteration alone.
     """
     with (
         stopping.deferred(),
@@ -401,18 +229,19 @@ def take_outer_steps(options: DistillOptions, state: OuterState, recorder: Recor
             if recorder.evaluated == state.iteration:
                 progress.unpause()  # so that the time left is that of the steps
             began = time.monotonic()
-            try:
+            with recorder.kept(state):
                 step = recorder.method.step(state.iteration, state.learned)
-            except Exception:  # an expert of no use, no memory; what was learned so far is kept
-                recorder.save_checkpoint(state)
-                raise
+                wait_for(state.images.device)
             state.update(step)
             recorder.log_step(state, step, time.monotonic() - began)
             progress.set_postfix_str(recorder.shown(state, step), refresh=False)
             progress.update()
-            if stopping.received_anywhere():
+            with recorder.kept(state):
+                is_asked_to_end = stopping.received_anywhere()
+            if is_asked_to_end:
                 recorder.save_checkpoint(state)
-                ranks.barrier()  # torchrun ends everyone once one has left
+                with stopping.abandonable():
+                    ranks.barrier()  # torchrun ends everyone once one has left
                 raise stopping.Interrupted
 
 

@@ -33,7 +33,7 @@ from utils.core.script import run_script
 from utils.data.augment import active_groups
 from utils.data.dataset import ImageDataset, find_dataset, needed_splits, read_dataset
 from utils.data.distilled import SyntheticSet
-from utils.data.identity import DataIdentity, identity_of
+from utils.data.identity import PIXELS, DataIdentity, identity_of
 from utils.data.real_images import check_ipc
 from utils.data.source import Source, SplitName
 from utils.experts.features import ExpertFeatures
@@ -81,6 +81,7 @@ def run(options: EvalOptions) -> Path:
     expert_features = (
         open_expert_features(options, distilled, source, images) if needs_experts else None
     )
+    print(source.describe())
     call, machine = EvalCall(options, distilled, DataSize.of(source)), Machine.here(device)
     call.check_models()
     say_adaptations(call)
@@ -128,11 +129,16 @@ def find_images(options: EvalOptions, distilled: SyntheticSet) -> Source:
         subset=distilled.subset,
         res=config["res"],
         val_fraction=config.get("val_fraction", 0.0),
+        test_fraction=config.get("test_fraction", 0.0),
+        fit=config.get("fit", "crop"),
+        pixels=(distilled.data or {}).get(PIXELS, {}),
         splits=needed_splits(distilled.normalisation, test_only=not options.needs_train),
     )
     check_classes(distilled, source.class_names)
     if options.selections:
-        check_ipc(distilled.ipc, source.labels["train"], source.class_names)
+        flags = " ".join(f"--{name}" for name in options.selections)
+        advice = f"leave {flags} out, or measure a set of fewer images a class"
+        check_ipc(distilled.ipc, source.labels["train"], source.class_names, advice=advice)
     return source
 
 
@@ -177,6 +183,8 @@ def open_expert_features(
         data_path=options.data_path or config["data_path"],
         flat=config.get("flat", False),
         val_fraction=source.val_fraction,
+        fit=config.get("fit", "crop"),
+        test_fraction=config.get("test_fraction", 0.0),
     )
     buffer_path = options.buffer_path or config.get("buffer_path", DistillOptions.buffer_path)
     check_head(kind.model, **DataSize.of(source).shape, why="choosing real images by experts")

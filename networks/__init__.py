@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from networks import elsewhere
+import networks.elsewhere as elsewhere
 from networks.alexnet import AlexNet
 from networks.convnet import ConvNet
 from networks.lenet import LeNet
 from networks.mlp import MLP
-from networks.norm import SingleValuesError
+from networks.norm import SingleValuesError, batch_norm
 from networks.resnet import ResNet18
 from networks.vgg import VGG11
 
@@ -41,7 +41,11 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "LeNet": LeNet,
     "AlexNet": AlexNet,
     "VGG11": VGG11,
+    "VGG11BN": partial(VGG11, norm=batch_norm),
     "ResNet18": ResNet18,
+    "ResNet18BN": partial(ResNet18, norm=batch_norm),
+    "ResNet18_AP": partial(ResNet18, pools=True),
+    "ResNet18BN_AP": partial(ResNet18, norm=batch_norm, pools=True),
     **{f"ConvNet{suffix}": partial(ConvNet, **kw) for suffix, kw in _CONVNET_VARIANTS.items()},
 }
 
@@ -97,8 +101,8 @@ def build_network(
     """Build network `model` for images (N, channels, image_size, image_size), on the CPU.
 
     With `seed` the initial weights depend on it alone and torch's global generator is left as it
-    was. Raises ValueError for an unknown name, naming the choices, UnfitSizeError where instance
-    norm would see 1x1 maps, and NetworkError where one from elsewhere cannot be made.
+    was. Raises ValueError for an unknown name, naming the choices, UnfitSizeError where the norm
+    would see 1x1 maps, and NetworkError where one from elsewhere cannot be made.
     """
     check_name(model)
     with torch.random.fork_rng(devices=[], enabled=seed is not None):

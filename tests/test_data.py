@@ -67,9 +67,9 @@ def decodes(monkeypatch) -> list[str]:
     calls: list[str] = []
     decode_one = decode._decode_one
 
-    def record(file: Path, res: int) -> np.ndarray:
+    def record(file: Path, decoding: decode.Decoding) -> np.ndarray:
         calls.append(file.parent.name + "/" + file.name)
-        return decode_one(file, res)
+        return decode_one(file, decoding)
 
     monkeypatch.setattr(decode, "_decode_one", record)
     return calls
@@ -468,7 +468,7 @@ LOOKED = ["looked for the folders train and", "--data_path"]
 @pytest.mark.parametrize(
     ("dataset", "options", "parts"),
     [
-        ("MNIST", {}, ["MNIST", *DATASETS]),
+        ("EMNIST", {}, ["EMNIST", *DATASETS]),
         ("CIFAR10", {"res": 64}, ["--res 64 does not fit CIFAR10"]),
         *[("digits", {"res": res}, [f"--res {res} is too small: give 8"]) for res in (7, 0, -1)],
         *[("ImageNet", {"subset": s}, [f"{s}: choose one of imagenette, i"]) for s in (None, "x")],

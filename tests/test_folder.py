@@ -17,6 +17,7 @@ from scripts.folder import __main__ as command
 from scripts.folder import choose as choosing
 from scripts.folder.choose import EXPERTS, OUTER_STEPS, Found, Speed, candidates, choose
 from scripts.folder.job import DISTILLING, Job
+from scripts.report import __main__ as report
 from utils.compute.cost import network_cost
 from utils.core import stopping
 from utils.core.errors import UserError
@@ -102,7 +103,7 @@ def folder(tmp_path):
     return tmp_path / "my pictures"
 
 
-@pytest.mark.parametrize("given", ["0", "-1", "nan", "inf", "x", "0.0", ""])
+@pytest.mark.parametrize("given", ["0", "-1", "nan", "inf", "x", "0.0", "", "1e999"])
 def test_minutes_are_a_number_above_0(folder, given):
     with pytest.raises(UserError, match=r"--minutes: .* is no number of minutes above 0"):
         command.main([str(folder), f"--minutes={given}"])
@@ -204,6 +205,8 @@ def test_the_command_goes_on_after_an_interruption(folder, tmp_path, few, monkey
         assert part in said.partition("--- result")[2], part
     page = (out / "report.html").read_text()
     assert "found 2 classes" in page and "<td>in all</td>" in page
+    assert report.main(["--html", str(begun.run)]) == 0
+    assert "<td>in all</td>" in (begun.run / "report.html").read_text()
     entries = json.loads((begun.run / "eval.json").read_text())
     assert [len(entry["accs"]) for entry in entries] == [2, 2, 2]
     assert sum(map(sum, entries[0]["confusion"])) == 2 * 8

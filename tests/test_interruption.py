@@ -6,13 +6,14 @@ import sys
 import pytest
 
 from utils.core import stopping
-from utils.core.stopping import Interrupted, deferred, immediate
+from utils.core.stopping import Interrupted, abandonable, deferred, immediate
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     """As in a process that no signal has come to; the handlers of the test run come back."""
     before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     monkeypatch.setattr(stopping, "_first", None)
     monkeypatch.setattr(stopping, "_more_flags", [])
     stopping.listen()
@@ -50,6 +51,27 @@ def test_within_deferred_a_block_may_be_interrupted():
     with deferred(), pytest.raises(Interrupted), immediate():
         signal.raise_signal(signal.SIGTERM)
         pytest.fail("not reached")
+
+
+def test_what_is_to_be_kept_is_kept_before_the_block_is_left():
+    kept = []
+    with deferred():
+        with pytest.raises(Interrupted), immediate(keep=lambda: kept.append(1)):
+            signal.raise_signal(signal.SIGTERM)
+        assert kept == [1]
+        with abandonable(keep=lambda: kept.append(2)):  # it may be given up, but ends by itself
+            assert stopping.received()
+        assert kept == [1]
+
+
+def test_an_interruption_that_is_lost_says_nothing(capsys):
+    class Dies:
+        def __del__(self):
+            raise error
+
+    error = Interrupted()
+    Dies()
+    assert capsys.readouterr().err == ""
 
 
 def test_an_echo_is_no_second_signal_but_a_later_one_ends_the_process(monkeypatch):

@@ -11,6 +11,7 @@ from utils.core.stopping import Interrupted
 from utils.methods.outer_state import OuterState
 from utils.methods.registry import METHODS, foreign_flags, title
 from utils.options import DistillOptions
+from utils.plan.prepare import check_flags
 
 MATCHING = sorted(set(METHODS) - {"dm"})
 
@@ -21,7 +22,7 @@ def resolved(*argv):
 
 def refusal(*argv):
     with pytest.raises(UserError) as error:
-        distill_att.check_flags(resolved(*argv))
+        check_flags(resolved(*argv))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -31,7 +32,7 @@ def refusal(*argv):
     [
         (["--method", "dm", "--syn_steps", "5"], ["--syn_steps", "dm", "--batch_real", "--lr_net"]),
         (["--method", "dm", "--length", "att"], ["--length", "dm"]),  # its default, but given
-        (["--batch_real", "5"], ["--batch_real", "att", "--syn_steps"]),
+        (["--lr_net", "5"], ["--lr_net", "att", "--syn_steps"]),
         (["--method", "mtt", "--lr_net", "1"], ["--lr_net", "mtt"]),
     ],
 )
@@ -83,7 +84,7 @@ def test_a_method_has_rows_of_its_own(capsys):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/ipc*_*.yaml")), ids=lambda path: str(path))
 def test_a_row_is_of_the_method_in_its_name(path):
     found = resolved("--config", str(path))
-    distill_att.check_flags(found)
+    check_flags(found)
     name = path.stem.split("_")[1]
     assert title(vars(found.options)) == name.upper()
     if name != "dm":

@@ -13,8 +13,10 @@ import networks
 from networks import NETWORKS, UnfitSizeError, build_network, canonical_name
 
 # Below these sides instance norm would see 1x1 maps; the others fit from 8 up.
-SMALLEST = {"ResNet18": 9, "VGG11": 32} | {f"ConvNetD{d}": 2**d for d in range(4, 9)}
+SMALLEST = {"ResNet18": 9, "ResNet18BN": 9, "ResNet18_AP": 16, "ResNet18BN_AP": 16}
+SMALLEST |= {"VGG11": 32, "VGG11BN": 32} | {f"ConvNetD{d}": 2**d for d in range(4, 9)}
 LARGE = ["MLP", "LeNet", "AlexNet", "VGG11", "ResNet18", "ConvNetD4", "ConvNetD5"]
+LARGE += ["VGG11BN", "ResNet18BN", "ResNet18_AP", "ResNet18BN_AP"]
 SIZES = [
     *((model, size) for size in (8, 9, 16, 32) for model in NETWORKS),
     *((model, size) for size in (64, 128) for model in LARGE),
@@ -119,6 +121,24 @@ def test_resnet18_has_the_parameters_of_the_field():
         expected += conv_norm(out, out, 3) + conv_norm(out, out, 3)
     assert shapes("ResNet18") == [*expected, (10, 512), (10,)]
     assert count("ResNet18") == 11_173_962
+    # The field's variants: strides become poolings, whose map the linear layer sees whole.
+    assert shapes("ResNet18BN") == shapes("ResNet18")
+    assert shapes("ResNet18_AP") == [*shapes("ResNet18")[:-2], (10, 512 * 4 * 4), (10,)]
+    assert shapes("ResNet18BN_AP") == shapes("ResNet18_AP")
+
+
+@pytest.mark.parametrize("model", ["VGG11BN", "ResNet18BN", "ResNet18BN_AP"])
+def test_bn_stands_for_batch_norm_everywhere(model):
+    kinds = [type(layer) for layer in skeleton(model).modules()]
+    plain = [type(layer) for layer in skeleton(model.replace("BN", "")).modules()]
+    assert nn.GroupNorm not in kinds
+    assert [nn.GroupNorm if kind is nn.BatchNorm2d else kind for kind in kinds] == plain
+
+
+def test_ap_pools_where_the_others_take_strides():
+    layers = list(skeleton("ResNet18_AP").modules())
+    assert {layer.stride for layer in layers if isinstance(layer, nn.Conv2d)} == {(1, 1)}
+    assert sum(isinstance(layer, nn.AvgPool2d) for layer in layers) == 2 * 3  # and in shortcuts
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What calls cost, counted by hand and measured; what `auto` makes of it; what is said of room."""
 
 import itertools
+import re
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+import buffer
 import distill_att
 from networks import NETWORKS
 from scripts.plan.estimate import distillation_estimate, row_estimate, size_of
@@ -836,3 +838,48 @@ def test_what_is_planned_for_an_a100_is_silent_and_not_tried(no_compiler, capsys
     long = Training(SIZE.network("ConvNetD2"), 10**9, 256)
     assert plan_training(long, A100, networks=1, compile="auto", at_once=None).compiled
     assert capsys.readouterr().out == ""
+
+
+# Experts that are still to be made.
+
+
+def lines_of(capsys, *argv):
+    capsys.readouterr()
+    assert distill_att.main(["--dataset", "digits", "--dry_run", *map(str, argv)]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_dry_run_says_what_experts_it_needs_before_there_are_any(tmp_path, capsys):
+    """Their command, as the error without --dry_run has it, with time and disk of its own."""
+    argv = ["--buffer_path", tmp_path / "b", "--save_path", tmp_path / "r", "--model", "ConvNetD1"]
+    said = lines_of(capsys, *argv, "--expert_epochs", 1, "--max_start_epoch", 1)
+    folder, command = tmp_path / "b/digits/ConvNetD1", "python buffer.py --dataset digits "
+    command += f"--model ConvNetD1 --buffer_path {tmp_path}/b --data_path data"
+    at = said.index(f"no experts are complete in {folder}; make them with: {command}")
+    assert said[at + 1] == "10 experts of 4 epochs (1 would do: --train_epochs 1)"
+    assert re.match(r"estimated: about .* an epoch, .* left", said[at + 2])
+    assert re.search(rf"MB of disk in {folder}", said[at + 3])
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match=f"no expert buffers in .*: {re.escape(command)}$"):
+        distill_att.main(["--dataset", "digits", *map(str, argv)])
+
+
+def test_experts_are_asked_for_as_long_as_the_lengths_need(tmp_path, capsys):
+    argv = ["--buffer_path", tmp_path / "b", "--save_path", tmp_path / "r", "--expert_epochs", 4]
+    said = lines_of(capsys, *argv, "--max_start_epoch", 6)
+    assert any(line.endswith("--data_path data --train_epochs 9") for line in said)
+    assert "10 experts of 9 epochs" in said
+    (tmp_path / "b/digits/ConvNetD2").mkdir(parents=True)
+    (tmp_path / "b/digits/ConvNetD2/experts.json").write_text('{"train_epochs": 12}')
+    said = lines_of(capsys, *argv, "--max_start_epoch", 6)
+    assert "10 experts of 12 epochs (9 would do: --train_epochs 9)" in said  # what was begun
+
+
+def test_experts_of_one_epoch_serve_one_start(tmp_path):
+    where = ["--buffer_path", str(tmp_path), "--dataset", "digits", "--model", "ConvNetD1"]
+    assert buffer.main([*where, "--num_experts", "1", "--train_epochs", "1"]) == 0
+    argv = [*where, "--save_path", str(tmp_path / "r"), "--expert_epochs", "1", "--syn_steps", "2"]
+    argv += "--eval_it 0 --Iteration 1".split()
+    assert distill_att.main([*argv, "--max_start_epoch", "1"]) == 0
+    with pytest.raises(UserError, match=r"start epoch 1 \+ .* = 2 .* 1 epochs .*--train_epochs 2"):
+        distill_att.main([*argv, "--max_start_epoch", "2"])

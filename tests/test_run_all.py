@@ -105,15 +105,15 @@ def test_rivals_have_rows_when_they_are_asked_for():
     own, _ = chosen()
     assert own.items() < experts.items()
     late = experts["experts/CIFAR100_FLAT/ConvNetD3"]  # DATM's
-    assert "--train_epochs 72" in late.commands[0]
+    assert "--train_epochs 71" in late.commands[0]
 
 
 def test_experts_are_long_enough_for_all_their_rows():
     experts, _ = chosen(distill_flags=("--max_start_epoch", "70"))
     of_cifar10, of_tiny = experts["experts/CIFAR10/ConvNetD3"], experts["experts/Tiny/ConvNetD4"]
-    assert "--train_epochs 74" in of_cifar10.commands[0]  # N_T 4 of the IPC 1 row
-    assert "--train_epochs 72" in of_tiny.commands[0]
-    assert of_tiny.options[0].train_epochs == 72
+    assert "--train_epochs 73" in of_cifar10.commands[0]  # N_T 4 of the IPC 1 row
+    assert "--train_epochs 71" in of_tiny.commands[0]
+    assert of_tiny.options[0].train_epochs == 71
 
 
 CIFAR10, FLAT = "experts/CIFAR10/ConvNetD3", "experts/CIFAR{}_FLAT/ConvNetD3"

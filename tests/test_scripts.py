@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +69,8 @@ def test_buffer_is_called_from_python(experts):
         buffer_path=str(experts),
     )
     assert buffer.run(Resolved.of(options)) == experts / "digits/ConvNetD1"
-    with pytest.raises(UserError, match="--rho is for sharpness-aware steps"):
-        buffer.run(Resolved.of(replace(options, rho=0.5)))
+    with pytest.raises(UserError, match="--rho is for sharpness-aware steps: leave it out"):
+        buffer.main(["--dataset", "digits", "--no_flat", "--rho", "0.5"])
 
 
 def test_a_deleted_buffer_file_is_made_again(experts, tmp_path):
@@ -440,8 +439,7 @@ def test_a_recorded_evaluation_is_one_on_the_same_test_images(tmp_path, capsys):
         ),
         (distill_att, ["--dataset", "digits", "--model", "ResNet18"], ["at 8x8", "--res 9 or"]),
         (distill_att, ["--dataset", "digits", "--eval_mode", "M"], ["ResNet18 at 8x8", "--model"]),
-        (buffer, ["--dataset", "digits", "--rho", "0.1"], ["--rho", "--flat"]),
-        (buffer, ["--dataset", "digits", "--alpha", "0.1"], ["--alpha", "--flat"]),
+        (buffer, "--dataset digits --alpha 0.1 --flat False".split(), ["--alpha", "--no_flat"]),
         (distill_att, ["--dataset", "digits", "--flat"], ["digits_FLAT", "--flat"]),
         (distill_att, ["--dataset", "digits", "--val_fraction", "1"], ["--val_fraction", "1.0"]),
         (buffer, ["--dataset", "digits", "--val_fraction", "-0.1"], ["--val_fraction", "-0.1"]),

@@ -10,6 +10,7 @@ from utils.compute.sharpness import Sharpness
 from utils.config.fields import option
 from utils.data.augment import DSA_STRATEGY, parse_strategy
 from utils.data.dataset import DATASETS
+from utils.data.decode import FITS
 from utils.data.imagenet_subsets import IMAGENET_SUBSETS
 from utils.measure.selection import SELECTIONS
 from utils.methods.registry import DEFAULT_METHOD, METHODS, MethodOptions
@@ -20,8 +21,8 @@ _SPEED = "speed and memory (the same result up to rounding)"
 _AUTO: dict[str, Any] = {"auto": True, "may_change": True}
 _MODELS = (
     "ConvNet, by depth D1 ... D8 (ConvNetD3), width W32 ... W1024, activation AS AR AL, norm NN BN "
-    "LN IN GN or pooling NP MP AP; ResNet18, VGG11, AlexNet, MLP, LeNet; or from elsewhere: "
-    f"{elsewhere.FORMS}"
+    "LN IN GN or pooling NP MP AP; ResNet18 and VGG11, each also BN, ResNet18_AP, ResNet18BN_AP; "
+    f"AlexNet, MLP, LeNet; or from elsewhere: {elsewhere.FORMS}"
 )
 
 
@@ -37,11 +38,26 @@ class DataOptions:
         group=_DATA,
         minimum=8,
         maximum=4096,
+        noun="a whole number: images are square, and --fit pad or --fit squeeze makes them so",
+    )
+    fit: str = option(
+        "crop",
+        "what becomes of pictures that are not square: cut to their middle, kept between black "
+        "bars, or distorted",
+        group=_DATA,
+        choices=FITS,
     )
     val_fraction: float = option(
         0.0,
         "part of the training images of each class to hold out, from experts and distillation "
         "alike",
+        group=_DATA,
+        minimum=0,
+        maximum=0.9,
+    )
+    test_fraction: float = option(
+        0.0,
+        "part of the training images of each class to test on, for a folder without test images",
         group=_DATA,
         minimum=0,
         maximum=0.9,
@@ -55,7 +71,7 @@ class DataOptions:
 class DsaOptions:
     dsa: bool = option(True, "augment the training of networks with DSA", group=_DATA)
     dsa_strategy: str = option(
-        DSA_STRATEGY, "groups of DSA, one drawn a batch", group=_DATA, check=parse_strategy
+        DSA_STRATEGY, "groups of DSA, one drawn a batch, or none", group=_DATA, check=parse_strategy
     )
 
 
@@ -191,7 +207,7 @@ class SetOptions(EvaluationOptions, DsaOptions, DataOptions):
         "real",
         "start from random real images, from those that experts get right (DATM), or from noise",
         group=_SET,
-        choices=("real", "correct", "noise"),
+        choices=("real", "samples_predicted_correctly", "noise"),
     )
     lr_img: float = option(1000.0, "learning rate of the images", group=_SET, above=0, found=True)
     max_update: float | None = option(
@@ -227,7 +243,7 @@ class DistillOptions(MethodOptions, SetOptions):
     select: str = option(
         "test",
         "the best iteration: by test accuracy (as the field does), by that on the images held out "
-        "by val_fraction, or the last",
+        "by val_fraction, or those of a folder val beside test, or the last",
         group=_EVAL,
         choices=("test", "val", "last"),
     )
@@ -279,6 +295,7 @@ class DistillOptions(MethodOptions, SetOptions):
         None,
         "YAML file of defaults (default: configs/<dataset>/ipc<ipc>.yaml)",
         group=_RUN,
+        alias="cfg",
         may_change=True,
     )
     wandb: str = option(

@@ -26,6 +26,10 @@ import buffer
 import distill_att
 import eval as evaluation
 from scripts.folder.choose import (
+    EPOCHS,
+    EXPERT_STEPS,
+    EXPERTS_SHARE,
+    MEASURE_SHARE,
     Found,
     Plan,
     Speed,
@@ -35,7 +39,7 @@ from scripts.folder.choose import (
     fill,
     steps_that_fit,
 )
-from scripts.folder.job import DISTILLING, EXPERTS, LOOKING, MEASURING, PARTS, REPORT, Job
+from scripts.folder.job import DISTILLING, EXPERTS, LOOKING, MEASURING, REPORT, Job
 from scripts.folder.look import describe, find_flags, find_source, measure_epoch, measure_speed
 from scripts.report.page import PAGE, write_page
 from scripts.results.evaluations import measured
@@ -102,7 +106,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def minutes(text: str) -> float:
-    value = float(text) if text.replace(".", "", 1).isdecimal() else math.nan
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of minutes above 0")
     return value
@@ -202,12 +209,16 @@ def begin(args: argparse.Namespace, flags: Sequence[str], began: float) -> Job:
 
 def explain(found: Found, plan: Plan, minutes: float, seconds: float, tried: int) -> list[str]:
     """Say what was chosen, and why."""
+    fits = plan.seconds <= 1.05 * seconds
     lines = [
-        f"chose {plan.res}x{plan.res} pixels and {plan.model}: of {tried} that were timed here, "
-        "largest first, the first that fits",
-        f"chose {plan.num_experts} experts of {plan.train_epochs} epochs, about {plan.Iteration} "
-        f"outer steps for {plan.ipc} images per class, and {plan.num_eval} networks of "
-        f"{plan.epoch_eval_train} epochs for each set that is measured",
+        f"chose {plan.res}x{plan.res} pixels and {plan.model}: of {tried} networks timed here, "
+        + ("the largest that fits" if fits else "the quickest"),
+        f"chose {plan.num_experts} experts of {plan.train_epochs} epochs, which are about "
+        f"{EXPERT_STEPS} steps or as near as {EPOCHS[0]} to {EPOCHS[1]} epochs come, for "
+        f"{EXPERTS_SHARE:.0%} of the time",
+        f"chose {plan.num_eval} networks of {plan.epoch_eval_train} epochs for each set that is "
+        f"measured, for {MEASURE_SHARE:.0%} of the time, and for the rest about {plan.Iteration} "
+        f"outer steps at {plan.ipc} images per class",
         "predicted: "
         + ", ".join(
             f"{name} {part / 60:.1f} min"
@@ -218,7 +229,7 @@ def explain(found: Found, plan: Plan, minutes: float, seconds: float, tried: int
             )
         ),
     ]
-    if plan.seconds > 1.05 * seconds:
+    if not fits:
         lines.append(
             f"{minutes:g} minutes are too few: the least that is worth it takes about "
             f"{minutes + (plan.seconds - seconds) / 60:.1f}; going on with that"
@@ -247,8 +258,8 @@ def work(job: Job) -> int:
             ]
         )
     with job.part(REPORT):
-        write_page(job.run, job.out, more=extras(job))
-    write_page(job.run, job.out, more=extras(job))  # with the time that it took itself
+        write_page(job.run, job.out, more=job.told)
+    write_page(job.run, job.out, more=job.told)  # with the time that it took itself
     conclude(job)
     return status
 
@@ -302,14 +313,6 @@ def distil(job: Job, flags: Sequence[str]) -> int:
         job.save()
 
 
-def extras(job: Job) -> dict[str, object]:
-    """What the page says beside the run: choices, and minutes predicted and used by part."""
-    predicted = job.predicted
-    rows = [(part, predicted[part] / 60, job.used.get(part, 0) / 60) for part in PARTS]
-    total = ("in all", sum(row[1] for row in rows), sum(row[2] for row in rows))
-    return {"choices": job.choices, "minutes": [*rows, total]}
-
-
 def conclude(job: Job) -> None:
     """Print the table, the minutes, and where the files are."""
     heading("result")
@@ -318,7 +321,7 @@ def conclude(job: Job) -> None:
         said = mean_and_std(row["mean"], row["std"], row["n"], unit="%")
         print(f"{row['trained_on']:14} {row['network']:12} {said} (n={row['n']})")
     print(f"\n{'minutes':22} predicted  used")
-    for part, predicted, used in extras(job)["minutes"]:  # type: ignore[attr-defined]
+    for part, predicted, used in job.told["minutes"]:
         print(f"{part:22} {predicted:9.1f} {used:5.1f}")
     print(f"\nset:    {job.run / 'distilled_last.pt'}")
     print(f"report: {job.out / PAGE}")

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,23 @@ class Job:
             MEASURING: plan.measure_seconds,
             REPORT: REPORT_SECONDS,
         }
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the page says beside the run: choices, and minutes predicted and used by part."""
+        predicted = self.predicted
+        rows = [(part, predicted[part] / 60, self.used.get(part, 0) / 60) for part in PARTS]
+        total = ("in all", sum(row[1] for row in rows), sum(row[2] for row in rows))
+        return {"choices": self.choices, "minutes": [*rows, total]}
+
+    @classmethod
+    def of_run(cls, run: Path) -> "Job | None":
+        """The one that made the run in this directory, if one did."""
+        run = run.resolve()
+        with suppress(UserError, IndexError):
+            job = cls.load(run.parents[3])
+            return job if job and job.run.resolve() == run else None
+        return None
 
     @property
     def run(self) -> Path:

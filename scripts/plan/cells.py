@@ -7,27 +7,20 @@ refused before any work, and estimates are of what will be run.
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from networks import CROSS_ARCHITECTURE, canonical_name
 from scripts.plan.estimate import Estimate, experts_estimate, row_estimate
-from utils.config.resolve import (
-    CONFIGS,
-    DEFAULT,
-    FLAG,
-    Resolved,
-    packaged_yaml,
-    resolve,
-    shortest,
-)
+from utils.config.resolve import CONFIGS, DEFAULT, FLAG, Resolved, resolve, shortest
 from utils.core.errors import UserError
 from utils.data.imagenet_subsets import IMAGENET_SUBSETS
 from utils.data.spec import side_of
 from utils.experts.kind import ExpertKind
 from utils.methods.registry import METHODS, check_own_flags
-from utils.options import BufferOptions, DistillOptions, EvalOptions
+from utils.options import DistillOptions, EvalOptions
+from utils.plan.experts import ExpertsToMake
 from utils.run.directory import RunDir
 
 RUN_NAME = "run_all"  # of the run directories, unless another is given
@@ -157,7 +150,7 @@ def make_cells(settings: Settings, *, rivals: bool = False) -> Cells:
     epochs: dict[ExpertKind, int] = {}
     for options in (cell.options[0] for cell in rows if cell.needs):
         kind = ExpertKind.of(options)
-        epochs[kind] = max(options.starts.end + options.expert_epochs, epochs.get(kind, 0))
+        epochs[kind] = max(options.last_epoch, epochs.get(kind, 0))
     return [experts_cell(kind, number, settings) for kind, number in epochs.items()], rows
 
 
@@ -276,25 +269,17 @@ def evaluation_flags(options: DistillOptions, settings: Settings) -> list[list[s
 
 def experts_cell(kind: ExpertKind, epochs: int, settings: Settings) -> Cell:
     """Of experts that are at least `epochs` epochs long."""
-    command = kind.command(settings.buffer_path).removeprefix("python ")
-    if settings.smoke:
-        command += f" {SMOKE_EXPERTS}"
-    options = resolve(
-        BufferOptions,
-        shlex.split(command)[1:],
-        description="",
-        find_yaml=lambda given: packaged_yaml(kind.dataset, "buffer"),
-    ).options
-    if options.train_epochs < epochs:
-        command += f" --train_epochs {epochs}"
-        options = replace(options, train_epochs=epochs)
+    experts = ExpertsToMake.of(
+        kind, settings.buffer_path, epochs=epochs, flags=SMOKE_EXPERTS if settings.smoke else ""
+    )
+    options = experts.options
     return Cell(
         experts_name(kind),
-        f"{options.num_experts} experts of {options.train_epochs} epochs",
-        (command,),
+        f"{len(experts)} experts of {experts.epochs} epochs",
+        (experts.command.removeprefix("python "),),
         experts_estimate(options, res=kind.res),
         options=(options,),
-        outputs=(kind.folder(settings.buffer_path),),
+        outputs=(experts.folder,),
         inputs=(Path(settings.data_path),),
         is_experts=True,
     )

@@ -39,9 +39,12 @@ from utils.options import DistillOptions
 def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     if args.html:
-        from scripts.report.page import write_page  # plotly is slow to import, needed only here
+        from scripts.folder.job import Job  # slow to import, as plotly is, and needed only here
+        from scripts.report.page import write_page
 
-        print(f"written: {write_page(args.html, args.out or args.html)}")
+        job = Job.of_run(args.html)
+        page = write_page(args.html, args.out or args.html, more=job.told if job else None)
+        print(f"written: {page}")
         return 0
     write_tables(args, argv)
     return 0

@@ -280,7 +280,7 @@ def _expert_differences(run: Run, row: DistillOptions) -> list[str]:
         return ["experts that are not on record"]
     found = []
     number, epochs = run.experts.get("number"), run.experts.get("epochs")
-    needed = max(BufferOptions.train_epochs, row.starts.end + row.expert_epochs)
+    needed = max(BufferOptions.train_epochs, row.last_epoch)
     if number != BufferOptions.num_experts:
         found.append(f"{number} experts instead of {BufferOptions.num_experts}")
     if not isinstance(epochs, int) or epochs < needed:
@@ -306,8 +306,13 @@ def _evaluation_differences(measured: pd.DataFrame) -> list[str]:
 
 def _protocol(options: DistillOptions) -> str:
     """What alters the training on real images, beside the settings in columns."""
-    held_out = f"val_fraction {options.val_fraction}"
-    return ", ".join(["ZCA"] * options.zca + [held_out] * (options.val_fraction > 0))
+    parts = {
+        "ZCA": options.zca,
+        f"val_fraction {options.val_fraction}": options.val_fraction > 0,
+        f"test_fraction {options.test_fraction}": options.test_fraction > 0,
+        f"fit {options.fit}": options.fit != "crop",
+    }
+    return ", ".join(part for part, is_so in parts.items() if is_so)
 
 
 def _shown_settings(group: Group, groups: Sequence[Group]) -> dict[str, Any]:

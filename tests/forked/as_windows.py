@@ -12,7 +12,7 @@ from pathlib import Path
 
 KEPT = {"SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM", "SIG_DFL", "SIG_IGN"}
 SIGNALS = [name for name in vars(signal) if name.startswith("SIG") and name not in KEPT]
-FUNCTIONS = "fork forkpty killpg setsid getuid sched_getaffinity mkfifo statvfs getpgid".split()
+FUNCTIONS = "fork forkpty killpg setsid getsid getpgid getuid sched_getaffinity mkfifo".split()
 MODULES = "fcntl resource termios pty".split()
 OURS = ("buffer", "distill_att", "eval", "networks", "scripts", "utils")
 
@@ -39,6 +39,9 @@ def become_windows():
         replace(source, target)
 
     os.open, os.replace = open_no_folder, replace_unmapped
+    from utils.core import files
+
+    files.REPLACES_MAPPED = False  # follows from os.name, by which pathlib goes too
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ SCRIPTS = (
     "run_in_ranks.py",
     "failing_eval.py",
     "as_windows.py",
+    "stuck.py",
 )
 MODULES = ("scripts.", "torch.distributed.run")
 

@@ -8,6 +8,8 @@ bf16  the network in bfloat16, 7 bits of mantissa; loss and parameters in float3
 fp64  everything in float64, for proofs
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from utils.core import ranks
@@ -87,6 +89,19 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until `device` has computed what it was given, as a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
+def beside(device: torch.device) -> AbstractContextManager[object]:
+    """Within the block, copy from `device` without waiting for what other threads have given it."""
+    if device.type == "cuda":
+        return torch.cuda.stream(torch.cuda.Stream(device))
+    return nullcontext()
 
 
 def use_precision(asked: str | None, device: torch.device) -> str:

@@ -32,6 +32,7 @@ def option(
     auto: bool = False,
     found: bool | str = False,
     unless: str | None = None,
+    noun: str | None = None,
 ) -> Any:
     """Declare a field of an options dataclass; `minimum` and `maximum` are allowed, `above` is not.
 
@@ -39,7 +40,8 @@ def option(
     what does not alter a result, so it may differ between the calls of one run. With `auto` the
     word auto may be written for None. What is `found` follows from the data where neither a flag
     nor a file gives it, or the flag that `found` names; the default is then only what a plan
-    without data assumes. It is of no use where the flag `unless` has a value.
+    without data assumes. It is of no use where the flag `unless` has a value. `noun` says what a
+    value is, where its type says too little.
     """
     metadata = {
         "help": help,
@@ -54,6 +56,7 @@ def option(
         "auto": auto,
         "found": found,
         "unless": unless,
+        "noun": noun,
     }
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
@@ -113,6 +116,7 @@ def quoted(value: Any) -> str:
 
 def converter(kind: type, field: dataclasses.Field) -> Callable[[Any], Any]:
     convert, noun = _CONVERSIONS[kind]
+    noun = field.metadata["noun"] or noun
     if field.metadata["auto"]:
         noun += " or auto"
 

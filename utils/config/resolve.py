@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 import yaml
 
 from utils.config.fields import METAVARS, check_value, converter, quoted, scalar_type
+from utils.config.foreign import FOREIGN, translate
 from utils.core.errors import UserError
 from utils.core.script import Parser
 
@@ -101,11 +102,13 @@ def resolve(
     for word in argv:
         if word.startswith("--") and word.endswith("=--"):  # which argparse would leave out
             raise UserError(f"{word}: '--' is no value")
+    hints = typing.get_type_hints(options)
     given = vars(_parser(options, description).parse_args(argv))
+    given = _without_foreign(given, given.keys() - fields.keys(), fields, hints, prefix="--")
     for name, value in given.items():
         check_value(fields[name], value, f"--{name}")
     path = find_yaml(given)
-    from_yaml = _read_yaml(path, fields, typing.get_type_hints(options)) if path is not None else {}
+    from_yaml = _read_yaml(path, fields, hints) if path is not None else {}
     for name, value in from_yaml.items():
         check_value(fields[name], value, f"{path}: {name}")
     find_presets: Presets = getattr(options, "presets", lambda known: ("", {}))
@@ -113,6 +116,40 @@ def resolve(
     sources = dict.fromkeys(fields, DEFAULT) | dict.fromkeys(preset, origin)
     sources |= dict.fromkeys(from_yaml, str(path)) | dict.fromkeys(given, FLAG)
     return Resolved(options(**{**preset, **from_yaml, **given}), sources)
+
+
+def _without_foreign(
+    given: Mapping[str, Any],
+    foreign: Collection[str],
+    fields: Mapping[str, dataclasses.Field],
+    hints: Mapping[str, Any],
+    *,
+    prefix: str,
+) -> dict[str, Any]:
+    """Translate what of `given` is `foreign`: other codes call it otherwise
+    (`utils/config/foreign.py`). `prefix` stands before names in messages.
+    """
+    labels = {name: f"{prefix}{name}" for name in given if name in foreign}
+    if not labels:
+        return dict(given)
+    written = {
+        name: [str(item) for item in (value if isinstance(value, list) else [value])]
+        for name, value in given.items()
+    }
+    own, replaced = translate(written, labels)
+    kept = {name: value for name, value in given.items() if name not in replaced}
+    for name, words in own.items():
+        kind, is_list = scalar_type(hints[name])
+        if not is_list and len(words) != 1:
+            raise UserError(f"{prefix}{name} takes one value, not {len(words)}")
+        try:
+            items = [converter(kind, fields[name])(word) for word in words]
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"{prefix}{name}: {error}") from None
+        value = items if is_list else items[0]
+        if kept.setdefault(name, value) != value:
+            raise UserError(f"{prefix}{name} is given twice, as {kept[name]} and as {value}")
+    return kept
 
 
 def packaged_yaml(dataset: str, name: str) -> Path | None:
@@ -185,6 +222,8 @@ def _parser(options: type, description: str) -> argparse.ArgumentParser:
             groups[title] = parser.add_argument_group(title)
         flags = [f"--{field.name}", *([f"--{alias}"] if alias else [])]
         _add_argument(groups[title], field, hints[field.name], flags)
+    for name in FOREIGN.keys() - hints.keys():
+        parser.add_argument(f"--{name}", nargs="*", help=argparse.SUPPRESS)
     return parser
 
 
@@ -241,17 +280,23 @@ def _read_yaml(
         return {}
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold `name: value` lines, not a {type(content).__name__}")
-    values = {}
+    values: dict[str, Any] = {}
+    foreign = set()
     for record in RECORDS:
         content.pop(record, None)
     aliases = {field.metadata["alias"]: name for name, field in fields.items()}
     for written, value in content.items():
         key = str(aliases.get(written, written))
+        # DATM's device is a list of numbers.
+        if key in FOREIGN and (key not in fields or isinstance(value, list)):
+            values[key] = [] if value is None else value
+            foreign.add(key)
+            continue
         if key not in fields:
             close = difflib.get_close_matches(key, fields, n=3) or list(fields)
             raise UserError(f"{path}: unknown key {quoted(written)}; choices: {', '.join(close)}")
         values[key] = _from_yaml(value, hints[key], fields[key], f"{path}: {key}")
-    return values
+    return _without_foreign(values, foreign, fields, hints, prefix=f"{path}: ")
 
 
 def _from_yaml(value: Any, hint: Any, field: dataclasses.Field, name: str) -> Any:

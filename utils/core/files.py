@@ -17,6 +17,7 @@ import torch
 from utils.core.errors import UserError
 
 CHUNK = 2**20  # bytes read at a time
+REPLACES_MAPPED = os.name != "nt"  # whether a file that is mapped can be replaced
 NEW_FOLDERS = 100  # that are made inside one another; a thousand exhaust Python's recursion
 MARKED_AS_FOLDER = 0x10  # in a zip archive; torch's reader gives uninitialised memory for such
 # torch warns of some files before it refuses them; the error says it in one line.

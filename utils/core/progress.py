@@ -23,6 +23,12 @@ def progress_bar(*, total: int, unit: str, initial: int = 0) -> tqdm:
     )
 
 
+def close_bars() -> None:
+    """Leave the bars as they are, so that what is printed next stands on a line of its own."""
+    for bar in list(getattr(tqdm, "_instances", [])):
+        bar.close()
+
+
 def time_left(
     seconds: Sequence[float],
     left: int,

@@ -10,7 +10,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -37,9 +36,10 @@ def run_script(main: Callable[[Sequence[str]], int]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A log file shows lines as they come; a name that is no text in its encoding is escaped.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
-    script = Path(sys.argv[0]).name
+    script = stopping.script()
     _silence_idle_warnings()
     stopping.listen()
+    stopping.watch()
     try:
         return main(sys.argv[1:])
     except UserError as error:
@@ -48,9 +48,9 @@ def run_script(main: Callable[[Sequence[str]], int]) -> int:
         status, message = 2, f"{script}: error: {' '.join(str(error).splitlines())}"
     except (Exception, stopping.Interrupted) as error:
         if stopping.received():  # whatever failed then was cut off
-            status = stopping.status()
-            message = f"{script}: interrupted; to continue: {stopping.command()}"
-        elif _is_out_of_memory(error):
+            stopping.answered()
+            stopping.end(stopping.status(), stopping.farewell() if ranks.is_main() else "")
+        if _is_out_of_memory(error):
             status = 1
             message = (
                 f"{script}: out of memory: lower --micro_batch, --experts_at_once or "

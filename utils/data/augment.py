@@ -38,17 +38,21 @@ class Augmentation:
 
 
 def parse_strategy(strategy: str) -> tuple[str, ...]:
-    """The groups named in `strategy`, such as "color_flip"; ValueError names unknown ones."""
+    """The groups named in `strategy`, such as "color_flip", or none for "none"; ValueError names
+    unknown ones.
+    """
+    if strategy.lower() == "none":
+        return ()
     groups = tuple(strategy.split("_"))
     unknown = [group for group in groups if group not in _GROUPS]
     if unknown:
-        raise ValueError(f"unknown DSA group {unknown[0]!r}; choices: {'_'.join(_GROUPS)}")
+        raise ValueError(f"unknown DSA group {unknown[0]!r}; choices: {'_'.join(_GROUPS)}, none")
     return groups
 
 
 def active_groups(*, dsa: bool, strategy: str) -> tuple[str, ...] | None:
     """The groups that batches draw from; None where nothing is augmented."""
-    return parse_strategy(strategy) if dsa else None
+    return parse_strategy(strategy) or None if dsa else None
 
 
 def draw(groups: tuple[str, ...], count: int, generator: torch.Generator) -> Augmentation:

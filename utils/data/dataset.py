@@ -1,9 +1,10 @@
 """Find data sets, read them into tensors, normalise them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +12,24 @@ from torch import Tensor
 from utils.core import ranks
 from utils.core.cache import cached, digest
 from utils.core.errors import UserError
-from utils.data.normalisation import CHUNK, Normalisation, check_zca_size, fit_mean_std, fit_zca
+from utils.data.decode import FITS, Decoding
+from utils.data.normalisation import (
+    CHUNK,
+    Normalisation,
+    check_zca_size,
+    fit_mean_std,
+    fit_zca,
+    in_unit_range,
+)
 from utils.data.source import DataRequest, Source, SplitName
-from utils.data.sources import find_cifar, find_digits, find_folder, find_imagenet, find_tiny
+from utils.data.sources import (
+    find_cifar,
+    find_digits,
+    find_folder,
+    find_imagenet,
+    find_tiny,
+    find_torchvision,
+)
 from utils.data.spec import side_of
 
 MIN_RES = 8
@@ -22,6 +38,9 @@ DATASETS: dict[str, Callable[[DataRequest], Source]] = {
     "digits": find_digits,
     "CIFAR10": find_cifar,
     "CIFAR100": find_cifar,
+    "MNIST": find_torchvision,
+    "FashionMNIST": find_torchvision,
+    "SVHN": find_torchvision,
     "Tiny": find_tiny,
     "ImageNet": find_imagenet,
     "folder": find_folder,
@@ -90,6 +109,9 @@ def find_dataset(
     res: int | None = None,
     zca: bool = False,
     val_fraction: float = 0.0,
+    test_fraction: float = 0.0,
+    fit: str = "crop",
+    pixels: Mapping[str, Any] | None = None,
     splits: tuple[SplitName, ...] = ("train", "test"),
 ) -> Source:
     """Find a data set without reading its pixels: its classes, labels and image size; quick.
@@ -102,6 +124,10 @@ def find_dataset(
         res: image size, for those without a native one (ImageNet 128, folder 32 by default).
         zca: check that images of that size can be whitened.
         val_fraction: hold out that part of the training images of every class as the split "val".
+        test_fraction: the same as the split "test", for a folder that has none.
+        fit: how pictures that are not square become so, one of FITS.
+        pixels: read the user's own files as this record of a DataIdentity says; None: choose it.
+        splits: "val" is found in a folder of its own, where there is one and none is held out.
 
     Raises:
         UserError: an unknown name or option, or data that are missing or incomplete.
@@ -112,7 +138,14 @@ def find_dataset(
         raise UserError(f"--subset {subset} goes with --dataset ImageNet only, not with {name}")
     if res is not None and res < MIN_RES:
         raise UserError(f"--res {res} is too small: give {MIN_RES} or more")
-    request = DataRequest(name, subset, _root(data_path), splits, side_of(name, res))
+    _check_own_pictures(name, fit=fit, test_fraction=test_fraction)
+    size = side_of(name, res)
+    decoding = Decoding.from_dict(size, pixels) if pixels is not None else None
+    if val_fraction > 0 or name != "folder":
+        splits = tuple(split for split in splits if split != "val")
+    request = DataRequest(
+        name, subset, _root(data_path), splits, size, fit, test_fraction, decoding
+    )
     try:
         with ranks.main_first():
             source = DATASETS[name](request)
@@ -123,6 +156,18 @@ def find_dataset(
     if val_fraction > 0 and "train" in splits:
         source = source.hold_out(val_fraction)
     return replace(source, name=name, subset=subset)
+
+
+def _check_own_pictures(name: str, *, fit: str, test_fraction: float) -> None:
+    """UserError where flags for pictures of any shape and place go with another data set."""
+    if fit not in FITS:
+        raise UserError(f"unknown --fit {fit}: choose one of {', '.join(FITS)}")
+    if fit != "crop" and name not in ("folder", "ImageNet"):
+        raise UserError(f"--fit {fit} is for --dataset folder and ImageNet: {name} is square")
+    if test_fraction > 0 and name != "folder":
+        raise UserError(
+            f"--test_fraction {test_fraction} is for --dataset folder: {name} has test images"
+        )
 
 
 def _root(data_path: str | Path) -> Path:
@@ -157,7 +202,8 @@ def read_dataset(
         test_only: leave out the training images, apart from such a fit.
         val: read the images held out too, where there are any.
 
-    Memory: 4 bytes a value for what is returned, and one byte while it is made; fitting ZCA
+    Memory: 4 bytes a value for what is returned, and one byte while it is made, or 4 where files
+    have more than 8 bits; fitting ZCA
     takes twice the training images more.
 
     Raises:
@@ -173,7 +219,7 @@ def read_dataset(
         fits = normalisation is None or normalisation.needs_fit
         splits: list[SplitName] = ["test"]
         splits += ["train"] if fits or not test_only else []
-        splits += ["val"] if val and "val" in source.parts else []
+        splits += ["val"] if val and "val" in source.labels else []
         pixels = source.pixels(splits)
         if normalisation is None or fits:
             train = pixels["train"]
@@ -203,6 +249,8 @@ def load_dataset(
     res: int | None = None,
     zca: bool = False,
     val_fraction: float = 0.0,
+    test_fraction: float = 0.0,
+    fit: str = "crop",
     normalisation: Normalisation | None = None,
     test_only: bool = False,
 ) -> ImageDataset:
@@ -220,6 +268,8 @@ def load_dataset(
         res=res,
         zca=zca,
         val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        fit=fit,
         splits=splits,
     )
     return read_dataset(source, zca=zca, normalisation=normalisation, test_only=test_only, val=True)
@@ -241,10 +291,10 @@ def _check_match(normalisation: Normalisation, source: Source) -> None:
 
 
 def _fit_zca(pixels: Tensor, cache: Path | None) -> Normalisation:
-    """`fit_zca` of uint8 training images, kept on disk under the hash of those images."""
+    """`fit_zca` of training images, kept on disk under the hash of those images."""
 
     def fit() -> dict[str, Tensor]:
-        fitted = fit_zca(pixels.float().div_(255))
+        fitted = fit_zca(in_unit_range(pixels))
         assert fitted.zca_mean is not None and fitted.zca_matrix is not None
         return {"zca_mean": fitted.zca_mean, "zca_matrix": fitted.zca_matrix}
 
@@ -255,8 +305,8 @@ def _fit_zca(pixels: Tensor, cache: Path | None) -> Normalisation:
 def _normalise(
     source: Source, split: SplitName, pixels: dict[SplitName, Tensor], normalisation: Normalisation
 ) -> Split:
-    """uint8 pixels to what the network sees; converted in chunks, so only the result is large."""
+    """Pixels to what the network sees; converted in chunks, so only the result is large."""
     seen = torch.empty(pixels[split].shape)
     for images, target in zip(pixels[split].split(CHUNK), seen.split(CHUNK), strict=True):
-        target.copy_(normalisation.forward(images.float().div_(255)))
+        target.copy_(normalisation.forward(in_unit_range(images)))
     return Split(seen, source.labels[split])

@@ -18,6 +18,7 @@ from networks import is_name
 from utils.core.errors import UserError
 from utils.core.files import is_dense, torch_load, torch_save
 from utils.data.dataset import DATASETS
+from utils.data.decode import FITS
 from utils.data.identity import KEY, is_identity
 from utils.data.normalisation import Normalisation
 
@@ -194,6 +195,7 @@ _FORMS = {
     "config.dsa_strategy": _TEXT,
     "config.batch_train": _COUNT,
 }
+_FRACTION = _Form("a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1)
 _OPTIONAL = {
     "zca_mean": _Form("a finite float tensor (D,)", partial(_is_finite, dims=1)),
     "zca_matrix": _Form("a finite float tensor (D, D)", partial(_is_finite, dims=2)),
@@ -204,9 +206,9 @@ _OPTIONAL = {
     ),
     "config.buffer_path": _TEXT,
     "config.flat": _BOOL,
-    "config.val_fraction": _Form(
-        "a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1
-    ),
+    "config.val_fraction": _FRACTION,
+    "config.test_fraction": _FRACTION,
+    "config.fit": _Form("a known fit", lambda v: _TEXT.fits(v) and v in FITS),
     "rewinds": _Form(
         "a list of dicts", lambda v: isinstance(v, list | tuple) and all(map(_DICT.fits, v))
     ),

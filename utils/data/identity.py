@@ -2,16 +2,18 @@
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from utils.core import ranks
 from utils.core.cache import digest
 from utils.core.errors import UserError
+from utils.data.decode import Decoding
 from utils.data.source import Source, SplitName
 from utils.data.spec import KNOWN
 
 KEY = "data"  # of the identity in files that carry one
+PIXELS = "pixels"  # in it, where it is not as usual
 SHOWN = 8  # characters of a digest in a message
 
 
@@ -34,6 +36,8 @@ class DataIdentity:
             and ImageNet come from optional files.
         normalisation: how pixels are normalised where they are not whitened.
         parts: by split. "train" is without the images held out; its digest knows which those are.
+        pixels: how files become pixels, where that is not as RGB of 8 bits, cut to their middle
+            (`Decoding.to_dict`).
     """
 
     path: str
@@ -41,10 +45,12 @@ class DataIdentity:
     class_names: tuple[str, ...]
     normalisation: str
     parts: Mapping[str, Part]
+    pixels: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to what JSON, YAML and `torch.load(weights_only=True)` read back."""
-        return asdict(self) | {"class_names": list(self.class_names)}
+        values = asdict(self) | {"class_names": list(self.class_names)}
+        return {name: value for name, value in values.items() if name != PIXELS or value}
 
     @classmethod
     def from_dict(cls, values: Any) -> "DataIdentity":
@@ -81,15 +87,18 @@ class DataIdentity:
         """Say how these images differ from those of `before`; None if they do not."""
         if self.classes != before.classes:
             return f"{self.classes} classes instead of {before.classes}"
-        for ours, theirs in zip(self.class_names, before.class_names, strict=False):
-            if ours != theirs:
-                return f"class {ours} instead of {theirs}"
+        for name, other in zip(self.class_names, before.class_names, strict=False):
+            if name != other:
+                return f"class {name} instead of {other}"
         for split in splits:
             now, then = self.parts[split], before.parts[split]
             if now.images != then.images:
                 return f"{now.images} {split} images instead of {then.images}"
             if now.digest != then.digest:
                 return f"as many {split} images, of other content, labels or order"
+        ours, theirs = (Decoding.from_dict(0, each.pixels) for each in (self, before))
+        if ours != theirs:
+            return f"pictures read as {ours} instead of {theirs}"
         if self.normalisation != before.normalisation:
             return f"normalised by {self.normalisation} instead of {before.normalisation}"
         return None
@@ -130,6 +139,7 @@ def _identify(source: Source, path: str) -> DataIdentity:
             split: Part(len(source.labels[split]), _digest_of(source, split, names))
             for split in splits
         },
+        pixels=source.decoding.to_dict() if source.decoding else {},
     )
 
 
@@ -146,13 +156,22 @@ def is_identity(values: Any) -> bool:
     """Whether it is what `DataIdentity.to_dict` returns."""
     return (
         isinstance(values, dict)
-        and values.keys() == DataIdentity.__dataclass_fields__.keys()
+        and values.keys() | {PIXELS} == DataIdentity.__dataclass_fields__.keys()
+        and _is_decoding(values.get(PIXELS, {}))
         and all(isinstance(values[name], str) for name in ("path", "normalisation"))
         and isinstance(values["classes"], int)
         and isinstance(values["class_names"], list)
         and isinstance(values["parts"], dict)
         and all(_is_part(part) for part in values["parts"].values())
     )
+
+
+def _is_decoding(value: Any) -> bool:
+    try:
+        Decoding.from_dict(0, value)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_part(value: Any) -> bool:

@@ -1,5 +1,6 @@
 """How an image in [0, 1] becomes what the network sees, and the way back."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from utils.core.errors import UserError
 ZCA_EPS = 0.1
 MAX_ZCA_VALUES = 64 * 64 * 3
 CHUNK = 4096  # images handled at a time
+MIN_STD = 1e-6  # of values in [0, 1] that are floats; what varies less is rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,18 +117,34 @@ class Normalisation:
         return self.zca_mean.to(like), self.zca_matrix.to(like)
 
 
-def fit_mean_std(pixels: Tensor) -> Normalisation:
-    """Fit mean and standard deviation of each channel of uint8 images (N, C, H, W), over [0, 1].
+def in_unit_range(pixels: Tensor) -> Tensor:
+    """Images in [0, 1], float32, of pixels as they are read: bytes, or such images already."""
+    return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
 
-    A channel that never changes gets the std of one grey level, so that nothing divides by 0.
+
+def fit_mean_std(pixels: Tensor) -> Normalisation:
+    """Fit mean and standard deviation of each channel of images (N, C, H, W), uint8 or float32.
+
+    Both are over [0, 1]. A channel that never changes gets the std of one grey level of 8 bits, so
+    that nothing divides by 0.
     """
+    fit = _moments_of_bytes if pixels.dtype == torch.uint8 else _moments
+    mean, std = zip(*(fit(channel) for channel in pixels.unbind(1)), strict=True)
+    return Normalisation(mean, std)
+
+
+def _moments_of_bytes(channel: Tensor) -> tuple[float, float]:
     levels = torch.arange(256, dtype=torch.float64) / 255
-    mean, std = [], []
-    for channel in pixels.unbind(1):
-        share = torch.bincount(channel.flatten(), minlength=256) / channel.numel()
-        mean.append((share * levels).sum().item())
-        std.append(max((share * (levels - mean[-1]) ** 2).sum().sqrt().item(), 1 / 255))
-    return Normalisation(tuple(mean), tuple(std))
+    share = torch.bincount(channel.flatten(), minlength=256) / channel.numel()
+    mean = (share * levels).sum().item()
+    return mean, max((share * (levels - mean) ** 2).sum().sqrt().item(), 1 / 255)
+
+
+def _moments(channel: Tensor) -> tuple[float, float]:
+    mean = sum(part.double().sum().item() for part in channel.split(CHUNK)) / channel.numel()
+    squares = sum((part.double() - mean).square().sum().item() for part in channel.split(CHUNK))
+    std = math.sqrt(squares / channel.numel())
+    return mean, std if std > MIN_STD else 1 / 255
 
 
 def fit_zca(images01: Tensor) -> Normalisation:

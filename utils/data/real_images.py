@@ -15,13 +15,18 @@ def class_labels(num_classes: int, ipc: int, device: torch.device) -> Tensor:
     return torch.arange(num_classes, device=device).repeat_interleave(ipc)
 
 
-def check_ipc(ipc: int, labels: Tensor, class_names: Sequence[str]) -> None:
+def check_ipc(
+    ipc: int,
+    labels: Tensor,
+    class_names: Sequence[str],
+    *,
+    advice: str = "choose at most that many",
+) -> None:
     """UserError where a class has fewer than `ipc` of the training images with labels (N,)."""
     for name, count in zip(class_names, labels.bincount(minlength=len(class_names)), strict=True):
         if count < ipc:
             raise UserError(
-                f"--ipc {ipc} is more than the {count} training images of class {name}: "
-                "choose at most that many"
+                f"--ipc {ipc} is more than the {count} training images of class {name}: {advice}"
             )
 
 
@@ -63,8 +68,14 @@ def random_real_images(data: ImageDataset, ipc: int, generator: torch.Generator)
 
 
 def initial_images(data: ImageDataset, ipc: int, pix_init: str, seed: int) -> Tensor:
-    """Make the first images: random real ones, or for "noise" standard normal values."""
-    generator = stream(seed, "init")
+    """Make the first images: random real ones, or for "noise" standard normal values, which may be
+    more than there are real ones.
+    """
+    generator, train = stream(seed, "init"), data.require_train()
+    fewest = int(train.labels.bincount(minlength=data.num_classes).min())
+    if pix_init == "noise" and ipc > fewest:
+        shape = (data.num_classes * ipc, *train.images.shape[1:])
+        return torch.randn(shape, generator=generator).to(train.images.device)
     images = random_real_images(data, ipc, generator)
     if pix_init == "noise":
         return torch.randn(images.shape, generator=generator).to(images.device)

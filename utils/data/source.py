@@ -10,6 +10,7 @@ from torch import Tensor
 
 from utils.core.errors import UserError
 from utils.core.rng import stream
+from utils.data.decode import Decoding
 from utils.data.normalisation import Normalisation
 
 SplitName = Literal["train", "val", "test"]
@@ -24,12 +25,17 @@ class DataRequest:
     root: Path
     splits: tuple[SplitName, ...]
     size: int
+    fit: str = "crop"
+    test_fraction: float = 0.0  # of the training images, where there are no test images
+    decoding: Decoding | None = None  # how pictures must be read; None: as they need it
 
     @property
     def cache(self) -> Path:
         """The beginning of the names of files that keep what is derived from the images."""
-        name = "_".join(filter(None, (self.name, self.subset)))
-        return self.root / ".cache" / f"{name}_{self.size}"
+        fit = self.fit if self.fit != "crop" else None
+        divided = f"test{self.test_fraction}" if self.test_fraction else None
+        name = "_".join(filter(None, (self.name, self.subset, str(self.size), fit, divided)))
+        return self.root / ".cache" / name
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,8 @@ class Source:
         class_names: by label.
         channels, image_size: what the images will have; they are square.
         labels: for each split asked for, int64 (N,).
-        read: for each split on disk that was asked for, a function that returns its pixels, uint8
-            (N, C, H, W).
+        read: for each split on disk that was asked for, a function that returns its pixels (N, C,
+            H, W), uint8 or float32 in [0, 1].
         parts: where images are held out, which of those on disk "train" and "val" consist of.
         normalisation: the field's constants, or None: computed from the training images.
         cache: what is derived from the images is kept in `<cache>_<what>.pt`; None: nowhere.
@@ -49,6 +55,8 @@ class Source:
         contents: for splits whose pixels depend on the size or are slow to read, a function that
             returns what their images are told apart by, uint8 (N, ...).
         val_fraction: the part of the training images that has been held out of them.
+        decoding: how files become pixels; None where there are no files to decode.
+        lines: what was found, and what is done to it, beside what `describe` says of all data sets.
         name, subset: what it was asked for as.
     """
 
@@ -63,8 +71,24 @@ class Source:
     contents: dict[SplitName, Callable[[], Tensor]] = field(default_factory=dict)
     parts: dict[SplitName, Tensor] = field(default_factory=dict)
     val_fraction: float = 0.0
+    decoding: Decoding | None = None
+    lines: tuple[str, ...] = ()
     name: str = ""
     subset: str | None = None
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of a pixel's value while pixels are read."""
+        return self.decoding.value_bytes if self.decoding else 1
+
+    def describe(self) -> str:
+        """Say in lines what was found."""
+        names = ", ".join(self.class_names[:5]) + ", ..." * (len(self.class_names) > 5)
+        counts = [f"{len(labels)} {split}" for split, labels in self.labels.items()]
+        shape = f"{self.channels}x{self.image_size}x{self.image_size}"
+        title = " ".join(filter(None, (self.name, self.subset)))
+        found = f"found {title}: {len(self.class_names)} classes ({names}), "
+        return "\n  ".join([f"{found}{', '.join(counts)} images of {shape}", *self.lines])
 
     @property
     def zca_cache(self) -> Path | None:
@@ -79,7 +103,7 @@ class Source:
         hold out the same.
         """
         whole = self.labels["train"]
-        parts = _divide(whole, fraction, self.class_names)
+        parts = divide(whole, fraction, self.class_names, "val")
         labels = {split: whole[members] for split, members in parts.items()}
         return replace(self, labels=self.labels | labels, parts=parts, val_fraction=fraction)
 
@@ -102,8 +126,10 @@ class Source:
         }
 
 
-def _divide(labels: Tensor, fraction: float, class_names: Sequence[str]) -> dict[SplitName, Tensor]:
-    """Divide images by their `labels`: which are left for training, which are held out.
+def divide(
+    labels: Tensor, fraction: float, class_names: Sequence[str], held_out: SplitName
+) -> dict[SplitName, Tensor]:
+    """Divide images by their `labels`: which are left for training, which are `held_out`.
 
     Of every class that part, rounded, but at least one image on either side.
     """
@@ -112,13 +138,13 @@ def _divide(labels: Tensor, fraction: float, class_names: Sequence[str]) -> dict
         members = (labels == label).nonzero().flatten()
         if len(members) < 2:
             raise UserError(
-                f"--val_fraction {fraction}: class {name} has {len(members)} training images, too "
-                "few to hold one out and keep one; leave --val_fraction out"
+                f"--{held_out}_fraction {fraction}: class {name} has {len(members)} training "
+                f"images, too few to hold one out and keep one; leave --{held_out}_fraction out"
             )
         part = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        drawn = torch.randperm(len(members), generator=stream(0, "val", label))[:part]
+        drawn = torch.randperm(len(members), generator=stream(0, held_out, label))[:part]
         is_held_out[members[drawn]] = True
     return {
         "train": (~is_held_out).nonzero().flatten(),
-        "val": is_held_out.nonzero().flatten(),
+        held_out: is_held_out.nonzero().flatten(),
     }

@@ -7,6 +7,7 @@ import logging
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -20,16 +21,23 @@ from torch import Tensor
 from utils.core.cache import cached
 from utils.core.errors import UserError
 from utils.data import decode
+from utils.data.decode import Decoding
 from utils.data.folders import class_names as class_folders
-from utils.data.folders import list_images
+from utils.data.folders import list_images, some
 from utils.data.imagenet_subsets import IMAGENET_SUBSETS
+from utils.data.layout import Files, lay_out, read_folders
 from utils.data.normalisation import Normalisation
 from utils.data.source import DataRequest, Source, SplitName
 from utils.data.spec import KNOWN
-
-Files = list[tuple[Path, int]]  # (image file, label)
+from utils.data.survey import check_decoding, choose_decoding, describe, survey
 
 CIFAR_NORMALISATION = Normalisation((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+# As in DC's code (Zhao et al., ICLR 2021), which the field goes on using.
+TORCHVISION_NORMALISATIONS = {
+    "MNIST": Normalisation((0.1307,), (0.3081,)),
+    "FashionMNIST": Normalisation((0.2861,), (0.3530,)),
+    "SVHN": Normalisation((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+}
 IMAGENET_NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -79,11 +87,7 @@ def find_cifar(request: DataRequest) -> Source:
     """
     name, root, size = request.name, request.root, request.size
     spec = KNOWN[name].spec
-    if size != spec.side:
-        raise UserError(
-            f"--res {size} does not fit {name}, whose images are {spec.side}x{spec.side}: "
-            "leave it out"
-        )
+    _check_side(request)
     from torchvision import datasets  # slow to import, needed only here
 
     files: type[Any] = getattr(datasets, name)
@@ -104,6 +108,16 @@ def find_cifar(request: DataRequest) -> Source:
     )
 
 
+def _check_side(request: DataRequest) -> None:
+    """UserError where images are asked for in another size than their own."""
+    side = KNOWN[request.name].spec.side
+    if request.size != side:
+        raise UserError(
+            f"--res {request.size} does not fit {request.name}, whose images are {side}x{side}: "
+            "leave it out"
+        )
+
+
 def _torchvision_cifar(files: type[Any], root: Path, split: SplitName) -> Any:
     """torchvision's data set object, after its checksums; downloads what is missing."""
     if split == "test":  # the training files need not be there
@@ -122,6 +136,60 @@ def _torchvision_cifar(files: type[Any], root: Path, split: SplitName) -> Any:
 
 def _cifar_pixels(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def find_torchvision(request: DataRequest) -> Source:
+    """MNIST and FashionMNIST, 1x28x28, and SVHN, 3x32x32: torchvision's files in `root`.
+
+    They are downloaded where they are missing.
+    """
+    from torchvision import datasets  # slow to import, needed only here
+
+    _check_side(request)
+    name, root, spec = request.name, request.root, KNOWN[request.name].spec
+    files: type[Any] = getattr(datasets, name)
+    splits = {split: _torchvision_split(files, root, split) for split in request.splits}
+    for split, images in splits.items():
+        shape = (spec.channels, spec.side, spec.side)
+        pixels, labels = _torchvision_pixels(images), torch.as_tensor(_torchvision_labels(images))
+        if pixels.shape[1:] != shape or len(labels) != len(pixels) or len(labels) == 0:
+            raise UserError(f"the {split} images of {name} in {root} are damaged: fetch them again")
+    return Source(
+        class_names=tuple(map(str, getattr(files, "classes", range(spec.classes)))),
+        channels=spec.channels,
+        image_size=spec.side,
+        labels={
+            split: torch.as_tensor(_torchvision_labels(images)).long()
+            for split, images in splits.items()
+        },
+        read={split: partial(_torchvision_pixels, images) for split, images in splits.items()},
+        normalisation=TORCHVISION_NORMALISATIONS[name],
+        cache=request.cache,
+    )
+
+
+def _torchvision_split(files: type[Any], root: Path, split: SplitName) -> Any:
+    """torchvision's data set object; downloads what is missing."""
+    part = {"split": split} if files.__name__ == "SVHN" else {"train": split == "train"}
+    try:
+        with _network_timeout(seconds=20):
+            return files(root, download=True, **part)
+    except Exception as error:  # what reads the files raises whatever a broken one leads it to
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"no complete {files.__name__} in {root}, where torchvision's files were looked for, "
+            f"and the download failed ({reason}); put them there, or delete what is damaged"
+        ) from error
+
+
+def _torchvision_labels(images: Any) -> Any:
+    return images.labels if hasattr(images, "labels") else images.targets
+
+
+def _torchvision_pixels(images: Any) -> Tensor:
+    """Images (N, H, W), or (N, C, H, W), as (N, C, H, W)."""
+    pixels = torch.as_tensor(images.data)
+    return pixels.unsqueeze(1) if pixels.ndim == 3 else pixels
 
 
 def find_tiny(request: DataRequest) -> Source:
@@ -178,7 +246,7 @@ def _annotated_files(annotations: Path, wnids: Sequence[str]) -> Files:
             )
         files.append((annotations.parent / "images" / name, labels[wnid]))
     if missing := set(wnids) - {wnids[label] for _, label in files}:
-        raise UserError(f"{annotations} lists no image of {_some(missing)}; unzip it again")
+        raise UserError(f"{annotations} lists no image of {some(missing)}; unzip it again")
     return files
 
 
@@ -206,35 +274,32 @@ def find_imagenet(request: DataRequest) -> Source:
 
 
 def find_folder(request: DataRequest) -> Source:
-    """The user's pictures at 3x32x32 (or `size`): `train/<class>/*`, `test/<class>/*` or `val/`.
+    """The user's pictures and arrays at C x 32 x 32 (or `size`), as `lay_out` finds them.
 
-    Classes are the same in both, sorted by name, or by value where all names are numbers.
+    Classes are the same in all splits, sorted by name, or by value where all names are numbers.
+    Files are read as `choose_decoding` chooses, or as the request says.
     """
-    advice = "make a folder a class in each"
-    folders = _locate(request, (request.root,), advice, test=("test", "val"))
-    return _class_folders(request, folders)
+    layout, given = lay_out(request), request.decoding
+    files = [file for items in layout.files.values() for file, _ in items]
+    splits = "_".join(layout.files)
+    cache_file = request.cache.with_name(f"{request.cache.name}_{splits}.looks.pt")
+    seen = survey(files, cache_file, keep_marked=None if given is None else given.keep_marked)
+    if given is None:
+        trained = slice(0, len(layout.files["train"])) if "train" in layout.files else slice(None)
+        decoding = choose_decoding(seen, seen.of(trained), size=request.size, fit=request.fit)
+    else:
+        decoding = given
+        check_decoding(seen, decoding)
+    source = _tree_source(request, layout.files, layout.class_names, None, decoding)
+    return replace(source, lines=(*layout.lines, *describe(seen, decoding)))
 
 
 def _class_folders(
-    request: DataRequest,
-    folders: dict[SplitName, Path],
-    normalisation: Normalisation | None = None,
+    request: DataRequest, folders: dict[SplitName, Path], normalisation: Normalisation
 ) -> Source:
     """A source whose splits hold the same class folders, the class names."""
-    names = {split: class_folders(folder) for split, folder in folders.items()}
-    for split, folder in folders.items():
-        if not names[split]:
-            raise UserError(f"no class folders in {folder}: put images into {folder}/<class>/")
-        if odd := set(names[split]).symmetric_difference(names["test"]):
-            raise UserError(
-                f"{folder} and {folders['test']} must have the same classes; "
-                f"only one of them has {_some(odd)}"
-            )
-    files = {
-        split: list_images(folder / name for name in names[split])
-        for split, folder in folders.items()
-    }
-    return _tree_source(request, files, names["test"], normalisation)
+    layout = read_folders(folders)
+    return _tree_source(request, layout.files, layout.class_names, normalisation)
 
 
 def _tree_source(
@@ -242,19 +307,21 @@ def _tree_source(
     files: dict[SplitName, Files],
     class_names: tuple[str, ...],
     normalisation: Normalisation | None,
+    decoding: Decoding | None = None,
 ) -> Source:
-    """A source that decodes image files to 3 x size x size, once."""
-    cache, size = request.cache, request.size
+    """A source that decodes files once, to 3 x size x size bytes where no `decoding` is given."""
+    cache = request.cache
+    how = decoding or Decoding(request.size, fit=request.fit)
     decoded = {split: cache.with_name(f"{cache.name}_{split}.pt") for split in files}
     paths = {split: [file for file, _ in items] for split, items in files.items()}
     return Source(
         class_names=class_names,
-        channels=3,
-        image_size=size,
+        channels=how.channels,
+        image_size=how.size,
         labels={
             split: torch.tensor([label for _, label in items]) for split, items in files.items()
         },
-        read={split: partial(_read_tree, paths[split], size, decoded[split]) for split in files},
+        read={split: partial(_read_tree, paths[split], how, decoded[split]) for split in files},
         normalisation=normalisation,
         cache=cache,
         decoded=decoded,
@@ -262,12 +329,13 @@ def _tree_source(
             split: partial(_hash_tree, paths[split], decoded[split].with_suffix(".hashes.pt"))
             for split in files
         },
+        decoding=how,
     )
 
 
-def _read_tree(files: Sequence[Path], size: int, cache_file: Path) -> Tensor:
-    key = decode.fingerprint(files, size)
-    return cached(cache_file, key, lambda: {"images": decode.decode(files, size)})["images"]
+def _read_tree(files: Sequence[Path], decoding: Decoding, cache_file: Path) -> Tensor:
+    key = decode.fingerprint(files, decoding)
+    return cached(cache_file, key, lambda: {"images": decode.decode(files, decoding)})["images"]
 
 
 def _hash_tree(files: Sequence[Path], cache_file: Path) -> Tensor:
@@ -332,12 +400,6 @@ def _lines(file: Path) -> list[str]:
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def _some(names: set[str]) -> str:
-    """The first few of `names`, for a message of one line."""
-    first = sorted(names)[:5]
-    return ", ".join(first) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 @contextmanager

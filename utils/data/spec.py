@@ -29,6 +29,9 @@ KNOWN = {
     "digits": DataFacts(ImageSpec(1, 10, 8), train=1437, test=360),
     "CIFAR10": DataFacts(ImageSpec(3, 10, 32), train=50_000, test=10_000),
     "CIFAR100": DataFacts(ImageSpec(3, 100, 32), train=50_000, test=10_000),
+    "MNIST": DataFacts(ImageSpec(1, 10, 28), train=60_000, test=10_000),
+    "FashionMNIST": DataFacts(ImageSpec(1, 10, 28), train=60_000, test=10_000),
+    "SVHN": DataFacts(ImageSpec(3, 10, 32), train=73_257, test=26_032),
     "Tiny": DataFacts(ImageSpec(3, 200, 64), train=100_000, test=10_000),
     # A subset of ten classes; their training images are about 13,000, by subset.
     "ImageNet": DataFacts(ImageSpec(3, 10, 128), train=13_000, test=500, is_native=False),

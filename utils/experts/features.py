@@ -41,18 +41,21 @@ class ExpertFeatures:
 
         UserError where there are none names the command that makes them.
         """
-        shape = {"channels": source.channels, "num_classes": len(source.class_names)}
+        channels, num_classes = source.channels, len(source.class_names)
         _, experts = open_experts(
             kind,
             buffer_path,
             images=images,
-            **shape,
+            channels=channels,
+            num_classes=num_classes,
             model_fixed=True,
             zca_fixed=True,
             max_experts=most,
             skip_bad=skip_bad,
         )
-        network = fitting_network(kind.model, **shape, image_size=source.image_size)
+        network = fitting_network(
+            kind.model, channels=channels, num_classes=num_classes, image_size=source.image_size
+        )
         return cls(experts, network)
 
     @classmethod

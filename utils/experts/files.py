@@ -7,7 +7,6 @@ those before it are kept in `finished_expert_<number>.pt`, each a list of one ex
 """
 
 import json
-import os
 import re
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from utils.config.resolve import check_unchanged
+from utils.core import files as core_files
 from utils.core import ranks
 from utils.core.errors import UserError
 from utils.core.files import is_dense, torch_load, torch_save, write_text
@@ -247,8 +247,7 @@ def fill_files(folder: Path, numbers: range, *, experts_per_file: int) -> None:
         if own and own[-1] + 1 >= min(first + experts_per_file, numbers.stop):
             files = [path] if path.exists() else []
             files += [finished_file(folder, number) for number in own]
-            # Windows replaces no file that is mapped.
-            read = partial(read_file, mmap=os.name != "nt")
+            read = partial(read_file, mmap=core_files.REPLACES_MAPPED)
             torch_save([expert for file in files for expert in read(file)], path)
             behind += len(own)
         _forget(folder, range(first, behind))

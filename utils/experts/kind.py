@@ -27,6 +27,8 @@ class ExpertKind:
     data_path: str
     flat: bool = False
     val_fraction: float = 0.0
+    fit: str = "crop"
+    test_fraction: float = 0.0
 
     @classmethod
     def of(cls, options: Any) -> "ExpertKind":
@@ -39,7 +41,8 @@ class ExpertKind:
 
         `_NO_ZCA` marks CIFAR without whitening, as in the field; data sets that the field does not
         whiten get `_ZCA` when they are. `_FLAT` marks sharpness-aware steps, `_VAL<fraction>`
-        experts that have not seen the images held out.
+        experts that have not seen the images held out; so do `_TEST<fraction>`, and `_PAD` and
+        `_SQUEEZE` for other pixels.
         """
         whitened_in_the_field = self.dataset in ("CIFAR10", "CIFAR100")
         marks = {
@@ -47,6 +50,8 @@ class ExpertKind:
             "_ZCA": not whitened_in_the_field and self.zca,
             "_FLAT": self.flat,
             f"_VAL{self.val_fraction}": self.val_fraction > 0,
+            f"_TEST{self.test_fraction}": self.test_fraction > 0,
+            f"_{self.fit.upper()}": self.fit != "crop",
         }
         name = self.dataset + "".join(mark for mark, has in marks.items() if has)
         inner = {
@@ -55,8 +60,13 @@ class ExpertKind:
         }.get(self.dataset, [] if is_native(self.dataset, self.res) else [str(self.res)])
         return Path(buffer_path, name, *inner, folder_name(self.model))
 
-    def command(self, buffer_path: str, script: str = "buffer.py") -> str:
-        """The command line that makes these experts, or that calls another script with them."""
+    def command(
+        self, buffer_path: str, script: str = "buffer.py", *, train_epochs: int | None = None
+    ) -> str:
+        """The command line that makes these experts, or that calls another script with them.
+
+        `train_epochs` is their length where the script's default is not meant.
+        """
         flags = {
             "dataset": self.dataset,
             "subset": self.subset,
@@ -65,6 +75,9 @@ class ExpertKind:
             "buffer_path": buffer_path,
             "data_path": self.data_path,
             "val_fraction": self.val_fraction or None,
+            "test_fraction": self.test_fraction or None,
+            "fit": None if self.fit == "crop" else self.fit,
+            "train_epochs": train_epochs,
         }
         given = [
             f"--{name} {shlex.quote(str(value))}"
@@ -76,14 +89,23 @@ class ExpertKind:
         return " ".join([f"python {script}", *given])
 
 
+class NoExperts(UserError):
+    """There are no experts of a kind, or their files are not complete yet."""
+
+
 def find_experts(
-    buffer_path: str, kind: ExpertKind, *, model_fixed: bool, zca_fixed: bool
+    buffer_path: str,
+    kind: ExpertKind,
+    *,
+    model_fixed: bool,
+    zca_fixed: bool,
+    command: str | None = None,
 ) -> ExpertKind:
     """Find the experts of `kind`, under either name of the same architecture.
 
     A model or zca that is not fixed (it came from a YAML file or a default, not from a flag) may
-    differ where only experts of another kind are there; nothing else may. UserError where there
-    are none names the command that makes them.
+    differ where only experts of another kind are there; nothing else may. NoExperts where there
+    are none names the `command` that makes them.
     """
     same = [name for name in NETWORKS if canonical_name(name) == canonical_name(kind.model)]
     others = [] if model_fixed else [name for name in NETWORKS if name not in same]
@@ -93,13 +115,17 @@ def find_experts(
             candidate = replace(kind, zca=zca, model=model)
             if buffer_files(candidate.folder(buffer_path)):
                 return candidate
-    folder = kind.folder(buffer_path)
+    folder, command = kind.folder(buffer_path), command or kind.command(buffer_path)
     if kept := kept_experts(folder, "finished") | kept_experts(folder, "unfinished"):
-        raise UserError(
+        raise NoExperts(
             f"no buffer file is complete in {folder} yet, where {len(kept)} experts are begun or "
-            f"finished; wait for buffer.py, or go on with: {kind.command(buffer_path)}"
+            f"finished; wait for buffer.py, or go on with: {command}"
         )
-    raise UserError(f"no expert buffers in {folder}; make them with: {kind.command(buffer_path)}")
+    others_there = replace(kind, flat=not kind.flat).folder(buffer_path)
+    found = ""
+    if buffer_files(others_there):
+        found = f", but in {others_there}, for --{'no_' * kind.flat}flat"
+    raise NoExperts(f"no expert buffers in {folder}{found}; make them with: {command}")
 
 
 def open_experts(
@@ -111,6 +137,7 @@ def open_experts(
     num_classes: int,
     model_fixed: bool,
     zca_fixed: bool,
+    command: str | None = None,
     max_files: int | None = None,
     max_experts: int | None = None,
     skip_bad: bool = False,
@@ -124,7 +151,9 @@ def open_experts(
     shape = {"channels": channels, "num_classes": num_classes, "image_size": asked.res}
     if model_fixed:
         network_cost(asked.model, **shape)  # refused rather than sent to make experts of it
-    found = find_experts(buffer_path, asked, model_fixed=model_fixed, zca_fixed=zca_fixed)
+    found = find_experts(
+        buffer_path, asked, model_fixed=model_fixed, zca_fixed=zca_fixed, command=command
+    )
     network = fitting_network(found.model, **shape)
     check_images(found.folder(buffer_path), images)
     experts = ExpertBuffer(

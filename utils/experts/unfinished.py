@@ -5,8 +5,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +126,7 @@ class ExpertTraining:
         are also saved so often that a kill costs at most the work of one expert, or ten minutes.
         UserError where an expert diverges.
         """
-        with self._saved_when_interrupted():
+        with stopping.immediate(keep=self._save):
             trained = self._cohort.train(
                 self._train.images,
                 self._train.labels,
@@ -146,22 +145,12 @@ class ExpertTraining:
         self._state = self._snapshot([state.trajectory for state in self._state])
         if self._is_save_due():
             self._save()
-        with self._saved_when_interrupted():
+        with stopping.immediate(keep=self._save):
             tested = [
                 accuracy(network, self._test.images, self._test.labels)
                 for network in self._cohort.networks
             ]
         return trained.accuracies.mean().item(), statistics.fmean(tested)
-
-    @contextmanager
-    def _saved_when_interrupted(self) -> Iterator[None]:
-        """Let a signal end the block at once, then save."""
-        try:
-            with stopping.immediate():
-                yield
-        except stopping.Interrupted:
-            self._save()
-            raise
 
     def _is_save_due(self) -> bool:
         """Whether a whole expert's work, or ten minutes', is not on disk yet."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -35,7 +36,8 @@ class Method(Protocol):
     """One method at work in one run.
 
     Every draw follows from (seed, name, iteration), so any iteration can be repeated. What a step
-    needs from the past is in `state_dict`: plain values and CPU tensors, {} for most methods.
+    needs from the past is in `state_dict`: plain values and copies of tensors on the CPU, {} for
+    most methods.
     """
 
     def step(self, iteration: int, learned: Mapping[str, Tensor]) -> Step:
@@ -45,6 +47,16 @@ class Method(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Trajectories(Protocol):
+    """What is asked of experts before they are read: how long they are, and where they lie."""
+
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def folder(self) -> Path: ...
 
 
 @dataclass(frozen=True)
@@ -208,4 +220,4 @@ class MethodSpec:
         lambda losses, records: None
     )
     check: Callable[[Any, Callable[[str], bool]], None] = lambda options, by_hand: None
-    check_experts: Callable[[Any, ExpertBuffer], None] = lambda options, experts: None
+    check_experts: Callable[[Any, Trajectories], None] = lambda options, experts: None

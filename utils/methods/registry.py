@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, make_dataclass
 from typing import Any
 
+from utils.config.foreign import FOREIGN, NoEffect
 from utils.config.resolve import DEFAULT, FLAG
 from utils.core.errors import UserError
 from utils.methods.base import MethodSpec
@@ -40,12 +41,16 @@ def foreign_flags(method: str) -> set[str]:
 
 
 def check_own_flags(method: str, sources: Mapping[str, str]) -> None:
-    """Raise UserError where a flag or a YAML file sets what belongs to other methods alone.
+    """Raise UserError where a flag or a YAML file sets what belongs to other methods alone; what
+    the codes of others take without effect gets a line.
 
     `sources` says of each option where its value is from.
     """
     for name in sorted(foreign_flags(method)):
-        if sources[name] != DEFAULT:
+        known = FOREIGN.get(name)
+        if sources[name] != DEFAULT and isinstance(known, NoEffect):
+            print(f"--{name}: no effect here, {known.because}")
+        elif sources[name] != DEFAULT:
             given = f"--{name}" if sources[name] == FLAG else f"{name} in {sources[name]}"
             own = ", ".join(f"--{flag}" for flag in sorted(own_flags(method)))
             raise UserError(f"{given} is no setting of --method {method}, whose own are {own}")

@@ -13,6 +13,7 @@ from utils.methods.base import Work
 from utils.methods.registry import METHODS
 from utils.options import DistillOptions
 from utils.plan.choose import RunPlan, evaluations_left, plan_run
+from utils.plan.experts import ExpertsToMake
 from utils.plan.machine import Machine, halvings
 from utils.plan.need import Time, add_up, float_words, read_bytes
 from utils.plan.room import Demand, Disk, Need
@@ -102,7 +103,9 @@ class DistillCall:
         images = self.size.float_bytes(self.size.classes * options.ipc)
         return IMAGE_COPIES * images + max(takes_turns)
 
-    def demand(self, source: Source, experts: ExpertBuffer | None, run: RunDir) -> Demand:
+    def demand(
+        self, source: Source, experts: ExpertBuffer | ExpertsToMake | None, run: RunDir
+    ) -> Demand:
         """Count what it needs to read `source` and to write into `run`.
 
         With --load_all the `experts` are still to be read into memory.

@@ -26,7 +26,7 @@ from utils.plan.sizes import DataSize
 
 # Of the features of a class: a copy, what is compared with a point, and the differences.
 RULE_COPIES = 3
-RECORD_BYTES = 10**6  # eval.json
+RECORD_BYTES = 10**6  # eval.json, with the confusions of 100 classes
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,75 @@
 """What a call of buffer.py takes, and which of its flags lower that."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils.compute.cost import expert_bytes
+from utils.config.resolve import packaged_yaml, resolve
 from utils.data.source import Source
+from utils.experts.files import missing_experts, read_settings
+from utils.experts.kind import ExpertKind
 from utils.options import BufferOptions
 from utils.plan.choose import TrainingPlan, plan_training
 from utils.plan.machine import Machine, halvings
 from utils.plan.need import BOTH, Time, add_up, float_words, read_bytes
 from utils.plan.room import Demand, Disk, Need
 from utils.plan.sizes import DataSize
+
+
+@dataclass(frozen=True)
+class ExpertsToMake:
+    """Experts that are still to be made: what a plan knows of them, and the command for them."""
+
+    folder: Path
+    options: BufferOptions  # of that command
+    command: str
+
+    @classmethod
+    def of(
+        cls, kind: ExpertKind, buffer_path: str, *, epochs: int, flags: str = ""
+    ) -> "ExpertsToMake":
+        """Those of `kind`, of `epochs` at least: as long as buffer.py makes them, or longer.
+
+        What was begun in their folder goes on at its own length where that suffices. `flags` are
+        more of them for the command.
+        """
+        folder = kind.folder(buffer_path)
+        command, options = _command(kind, buffer_path, None, flags)
+        begun = (read_settings(folder) or {}).get("train_epochs")
+        is_of_use = isinstance(begun, int) and begun >= epochs
+        length = begun if is_of_use else max(epochs, options.train_epochs)
+        if length != options.train_epochs:
+            command, options = _command(kind, buffer_path, length, flags)
+        return cls(folder, options, command)
+
+    def __len__(self) -> int:
+        return self.options.num_experts
+
+    @property
+    def epochs(self) -> int:
+        return self.options.train_epochs
+
+    @property
+    def missing(self) -> list[int]:
+        """The numbers of those that are not there yet."""
+        numbers = range(self.options.num_experts)
+        return missing_experts(self.folder, numbers, experts_per_file=self.options.save_interval)
+
+
+def _command(
+    kind: ExpertKind, buffer_path: str, train_epochs: int | None, flags: str
+) -> tuple[str, BufferOptions]:
+    """The command, and what its flags resolve to."""
+    command = " ".join(filter(None, (kind.command(buffer_path, train_epochs=train_epochs), flags)))
+    resolved = resolve(
+        BufferOptions,
+        shlex.split(command)[2:],
+        description="",
+        find_yaml=lambda given: packaged_yaml(kind.dataset, "buffer"),
+    )
+    return command, resolved.options
 
 
 @dataclass(frozen=True)

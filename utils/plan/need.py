@@ -100,9 +100,14 @@ def read_bytes(
     size = DataSize.of(source)
     read = {*kept, "train"} if fits else {*kept}
     fits = fits and not (source.zca_cache and source.zca_cache.exists())
-    # Images held out are decoded with the others.
-    numbers = {"train": size.train + size.val, "test": size.test}
-    pixels = {split: size.values * numbers[split] for split in source.decoded if split in read}
+    # Images held out are decoded with the others, those of a folder of their own are not.
+    held_out = 0 if "val" in source.decoded else size.val
+    numbers = {"train": size.train + held_out, "test": size.test, "val": size.val}
+    pixels = {
+        split: source.value_bytes * size.values * numbers[split]
+        for split in source.decoded
+        if split in read
+    }
     fitting = 2 * size.float_bytes(size.train) + ZCA_MATRICES * size.matrix_bytes if fits else 0
     counts = [len(source.labels[split]) for split in kept]
     seen = size.float_bytes(sum(counts))

@@ -93,6 +93,7 @@ def settle_images(resolved: Resolved[Any]) -> Source:
     the call leaves open.
     """
     options = resolved.options
+    selects = getattr(options, "select", None) == "val"
     precision = use_precision(options.precision, default_device())
     source = find_dataset(
         options.dataset,
@@ -101,6 +102,9 @@ def settle_images(resolved: Resolved[Any]) -> Source:
         res=options.res,
         zca=options.zca,
         val_fraction=options.val_fraction,
+        test_fraction=options.test_fraction,
+        fit=options.fit,
+        splits=("train", "test", "val") if selects else ("train", "test"),
     )
     resolved.set("res", source.image_size, resolved.sources["res"])
     resolved.set("precision", precision, resolved.sources["precision"])

@@ -2,16 +2,18 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from utils.compute.cost import fitting_models
-from utils.compute.device import compute_dtype
+from utils.compute.device import beside, compute_dtype
 from utils.compute.execution import Execution
-from utils.core import ranks
+from utils.core import ranks, stopping
 from utils.core.errors import UserError
 from utils.core.pictures import save_grid
 from utils.core.progress import time_left
@@ -290,9 +292,11 @@ class Recorder:
     def is_checkpoint_old(self) -> bool:
         return time.monotonic() - self._checkpoint_at > CHECKPOINT_SECONDS
 
-    def save_checkpoint(self, state: OuterState) -> None:
-        """Keep what continuing needs. All randomness, the order of the experts included, follows
-        from the seed and the iteration.
+    def save_checkpoint(
+        self, state: OuterState, *, method: Mapping[str, Any] | None = None
+    ) -> None:
+        """Keep what continuing needs, `method` as the method's state where that has changed since.
+        All randomness, the order of the experts included, follows from the seed and the iteration.
         """
         self._checkpoint_at = time.monotonic()
         if not ranks.is_main():
@@ -306,11 +310,29 @@ class Recorder:
                 "num_experts": self.num_experts,
                 "how": dict(self.how),
                 "state": state.state_dict(),
-                "method": self.method.state_dict(),
+                "method": self.method.state_dict() if method is None else method,
                 "config": dict(self.config),
                 KEY: self.identity.to_dict(),
             }
         )
+
+    @contextmanager
+    def kept(self, state: OuterState) -> Iterator[None]:
+        """Keep `state`, which the block must not change, where the block fails or is given up
+        after a signal.
+        """
+        keep = partial(self.save_checkpoint, state, method=self.method.state_dict())
+
+        def keep_beside() -> None:  # by another thread than that which is in the block
+            with beside(state.images.device):
+                keep()
+
+        try:
+            with stopping.abandonable(keep_beside):
+                yield
+        except Exception:  # an expert of no use, no memory, a process that has left
+            keep()
+            raise
 
 
 def _held_out_record(val: Accuracies | None) -> dict[str, Any]:

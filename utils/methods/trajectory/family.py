@@ -11,7 +11,7 @@ from utils.data.dataset import ImageDataset
 from utils.data.real_images import class_labels
 from utils.experts.buffer import ExpertBuffer
 from utils.experts.features import ExpertFeatures
-from utils.methods.base import Learned, MethodSpec, Work, real_or_noise
+from utils.methods.base import Learned, MethodSpec, Trajectories, Work, real_or_noise
 from utils.methods.trajectory.labels import (
     images_that_experts_get_right,
     logits_of_right_experts,
@@ -26,10 +26,10 @@ def _initial(
     options: Any, data: ImageDataset, experts: ExpertBuffer
 ) -> tuple[Tensor, Tensor | None]:
     """Begin with the images of --pix_init and, where labels are learned, what experts say."""
-    if options.pix_init != "correct" and not options.soft_labels:
+    if options.pix_init != "samples_predicted_correctly" and not options.soft_labels:
         return real_or_noise(options, data, experts)
     features = ExpertFeatures.of(experts, options.model, data)
-    if options.pix_init == "correct":
+    if options.pix_init == "samples_predicted_correctly":
         train = data.require_train()
         chosen = images_that_experts_get_right(data, options.ipc, features, options.seed)
         images = train.images[chosen.to(train.images.device)]
@@ -100,16 +100,16 @@ def _check_datm(options: Any, by_hand: Callable[[str], bool]) -> None:
     _check(options, by_hand)
 
 
-def _check_experts(options: Any, experts: ExpertBuffer) -> None:
+def _check_experts(options: Any, experts: Trajectories) -> None:
     """See that the experts are as long as the segments that are drawn from them."""
-    last_start = options.starts.end - 1
-    last_epoch = last_start + options.expert_epochs
+    last_start, last_epoch = options.starts.end - 1, options.last_epoch
     if last_epoch > experts.epochs:
         bound = "max_start_epoch" if options.start_epochs is None else "start_epochs to"
         raise UserError(
             f"--{bound} {last_start + 1}: start epoch {last_start} + --expert_epochs "
             f"{options.expert_epochs} = {last_epoch} is beyond the {experts.epochs} epochs of the "
-            f"experts in {experts.folder}; lower one of them or train longer experts"
+            f"experts in {experts.folder}; lower one of them, or train longer experts in another "
+            f"--buffer_path: --train_epochs {last_epoch}"
         )
 
 

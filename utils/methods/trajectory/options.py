@@ -138,6 +138,11 @@ class TrajectoryOptions(UnrollOptions):
             )
         return StartEpochs(end, first, below, grown_at)
 
+    @property
+    def last_epoch(self) -> int:
+        """The last epoch that is a target: experts must have as many."""
+        return self.starts.end - 1 + self.expert_epochs
+
 
 def title(config: Mapping[str, Any]) -> str:
     """Name what a configuration amounts to: ATT, MTT, or what is added to it, as ATT + PP.
