@@ -31,7 +31,6 @@ def refusal(*argv):
     [
         (["--method", "dm", "--syn_steps", "5"], ["--syn_steps", "dm", "--batch_real", "--lr_net"]),
         (["--method", "dm", "--length", "att"], ["--length", "dm"]),  # its default, but given
-        (["--batch_real", "5"], ["--batch_real", "att", "--syn_steps"]),
         (["--method", "mtt", "--lr_net", "1"], ["--lr_net", "mtt"]),
     ],
 )
