@@ -23,9 +23,6 @@ class _Style:
         stride = 1 if self.pools else stride
         return nn.Conv2d(width, out, kernel, stride=stride, padding=kernel // 2, bias=False)
 
-    def pooling(self, stride: int) -> list[nn.Module]:
-        return [nn.AvgPool2d(2)] if self.pools and stride == 2 else []
-
 
 class _BasicBlock(nn.Module):
     """`size` is the side of the maps that come out."""
@@ -35,17 +32,18 @@ class _BasicBlock(nn.Module):
         self.conv1 = style.conv(width, out, 3, stride)
         # With pooling this norm stands before it, so on maps of twice the side.
         self.bn1 = style.norm(out, size)
-        self.pooling = nn.Sequential(*style.pooling(stride))
+        self.pooling = nn.AvgPool2d(2) if style.pools and stride == 2 else None
         self.conv2 = style.conv(out, out, 3, 1)
         self.bn2 = style.norm(out, size)
         shortcut: list[nn.Module] = []
         if stride != 1 or width != out:
-            shortcut = [style.conv(width, out, 1, stride), *style.pooling(stride)]
-            shortcut.append(style.norm(out, size))
+            pooling = [] if self.pooling is None else [nn.AvgPool2d(2)]
+            shortcut = [style.conv(width, out, 1, stride), *pooling, style.norm(out, size)]
         self.shortcut = nn.Sequential(*shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.pooling(F.relu(self.bn1(self.conv1(x))))
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = y if self.pooling is None else self.pooling(y)
         return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 

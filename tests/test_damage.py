@@ -88,6 +88,14 @@ ODD = st.sampled_from([*NUMBERS, *WORDS])
 each_script = pytest.mark.parametrize("kind", OPTIONS)
 
 
+# Valid values of options that a function checks.
+CHECKED = {
+    "dsa_strategy": st.lists(st.sampled_from("color crop flip".split()), min_size=1).map("_".join),
+    "model": st.sampled_from(["ConvNetD1", "ResNet18BN", "some.module:Class"]),
+    "device": st.sampled_from(["cpu", "cuda", "cuda:3", "mps"]),
+}
+
+
 def values(field, hint):
     """Valid values of an option."""
     kind, is_list = scalar_type(hint)
@@ -96,7 +104,7 @@ def values(field, hint):
     if meta["choices"] is not None:
         one = st.sampled_from(meta["choices"])
     elif meta["check"] is not None:
-        one = st.lists(st.sampled_from("color crop flip".split()), min_size=1).map("_".join)
+        one = CHECKED[field.name]
     elif kind is float:
         least, most = low if above is None else above, FLOAT_LIMIT if high is None else high
         one = st.floats(least, most, exclude_min=above is not None)

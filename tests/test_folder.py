@@ -15,6 +15,7 @@ from short_runs import ROOT
 import distill_att
 from scripts.folder import __main__ as command
 from scripts.folder import choose as choosing
+from scripts.folder import look
 from scripts.folder.choose import EXPERTS, OUTER_STEPS, Found, Speed, candidates, choose
 from scripts.folder.job import DISTILLING, Job
 from scripts.report import __main__ as report
@@ -125,24 +126,29 @@ def test_what_is_in_the_folder(tmp_path):
     for wrong, said in (
         ("none", "is no folder"),
         ("empty", "no data: looked for the folders train and test or val"),
-        ("one", "has one class alone, a"),
-        ("train_alone", r"train/ alone.*test/<class>/"),
+        ("one", "has one class, a"),
         ("no_pictures", "no images in the class folder"),
     ):
         path = tmp_path / wrong
         if wrong != "none":
             path.mkdir()
-        if wrong in ("one", "train_alone", "no_pictures"):
+        if wrong in ("one", "no_pictures"):
             pictures(path, "train", classes="a" if wrong == "one" else "ab")
         if wrong in ("one", "no_pictures"):
             number = 0 if wrong == "no_pictures" else 4
             pictures(path, "test", classes="a" if wrong == "one" else "ab", number=number)
-        has_flag = "test_fraction" in command.buffer.BufferOptions.__dataclass_fields__
-        if wrong == "train_alone" and has_flag:
-            continue
         with pytest.raises(UserError, match=said):
             command.main([str(path), *out])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("inside", ["train", "."])
+def test_a_part_is_held_out_where_there_are_no_test_images(tmp_path, inside):
+    pictures(tmp_path, inside, classes="ab", number=10)
+    flags = look.find_flags(tmp_path)
+    assert flags[-2:] == ["--test_fraction", look.TEST_FRACTION]
+    source = look.find_source(flags)
+    assert {name: len(labels) for name, labels in source.labels.items()} == {"train": 16, "test": 4}
 
 
 def test_the_shell_script_refuses_a_folder_that_is_not_there_before_it_installs(tmp_path):

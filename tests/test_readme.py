@@ -12,6 +12,7 @@ import pytest
 from short_runs import ROOT, SHORT, records
 
 from scripts.code_map import PAGE, code_map
+from utils.config.foreign import FOREIGN
 from utils.core.errors import UserError
 
 PAGES = {
@@ -122,7 +123,7 @@ def test_command_lines_parse(page, monkeypatch, capsys):
 
 def test_every_flag_that_is_named_exists(monkeypatch, capsys):
     modules = {found[0] for _, words in commands() if (found := target(words))}
-    flags = set(OTHERS)
+    flags = {*OTHERS, *(f"--{name}" for name in FOREIGN)}
     for module in modules:
         with pytest.raises(SystemExit):
             call(module, ["--help"], monkeypatch)

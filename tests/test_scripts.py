@@ -73,6 +73,13 @@ def test_buffer_is_called_from_python(experts):
         buffer.main(["--dataset", "digits", "--no_flat", "--rho", "0.5"])
 
 
+def test_eval_mode_m_leaves_out_what_does_not_fit(experts, tmp_path, capsys):
+    argv = [*SHORT, "--buffer_path", experts, "--save_path", tmp_path, "--eval_mode", "M"]
+    assert distill_att.main([*map(str, argv), "--dry_run"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "--eval_mode M" in line]
+    assert len(lines) == 2 and all(line.endswith("left out") for line in lines)
+
+
 def test_a_deleted_buffer_file_is_made_again(experts, tmp_path):
     train_experts(tmp_path, 2, "--save_interval", "1")
     (tmp_path / "digits/ConvNetD1/replay_buffer_0.pt").unlink()
@@ -438,7 +445,6 @@ def test_a_recorded_evaluation_is_one_on_the_same_test_images(tmp_path, capsys):
             ["VGG11 at 8x8", "single values", "--res 32"],
         ),
         (distill_att, ["--dataset", "digits", "--model", "ResNet18"], ["at 8x8", "--res 9 or"]),
-        (distill_att, ["--dataset", "digits", "--eval_mode", "M"], ["ResNet18 at 8x8", "--model"]),
         (buffer, "--dataset digits --alpha 0.1 --flat False".split(), ["--alpha", "--no_flat"]),
         (distill_att, ["--dataset", "digits", "--flat"], ["digits_FLAT", "--flat"]),
         (distill_att, ["--dataset", "digits", "--val_fraction", "1"], ["--val_fraction", "1.0"]),

@@ -44,6 +44,7 @@ def test_signals_are_those_that_the_system_has():
 
 def test_the_command_that_continues_is_quoted_for_the_shell_of_the_system(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["buffer.py", "--data_path", "my pictures"])
+    monkeypatch.setattr(stopping, "_more_flags", [])
     assert stopping.command() == "python buffer.py --data_path 'my pictures'"
     monkeypatch.setattr(stopping.os, "name", "nt")
     command = stopping.command()

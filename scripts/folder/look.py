@@ -4,7 +4,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -20,7 +19,6 @@ from utils.core.rng import stream
 from utils.data.augment import DSA_STRATEGY, active_groups
 from utils.data.folders import IMAGE_SUFFIXES
 from utils.data.source import Source
-from utils.options import BufferOptions
 from utils.plan.experts import ExpertsCall
 from utils.plan.machine import Machine
 from utils.plan.sizes import DataSize, settle_images
@@ -32,29 +30,20 @@ REPEATS = 5
 
 
 def find_flags(path: Path) -> list[str]:
-    """The flags by which the three scripts find the pictures in `path`."""
+    """The flags by which the three scripts find the pictures in `path`; without a folder of test
+    images a part is held out.
+    """
     if not path.is_dir():
         raise UserError(f"{path} is no folder: give one with train/<class>/* and test/<class>/*")
     flags = ["--dataset", "folder", "--data_path", str(path)]
-    if (path / "train").is_dir() and not any((path / name).is_dir() for name in ("test", "val")):
-        if "test_fraction" not in {field.name for field in fields(BufferOptions)}:
-            raise UserError(
-                f"{path} has train/ alone: put pictures to measure on, of the same classes and not "
-                "in train/, into test/<class>/"
-            )
+    if not any((path / name).is_dir() for name in ("test", "val")):
         flags += ["--test_fraction", TEST_FRACTION]
     return flags
 
 
 def find_source(flags: Sequence[str]) -> Source:
-    """Find the pictures. UserError where there are none, or of one class alone."""
-    source = settle_images(buffer.parse(list(flags)))
-    if len(source.class_names) < 2:
-        raise UserError(
-            f"{flags[3]} has one class alone, {source.class_names[0]}: there is nothing to tell "
-            "apart; make a folder for each of two classes or more"
-        )
-    return source
+    """Find the pictures; UserError where there are none, or of one class alone."""
+    return settle_images(buffer.parse(list(flags)))
 
 
 def describe(source: Source, path: Path) -> Found:
