@@ -67,7 +67,7 @@ REFUSED = {
         "--teacher_label: labels by the expert"
     ),
     "--dataset=CIFAR100 --ipc=50 --lr_y=2. --Momentum_y=0.9 --project=CIFAR100_ipc50 "
-    "--threshold=1. --Initial_Step=20 --learn_end_epoch=3000": "--lr_y: learning soft labels",
+    "--threshold=1. --Initial_Step=20": "--Initial_Step: a number of student steps that grows",
 }
 # Every flag of the argparse of these codes that no published command line above has.
 OTHERS = {
@@ -173,6 +173,9 @@ def test_a_configuration_of_datm_is_read_the_same_way(tmp_path, capsys):
     options = distill_att.parse(["--cfg", str(path), "--method", "datm"]).options
     assert (options.start_epochs, options.ipc, options.flat) == ([0, 20], 10, True)
     assert f"{path}: device: no effect here" in capsys.readouterr().out
-    path.write_text("lr_y: 2.0\n")
-    with pytest.raises(UserError, match=r"IPC10\.yaml: lr_y: learning soft labels"):
+    path.write_text("lr_y: 2.0\nMomentum_y: 0.8\nthreshold: 0.9\n")
+    options = distill_att.parse(["--cfg", str(path), "--method", "datm"]).options
+    assert (options.lr_y, options.mom_y, options.skip_above) == (2.0, 0.8, 0.9)
+    path.write_text("Initial_Step: 20\n")
+    with pytest.raises(UserError, match=r"IPC10\.yaml: Initial_Step: a number of student steps"):
         distill_att.parse(["--cfg", str(path)])

@@ -98,7 +98,8 @@ def test_datm_without_a_range_of_start_epochs_is_refused():
 
 def test_flags_of_methods_are_told_apart():
     assert foreign_flags("dm") >= {"syn_steps", "lr_teacher", "flat", "length", "unroll"}
-    assert foreign_flags("att") == {"batch_real", "lr_net"}
+    assert foreign_flags("att") >= {"batch_real", "lr_net", "window", "inner_opt"}
+    assert not foreign_flags("bptt") & {"syn_steps", "lr_teacher", "unroll", "lr_net"}
     assert not foreign_flags("dm") & {"lr_img", "micro_batch", "Iteration"}
 
 

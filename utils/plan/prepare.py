@@ -217,18 +217,17 @@ def check_resumable(
     """Refuse to continue a run with other settings, images or experts."""
     begun = checkpoint["config"].get("method", DEFAULT_METHOD)
     check_same_method(begun, options.method, where=str(run.path))
-    check_unchanged(
-        checkpoint["config"], fixed_values(options), where=run.path, instead="--run_name"
-    )
+    before = fixed_values(DistillOptions()) | checkpoint["config"]  # earlier ones knew fewer
+    check_unchanged(before, fixed_values(options), where=run.path, instead="--run_name")
     images.check_same_as(
         checkpoint.get(KEY),
         ("train", "test", "val"),
         what=f"run {run.path}",
         advice="give the --data_path that it is from, or another --run_name",
     )
-    before = checkpoint["num_experts"]
-    if isinstance(experts, ExpertBuffer) and before != len(experts):
+    number = checkpoint["num_experts"]
+    if isinstance(experts, ExpertBuffer) and number != len(experts):
         raise UserError(
-            f"{run.path} was begun with {before} experts, now there are {len(experts)} in "
-            f"{experts.folder}: pass --max_experts {before} or another --run_name"
+            f"{run.path} was begun with {number} experts, now there are {len(experts)} in "
+            f"{experts.folder}: pass --max_experts {number} or another --run_name"
         )

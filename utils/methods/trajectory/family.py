@@ -145,6 +145,12 @@ FAMILY: Mapping[str, MethodSpec] = {
     ),
     "tesla": _relative("mtt by an approximate gradient", length="fixed", gradient="tesla"),
     "datm": _relative(
-        "ftd from late or early start epochs", _check_datm, length="fixed", flat=True
+        "ftd from late or early start epochs, with soft labels that experts begin",
+        _check_datm,
+        length="fixed",
+        flat=True,
+        soft_labels=True,
+        pix_init="samples_predicted_correctly",
+        skip_above=1.0,
     ),
 }

@@ -147,14 +147,15 @@ class TrajectoryOptions(UnrollOptions):
 def title(config: Mapping[str, Any]) -> str:
     """Name what a configuration amounts to: ATT, MTT, or what is added to it, as ATT + PP.
 
-    DATM trains on FTD's experts, so flat ones are part of it.
+    DATM trains on FTD's experts and has soft labels, so both are part of it.
     """
     from_two = config["start_epochs"] is not None
     parts = {
         "ATT": config["length"] == "att",
         config["length"]: config["length"] not in ("att", "fixed"),  # a policy of one's own
         "FTD": config["flat"] and not from_two,
-        "DATM": from_two,
+        "DATM": from_two and config.get("soft_labels", False),
+        "DATM, hard labels": from_two and not config.get("soft_labels", False),
         "PP": config["prune_threshold"] is not None,
         "TESLA": config["gradient"] == "tesla",
         "soft labels": config.get("soft_labels", False) and not from_two,

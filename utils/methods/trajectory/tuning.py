@@ -48,7 +48,12 @@ def find_lengths(
 
 
 def find_rates(
-    options: Any, method: Method, images: Tensor, soft_labels: Tensor | None, *, is_open: IsOpen
+    options: Any,
+    method: Method,
+    images: Tensor,
+    soft_labels: Tensor | None = None,
+    *,
+    is_open: IsOpen,
 ) -> Mapping[str, float | bool]:
     """Choose syn_lr by the loss of the first outer steps, the other rates by their gradients.
 
