@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from short_runs import save_expert
 
+from networks import NETWORKS
 from scripts.faults.contents import differences
 from scripts.faults.damage import (
     HOSTILE_YAML,
@@ -103,6 +104,10 @@ def values(field, hint):
     low, above, high = meta["minimum"], meta["above"], meta["maximum"]
     if meta["choices"] is not None:
         one = st.sampled_from(meta["choices"])
+    elif field.name == "model":
+        one = st.sampled_from([*NETWORKS, "a.b:Net", "torchvision:resnet18", "timm:vit_tiny"])
+    elif field.name == "device":
+        one = st.sampled_from(["cpu", "cuda", "cuda:3", "mps"])
     elif meta["check"] is not None:
         one = CHECKED[field.name]
     elif kind is float:
