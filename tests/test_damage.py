@@ -92,7 +92,7 @@ each_script = pytest.mark.parametrize("kind", OPTIONS)
 # Valid values of options that a function checks.
 CHECKED = {
     "dsa_strategy": st.lists(st.sampled_from("color crop flip".split()), min_size=1).map("_".join),
-    "model": st.sampled_from(["ConvNetD1", "ResNet18BN", "some.module:Class"]),
+    "model": st.sampled_from([*NETWORKS, "a.b:Net", "torchvision:resnet18", "timm:vit_tiny"]),
     "device": st.sampled_from(["cpu", "cuda", "cuda:3", "mps"]),
 }
 
@@ -104,10 +104,6 @@ def values(field, hint):
     low, above, high = meta["minimum"], meta["above"], meta["maximum"]
     if meta["choices"] is not None:
         one = st.sampled_from(meta["choices"])
-    elif field.name == "model":
-        one = st.sampled_from([*NETWORKS, "a.b:Net", "torchvision:resnet18", "timm:vit_tiny"])
-    elif field.name == "device":
-        one = st.sampled_from(["cpu", "cuda", "cuda:3", "mps"])
     elif meta["check"] is not None:
         one = CHECKED[field.name]
     elif kind is float:
