@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from short_runs import save_expert
 
+from networks import NETWORKS
 from scripts.faults.contents import differences
 from scripts.faults.damage import (
     HOSTILE_YAML,
@@ -91,7 +92,7 @@ each_script = pytest.mark.parametrize("kind", OPTIONS)
 # Valid values of options that a function checks.
 CHECKED = {
     "dsa_strategy": st.lists(st.sampled_from("color crop flip".split()), min_size=1).map("_".join),
-    "model": st.sampled_from(["ConvNetD1", "ResNet18BN", "some.module:Class"]),
+    "model": st.sampled_from([*NETWORKS, "a.b:Net", "torchvision:resnet18", "timm:vit_tiny"]),
     "device": st.sampled_from(["cpu", "cuda", "cuda:3", "mps"]),
 }
 
