@@ -48,7 +48,7 @@ from utils.measure.protocol import (
 )
 from utils.measure.record import EvalRecord, Evaluation
 from utils.measure.selection import need_experts
-from utils.measure.sets import TrainingSet, checksum, training_sets
+from utils.measure.sets import SOFT, TrainingSet, checksum, training_sets
 from utils.options import DistillOptions, EvalOptions
 from utils.plan.evaluation import EvalCall
 from utils.plan.machine import Machine
@@ -291,7 +291,8 @@ def fill_table(
         f"iteration {distilled.iteration}"
     )
     width = max(12, *map(len, measurement.call.models))
-    print(f"{'trained on':14} {'model':{width}} {'lr':>8} {'epochs':>6}  test accuracy")
+    first = 14 if distilled.soft_labels is None else 14 + len(SOFT)
+    print(f"{'trained on':{first}} {'model':{width}} {'lr':>8} {'epochs':>6}  test accuracy")
     for training_set in training_sets(
         distilled,
         measurement.data,
@@ -312,7 +313,7 @@ def fill_table(
             )
             record.add(evaluation, accuracies)
             print(
-                f"{training_set.name:14} {model:{width}} {training_set.lr:8.4g} "
+                f"{training_set.name:{first}} {model:{width}} {training_set.lr:8.4g} "
                 f"{training_set.epochs:6}  {accuracies}{note(len(known), options.num_eval)}"
             )
             if options.by_class:

@@ -22,9 +22,16 @@ from utils.experts.buffer import ExpertBuffer
 from utils.experts.features import ExpertFeatures
 from utils.experts.files import read_file, snapshot
 from utils.measure import protocol as evaluation
-from utils.measure.selection import SELECTIONS, forgetting, herding, k_center, select
+from utils.measure.selection import (
+    SELECTIONS,
+    forgetting,
+    herding,
+    k_center,
+    lowest_loss,
+    select,
+)
 
-EXPERT_RULES = ["herding", "k_center", "forgetting"]
+EXPERT_RULES = ["herding", "k_center", "forgetting", "lowest_loss"]
 
 
 def draw(*names):
@@ -98,6 +105,19 @@ def test_forgetting_is_its_definition(number):
     counts = [events(row) for row in right.tolist()]
     chosen = forgetting(right, 12, draw(number)).tolist()
     assert [counts[i] for i in chosen] == sorted(counts, reverse=True)[:12]
+
+
+def test_lowest_loss_is_what_an_expert_finds_easiest(digits, tmp_path):
+    features = make_expert_features(tmp_path, "MLP", size=8)
+    train = digits.require_train()
+    losses = features.losses(0, train)
+    logits = features.logits(0, train.images)
+    assert losses.shape == (len(train.labels), 1)
+    torch.testing.assert_close(
+        losses[:, 0], F.cross_entropy(logits, train.labels, reduction="none")
+    )
+    chosen = lowest_loss(losses, 7, draw("any")).tolist()
+    assert chosen == sorted(range(len(losses)), key=lambda i: losses[i, 0].item())[:7]
 
 
 def make_expert_features(folder, model, *, experts=1, epochs=1, size=32):
@@ -228,17 +248,17 @@ FLAGS = [f"--{name}" for name in SELECTIONS]
 def test_real_images_by_all_rules_beside_the_set(argv, tmp_path, capsys, monkeypatch):
     assert script.main([*argv, *FLAGS]) == 0
     entries = json.loads((tmp_path / "eval.json").read_text())
-    names = ["distilled raw", "random real", "herding", "k-center", "forgetting"]
+    names = ["distilled raw", "random real", "herding", "k-center", "forgetting", "lowest loss"]
     assert [entry["trained_on"] for entry in entries] == names
     assert {entry["lr"] for entry in entries[1:]} == {0.01}
     assert {entry["num_eval"] for entry in entries} == {3}
-    assert len({entry["images"] for entry in entries}) == 5
+    assert len({entry["images"] for entry in entries}) == 6
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:14].strip() for line in lines[-6:-1]] == names
+    assert [line[:14].strip() for line in lines[-7:-1]] == names
 
     monkeypatch.setattr(evaluation, "_train_and_measure", None)  # nothing is trained again
     assert script.main([*argv, *FLAGS]) == 0
-    assert capsys.readouterr().out.count("(recorded before)") == 5
+    assert capsys.readouterr().out.count("(recorded before)") == 6
     assert json.loads((tmp_path / "eval.json").read_text()) == entries
 
 

@@ -16,7 +16,7 @@ from utils.core.errors import UserError
 from utils.data.augment import parse_strategy
 from utils.methods.trajectory.lengths import DISTANCES, att, fixed
 from utils.methods.trajectory.matching import Objective, match_by_adjoint, match_by_autograd
-from utils.methods.trajectory.pruning import prune_dissimilar
+from utils.methods.trajectory.pruning import all_of, drop_shallow, prune_dissimilar
 from utils.methods.unroll import engine
 from utils.methods.unroll.losses import training_loss
 from utils.methods.unroll.optimisers import OPTIMISERS, PLAIN_SGD, Adam, first_state
@@ -400,6 +400,21 @@ def test_pruned_parameters_do_not_count(engine):
 def test_a_threshold_that_prunes_everything_is_named():
     with pytest.raises(UserError, match=r"--prune_threshold 1 .*lower"):
         make_case(syn_steps=1).adjoint(Objective(L2, fixed, weights=prune_dissimilar(1)))
+
+
+@pytest.mark.parametrize("engine", ["adjoint", "autograd"])
+def test_shallow_parameters_do_not_count(engine):
+    """J is that of the deeper ones; beside PP those count that both keep."""
+    case = make_case(syn_steps=3, rows=2)
+    theta_star, ends = case.problem.theta_star, case.thetas(3)
+    deep = torch.arange(ends.shape[1]) >= int(0.3 * ends.shape[1])
+    miss, span = ((end - theta_star)[:, deep] for end in (ends, case.problem.theta_0))
+    j = (miss.square().sum(1) / span.square().sum(1)).mean()
+    matching = getattr(case, engine)(Objective(L2, fixed, weights=drop_shallow(0.3)))
+    torch.testing.assert_close(matching.loss, j)
+    both = all_of([drop_shallow(0.3), prune_dissimilar(0.5)])(ends, theta_star)
+    assert torch.equal(both, prune_dissimilar(0.5)(ends, theta_star) * deep)
+    assert all_of([]) is None
 
 
 def test_similarity():

@@ -341,6 +341,9 @@ class EvalOptions(EvaluationOptions):
         "also evaluate the real images that an expert most often got right and then wrong",
         group=_EVAL,
     )
+    lowest_loss: bool = option(
+        False, "also evaluate the real images that an expert has the lowest loss on", group=_EVAL
+    )
     full: bool = option(False, "also evaluate the full training set", group=_EVAL)
     model: list[str] | None = option(
         None,
@@ -369,8 +372,8 @@ class EvalOptions(EvaluationOptions):
     )
     buffer_path: str | None = option(
         None,
-        "folder of expert trajectories, for herding, k_center and forgetting (default: the "
-        "distillation's)",
+        "folder of expert trajectories, for herding, k_center, forgetting and lowest_loss "
+        "(default: the distillation's)",
         group=_FILES,
     )
     skip_bad_buffers: bool = option(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from utils.compute.cohort import images_per_test_batch
@@ -94,6 +95,11 @@ class ExpertFeatures:
         epochs = range(1, self.experts.epochs + 1)
         answers = (self._answers(expert, epoch, split.images) for epoch in epochs)
         return torch.stack([answer == split.labels for answer in answers], dim=1)
+
+    def losses(self, expert: int, split: Split) -> Tensor:
+        """Compute the cross-entropy (N, 1) of each image after the last epoch of `expert`."""
+        logits = self.logits(expert, split.images)
+        return F.cross_entropy(logits, split.labels, reduction="none")[:, None]
 
     def logits(self, expert: int, images: Tensor) -> Tensor:
         """Compute what `expert` says of images (N, C, H, W) after its last epoch: (N, classes)."""

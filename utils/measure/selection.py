@@ -63,6 +63,14 @@ def forgetting(right: Tensor, ipc: int, generator: torch.Generator) -> Tensor:
     return shuffled[ranks[:ipc]]
 
 
+def lowest_loss(losses: Tensor, ipc: int, generator: torch.Generator) -> Tensor:
+    """The images that the expert finds easiest, by losses (n, 1); nothing is drawn.
+
+    As RDED (Sun et al., CVPR 2024) chooses its crops; here they are whole images with hard labels.
+    """
+    return losses[:, 0].argsort(stable=True)[:ipc].cpu()
+
+
 def _lengths(vectors: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vectors, dim=1)
 
@@ -92,6 +100,7 @@ SELECTIONS = {
     "herding": Selection("herding", herding, ExpertFeatures.features),
     "k_center": Selection("k-center", k_center, ExpertFeatures.features),
     "forgetting": Selection("forgetting", forgetting, ExpertFeatures.right_answers),
+    "lowest_loss": Selection("lowest loss", lowest_loss, ExpertFeatures.losses),
 }
 
 

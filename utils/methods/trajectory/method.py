@@ -19,10 +19,11 @@ from utils.methods.trajectory.lengths import DISTANCES, LENGTH_POLICIES
 from utils.methods.trajectory.matching import (
     Matching,
     Objective,
+    Weights,
     match_by_adjoint,
     match_by_autograd,
 )
-from utils.methods.trajectory.pruning import prune_dissimilar
+from utils.methods.trajectory.pruning import all_of, drop_shallow, prune_dissimilar
 from utils.methods.trajectory.starts import StartEpochs
 from utils.methods.unroll.losses import training_loss
 from utils.methods.unroll.problem import Problem, draw_problem
@@ -127,9 +128,7 @@ class TrajectoryMatching:
             Objective(
                 distance=DISTANCES[options.distance],
                 policy=LENGTH_POLICIES[options.length],
-                weights=None
-                if options.prune_threshold is None
-                else prune_dissimilar(options.prune_threshold),
+                weights=weights_of(options),
                 exact=options.gradient == "exact",
             ),
             engine=setting.unroll,
@@ -295,6 +294,16 @@ class TrajectoryMatching:
             number // self._trajectories, stream(seed, "start_epoch", number)
         )
         return int(order[position]), start
+
+
+def weights_of(options: Any) -> Weights | None:
+    """How much each parameter counts, by the flags."""
+    chosen = []
+    if options.prune_threshold is not None:
+        chosen.append(prune_dissimilar(options.prune_threshold))
+    if options.depth_ratio > 0:
+        chosen.append(drop_shallow(options.depth_ratio))
+    return all_of(chosen)
 
 
 def _agreed(policy: LengthPolicy) -> LengthPolicy:

@@ -90,6 +90,13 @@ class TrajectoryOptions(UnrollOptions):
         minimum=-1,
         maximum=1,
     )
+    depth_ratio: float = option(
+        0.0,
+        "leave the first so many of the parameters, the shallow ones, out of the loss (PAD)",
+        group=_MATCHING,
+        minimum=0,
+        maximum=0.99,
+    )
     trajectories: int = option(
         1,
         "expert segments that one outer step averages over",
@@ -157,6 +164,7 @@ def title(config: Mapping[str, Any]) -> str:
         "DATM": from_two and config.get("soft_labels", False),
         "DATM, hard labels": from_two and not config.get("soft_labels", False),
         "PP": config["prune_threshold"] is not None,
+        "PAD's depth": config.get("depth_ratio", 0) > 0,
         "TESLA": config["gradient"] == "tesla",
         "soft labels": config.get("soft_labels", False) and not from_two,
     }

@@ -1,7 +1,9 @@
-"""PP, dataset distillation using parameter pruning: what is hard to match does not count.
+"""Which parameters count in the matching loss: not those that are hard to match, or shallow.
 
-Li et al., IEICE Transactions E107-A(6), 2024.
+PP: Li et al., IEICE Transactions E107-A(6), 2024. PAD: Li et al., 2024.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -28,3 +30,27 @@ def prune_dissimilar(threshold: float) -> Weights:
         return similar.to(theta_n.dtype)
 
     return weights
+
+
+def drop_shallow(ratio: float) -> Weights:
+    """The weights 0 of the first floor(ratio P) parameters, in `parameters()` order, and 1 of the
+    deeper ones (PAD).
+    """
+
+    def weights(theta_n: Tensor, theta_star: Tensor) -> Tensor:
+        kept = torch.ones_like(theta_n)
+        kept[:, : int(ratio * theta_n.shape[1])] = 0
+        return kept
+
+    return weights
+
+
+def all_of(weights: Sequence[Weights]) -> Weights | None:
+    """The weights of parameters that count by all of them; None where there are none."""
+    if not weights:
+        return None
+
+    def product(theta_n: Tensor, theta_star: Tensor) -> Tensor:
+        return torch.stack([each(theta_n, theta_star) for each in weights]).prod(0)
+
+    return weights[0] if len(weights) == 1 else product
