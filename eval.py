@@ -48,7 +48,7 @@ from utils.measure.protocol import (
 )
 from utils.measure.record import EvalRecord, Evaluation
 from utils.measure.selection import need_experts
-from utils.measure.sets import SOFT, TrainingSet, checksum, training_sets
+from utils.measure.sets import SOFT, STEPS, TrainingSet, checksum, training_sets
 from utils.options import DistillOptions, EvalOptions
 from utils.plan.evaluation import EvalCall
 from utils.plan.machine import Machine
@@ -263,6 +263,7 @@ class Measurement:
             protocol=protocol,
             seed=derive_seed(options.seed, "draw", 0),
             label_form=training_set.label_form,
+            learned_steps=training_set.learned_steps,
             run=self.how_to_run(training_set, model),
             known=known,
             keep=keep,
@@ -291,7 +292,8 @@ def fill_table(
         f"iteration {distilled.iteration}"
     )
     width = max(12, *map(len, measurement.call.models))
-    first = 14 if distilled.soft_labels is None else 14 + len(SOFT)
+    more = (SOFT, distilled.soft_labels), (STEPS, distilled.step_lrs)
+    first = 14 + max(0 if values is None else len(name) for name, values in more)
     print(f"{'trained on':{first}} {'model':{width}} {'lr':>8} {'epochs':>6}  test accuracy")
     for training_set in training_sets(
         distilled,

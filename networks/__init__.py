@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import networks.elsewhere as elsewhere
+from networks.alexcifarnet import AlexCifarNet
 from networks.alexnet import AlexNet
 from networks.convnet import ConvNet
 from networks.lenet import LeNet
@@ -40,6 +41,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "MLP": MLP,
     "LeNet": LeNet,
     "AlexNet": AlexNet,
+    "AlexCifarNet": AlexCifarNet,
     "VGG11": VGG11,
     "VGG11BN": partial(VGG11, norm=batch_norm),
     "ResNet18": ResNet18,

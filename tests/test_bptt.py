@@ -15,7 +15,7 @@ from utils.compute.flat import FlatNetwork
 from utils.core.errors import UserError
 from utils.core.stopping import Interrupted
 from utils.data.dataset import Split
-from utils.methods.bptt import BackPropagation, Course
+from utils.methods.bptt import BackPropagation, RandomBatches
 from utils.methods.outer_state import OuterState
 
 SHAPE = {"channels": 1, "num_classes": 2, "image_size": 8}
@@ -45,7 +45,7 @@ def make(*, window=4, random_length=False, **keywords):
         "batch_target": 100,
         "clip": 0.0,
     }
-    course = Course(6, window, random_length, None, None, seed=0)
+    course = RandomBatches(6, window, random_length, None, None, seed=0)
     network = partial(fresh, model=keywords.pop("model", "ConvNetD1"))
     return BackPropagation(network, TRAIN, LABELS, course, **settings | keywords)
 

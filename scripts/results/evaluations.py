@@ -11,14 +11,12 @@ from typing import Any
 from networks import canonical_name
 from scripts.results.runs import Record, Run
 from utils.measure.protocol import Accuracies
-from utils.measure.sets import SOFT
+from utils.measure.sets import SOFT, STEPS
 
-# By what eval.json calls them. Soft labels store more numbers an image: a column of their own.
+# By what eval.json calls them. Soft labels store more numbers an image, and learned steps are no
+# common protocol: columns of their own.
 SETS = {
-    "distilled raw": "raw",
-    "distilled ema": "ema",
-    f"distilled raw{SOFT}": f"raw{SOFT}",
-    f"distilled ema{SOFT}": f"ema{SOFT}",
+    f"distilled {name}{way}": name + way for way in ("", SOFT, STEPS) for name in ("raw", "ema")
 }
 COLUMNS = ("trained_on", "set", "network", "mean", "std", "n", "epochs", "seed", "chosen_by")
 

@@ -168,6 +168,29 @@ class Cohort:
         self._return_weights()
         return Progress(losses / (epochs * count), correct / (epochs * count))
 
+    def follow(
+        self, images: Tensor, labels: Tensor, batches: Sequence[Tensor], rates: Tensor
+    ) -> None:
+        """Take a step on each of `batches`, numbers of images (N, C, H, W) and labels (N, ...), at
+        the rates (T,); all networks see the same.
+        """
+        k = len(self.networks)
+        losses = torch.zeros(k, device=images.device, dtype=images.dtype)
+        correct = torch.zeros(k, device=images.device, dtype=torch.int64)
+        for batch, rate in zip(batches, rates.to(losses).unbind(), strict=True):
+            chosen = batch.to(images.device)
+            self._theta, self._velocity, self._statistics, losses, correct = self._steps(
+                self._theta,
+                self._velocity,
+                self._statistics,
+                losses,
+                correct,
+                rate.expand(k).contiguous(),
+                torch.stack([images[chosen]] * k),
+                torch.stack([labels[chosen]] * k),
+            )
+        self._return_weights()
+
     def _return_weights(self) -> None:
         for network, theta, statistics in zip(
             self.networks, self._theta, self._statistics, strict=True

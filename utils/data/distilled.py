@@ -43,6 +43,7 @@ class SyntheticSet:
     data: Mapping[str, Any] | None = None  # the DataIdentity that it was distilled from
     soft_labels: Tensor | None = None  # (classes * ipc, classes), where they are learned
     label_form: str | None = None  # of soft labels: logits or probabilities
+    step_lrs: Tensor | None = None  # (T,), where the steps on batches of the set are learned
 
     def save(self, path: Path, *, include_whitening: bool) -> None:
         """Write the set, atomically.
@@ -63,6 +64,8 @@ class SyntheticSet:
         if self.soft_labels is not None:
             values["soft_labels"] = self.soft_labels.detach().cpu().float()
             values["label_form"] = self.label_form
+        if self.step_lrs is not None:
+            values["step_lrs"] = self.step_lrs.detach().cpu().float()
         torch_save(values | self.normalisation.to_dict(include_whitening), path)
 
     @classmethod
@@ -86,8 +89,15 @@ class SyntheticSet:
             data=values.get(KEY),
             soft_labels=values.get("soft_labels"),
             label_form=values.get("label_form"),
+            step_lrs=values.get("step_lrs"),
             normalisation=Normalisation.from_dict(values),
         )
+
+
+def batches_in_order(classes: int, ipc: int, steps: int) -> list[Tensor]:
+    """Divide images, classes in order, into `steps` batches with every class: their numbers."""
+    numbers = torch.arange(classes * ipc).view(classes, steps, ipc // steps)
+    return [numbers[:, step].flatten() for step in range(steps)]
 
 
 _PLAIN = ("syn_lr", "dataset", "subset", "model", "ipc", "iteration", "set")
@@ -126,6 +136,11 @@ def _relations(values: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
             "its soft labels are no probabilities",
         )
     yield (soft is None) == ("label_form" not in values), "it has one of soft_labels, label_form"
+    if "step_lrs" in values:
+        rates, batches = values["step_lrs"], values.get("config.distill_steps", 0)
+        divides = batches > 0 and values["ipc"] % batches == 0 and len(rates) % batches == 0
+        yield divides, f"{len(rates)} step_lrs are not of {batches} batches (config.distill_steps)"
+        yield bool((rates > 0).all()), "step_lrs are not above 0"
     res = values["config.res"]
     yield res is None or size == [res, res], f"images of {size} pixels are not of res {res}"
     for name in ("mean", "std"):
@@ -201,6 +216,8 @@ _OPTIONAL = {
     "zca_matrix": _Form("a finite float tensor (D, D)", partial(_is_finite, dims=2)),
     KEY: _Form("a record of images", is_identity),
     "soft_labels": _Form("a finite float tensor (N, classes)", partial(_is_finite, dims=2)),
+    "step_lrs": _Form("a finite float tensor (T,)", partial(_is_finite, dims=1)),
+    "config.distill_steps": _COUNT,
     "label_form": _Form(
         "logits or probabilities", lambda v: _TEXT.fits(v) and v in ("logits", "probabilities")
     ),

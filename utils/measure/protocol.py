@@ -81,6 +81,16 @@ def mean_and_std(mean: float, std: float, n: int, *, unit: str = "") -> str:
 
 
 @dataclass(frozen=True)
+class LearnedSteps:
+    """Training that was learned itself: a step on each of `batches` at each of `rates` (T,), in
+    order, by plain SGD and without augmentation.
+    """
+
+    batches: Sequence[Tensor]  # numbers of the images, T times
+    rates: Tensor
+
+
+@dataclass(frozen=True)
 class EvalExecution:
     """How evaluation networks are computed; the same numbers up to rounding."""
 
@@ -100,6 +110,7 @@ def evaluate(
     protocol: Protocol,
     seed: int,
     label_form: str | None = None,
+    learned_steps: LearnedSteps | None = None,
     run: EvalExecution = EvalExecution(),
     val: Split | None = None,
     known: Mapping[int, "Measured"] | None = None,
@@ -107,7 +118,8 @@ def evaluate(
 ) -> Accuracies:
     """Accuracies of `protocol.num_eval` fresh networks `model` trained on images (N, C, H, W), or
     on as many different sets of images for the same labels: (N,), or (N, classes) of a
-    `label_form`; measured on `test` and, where it is given, on `val`.
+    `label_form`; measured on `test` and, where it is given, on `val`. Where there are
+    `learned_steps`, they take the place of the protocol's training.
 
     Network k depends on `seed` and k alone. Several processes divide the networks among them, in
     rounds of `run.at_once` each; networks with a randomness of their own (dropout) train one by
@@ -120,8 +132,8 @@ def evaluate(
         channels=test.images.shape[1],
         num_classes=num_classes,
         image_size=test.images.shape[2],
-        momentum=MOMENTUM,
-        weight_decay=WEIGHT_DECAY,
+        momentum=MOMENTUM if learned_steps is None else 0.0,
+        weight_decay=WEIGHT_DECAY if learned_steps is None else 0.0,
         execution=run.execution,
         dtype=run.dtype,
         label_form=label_form,
@@ -133,7 +145,9 @@ def evaluate(
         own: dict[int, list[Measured]] = {}
         if numbers:
             seen = torch.stack([images[k] for k in numbers]) if isinstance(images, list) else images
-            found = _train_and_measure(recipe, numbers, seen, labels, splits, lr, protocol, seed)
+            found = _train_and_measure(
+                recipe, numbers, seen, labels, splits, lr, protocol, seed, learned_steps
+            )
             own = dict(zip(numbers, found, strict=True))
         trained = {k: each for part in ranks.gather(own) for k, each in part.items()}
         keep({k: each[0] for k, each in trained.items()})
@@ -173,25 +187,16 @@ def measure(network: nn.Module, split: Split, num_classes: int) -> Measured:
     return Measured(sum(hits) / len(cells), by_class, confusion)
 
 
-def _train_and_measure(
-    recipe: Recipe,
+def _train(
+    cohort: Cohort,
     numbers: Sequence[int],
     images: Tensor,
     labels: Tensor,
-    splits: Sequence[Split],
     lr: float,
     protocol: Protocol,
     seed: int,
-) -> list[list[Measured]]:
-    """Of each of the networks `numbers` the accuracies on `splits`."""
-    if not recipe.abilities.repeats:
-        torch.manual_seed(derive_seed(seed, "network", *numbers))
-    cohort = Cohort(
-        recipe,
-        [derive_seed(seed, "init", k) for k in numbers],
-        device=labels.device,
-        dtype=splits[0].images.dtype,
-    )
+) -> None:
+    """Train the networks `numbers` of a cohort by the protocol."""
     generators = [stream(seed, "minibatch", k) for k in numbers]
     before_decay = protocol.epochs // 2 if protocol.epochs > 1 else protocol.epochs
     for epochs, rate in ((before_decay, lr), (protocol.epochs - before_decay, 0.1 * lr)):
@@ -205,6 +210,32 @@ def _train_and_measure(
                 dsa_groups=protocol.dsa_groups,
                 generators=generators,
             )
+
+
+def _train_and_measure(
+    recipe: Recipe,
+    numbers: Sequence[int],
+    images: Tensor,
+    labels: Tensor,
+    splits: Sequence[Split],
+    lr: float,
+    protocol: Protocol,
+    seed: int,
+    learned_steps: LearnedSteps | None,
+) -> list[list[Measured]]:
+    """Of each of the networks `numbers` the accuracies on `splits`."""
+    if not recipe.abilities.repeats:
+        torch.manual_seed(derive_seed(seed, "network", *numbers))
+    cohort = Cohort(
+        recipe,
+        [derive_seed(seed, "init", k) for k in numbers],
+        device=labels.device,
+        dtype=splits[0].images.dtype,
+    )
+    if learned_steps is None:
+        _train(cohort, numbers, images, labels, lr, protocol, seed)
+    else:
+        cohort.follow(images, labels, learned_steps.batches, learned_steps.rates)
     return [
         [measure(network, split, recipe.num_classes) for split in splits]
         for network in cohort.networks

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from utils.core.cache import digest
 from utils.data.dataset import ImageDataset
-from utils.data.distilled import SyntheticSet
+from utils.data.distilled import SyntheticSet, batches_in_order
 from utils.data.real_images import class_labels
 from utils.experts.features import ExpertFeatures
+from utils.measure.protocol import LearnedSteps
 from utils.measure.selection import SELECTIONS, select
 
-SOFT = ", soft labels"  # behind the name of a set that has some
+# Behind the names of sets that networks are trained on in another way than on images and classes.
+SOFT, STEPS = ", soft labels", ", learned steps"
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,35 @@ class TrainingSet:
     lr: float
     epochs: int
     label_form: str | None = None
+    learned_steps: LearnedSteps | None = None
 
     @cached_property
     def digest(self) -> Callable[[range], str]:
         """A checksum of what a range of networks is trained on."""
         images, labels = self.images, self.labels
+        if self.learned_steps is not None:
+            rates = self.learned_steps.rates
+            labels = torch.cat([labels.to(rates), rates])  # the steps are part of it
         if isinstance(images, Tensor):
             digest_of_all = checksum(images, labels)
             return lambda networks: digest_of_all
         draws = images
         return cache(lambda k: checksum(torch.cat(draws[k.start : k.stop]), labels))
+
+
+def _by_learned_steps(hard: TrainingSet, distilled: SyntheticSet, num_classes: int) -> TrainingSet:
+    """The set with the steps on it that were learned."""
+    assert distilled.step_lrs is not None
+    rates, ipc = distilled.step_lrs, distilled.ipc
+    batches = batches_in_order(num_classes, ipc, distilled.config["distill_steps"])
+    epochs = len(rates) // len(batches)
+    return replace(
+        hard,
+        name=f"{hard.name}{STEPS}",
+        lr=rates.mean().item(),
+        epochs=epochs,
+        learned_steps=LearnedSteps(batches * epochs, rates.to(hard.images.device)),  # type: ignore[union-attr]
+    )
 
 
 def checksum(images: Tensor, labels: Tensor) -> str:
@@ -76,6 +97,8 @@ def training_sets(
         soft = distilled.soft_labels.to(device, dtype)
         name = f"{hard.name}{SOFT}"
         yield replace(hard, name=name, labels=soft, label_form=distilled.label_form)
+    if distilled.step_lrs is not None:
+        yield _by_learned_steps(hard, distilled, data.num_classes)
     yield hard
     labels = class_labels(data.num_classes, distilled.ipc, device)
     for name in selections:

@@ -80,7 +80,7 @@ class Learned:
     bound: float | None = None
     start: tuple[str, float] | None = None
     momentum: float = 0.5  # as in the field
-    adam: bool = False
+    adam: tuple[float, float] | None = None  # its betas
 
 
 @dataclass(frozen=True)

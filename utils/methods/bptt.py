@@ -10,7 +10,7 @@ The gradient of the images is scaled down where it is longer than `clip` times i
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,8 @@ from utils.data.dataset import Split
 from utils.methods.base import Learned, MethodSpec, Setting, Step, Work
 from utils.methods.unroll.losses import BatchLoss, training_loss
 from utils.methods.unroll.optimisers import OPTIMISERS
-from utils.methods.unroll.options import UnrollOptions
-from utils.methods.unroll.problem import draw_problem
+from utils.methods.unroll.options import RealLossOptions, StepsOptions
+from utils.methods.unroll.problem import Problem, draw_problem
 from utils.methods.unroll.students import Students
 from utils.methods.unroll.work import count_work
 
@@ -35,7 +35,7 @@ NORM_DECAY = 0.9  # of the moving average of the gradient's length
 
 
 @dataclass(frozen=True)
-class BPTTOptions(UnrollOptions):
+class BPTTOptions(StepsOptions, RealLossOptions):
     window: int | None = option(
         None,
         "gradients flow through the last so many steps of a student (default: all)",
@@ -54,27 +54,44 @@ class BPTTOptions(UnrollOptions):
     outer_opt: str = option(
         "adam", "what moves the images and the rate", group=_GROUP, choices=("adam", "sgd")
     )
-    students: int = option(
-        1, "networks that one outer step averages over", group=_GROUP, minimum=1, maximum=10_000
-    )
-    batch_target: int = option(1024, "real images in the loss at the end", group=_GROUP, minimum=1)
     clip: float = option(
         2.0,
         "scale a gradient down that is longer than this times its moving average; 0 = never",
         group=_GROUP,
         minimum=0,
     )
-    lr_net: float = option(
-        0.01,
-        "learning rate of networks that train on the images, where none of theirs is learned",
-        group=_GROUP,
-        above=0,
-    )
+
+
+class Course(Protocol):
+    """How students train."""
+
+    @property
+    def seed(self) -> int: ...
+
+    def length(self, iteration: int) -> int:
+        """n of an outer step."""
+        ...
+
+    def factor(self, iteration: int) -> float:
+        """What the outer rates are multiplied with."""
+        ...
+
+    def problem(
+        self,
+        theta_0: Tensor,
+        images: Tensor,
+        length: int,
+        *,
+        numbers: Sequence[int],
+        share: tuple[int, int],
+    ) -> Problem:
+        """The steps of the students `numbers` from theta_0 (K, P) on images (N, C, H, W)."""
+        ...
 
 
 @dataclass(frozen=True)
-class Course:
-    """How students train: N_S, the window of gradients, whether n is drawn, and their batches."""
+class RandomBatches:
+    """N_S, the window of gradients, whether n is drawn; batches are drawn, and augmented."""
 
     syn_steps: int
     window: int
@@ -89,6 +106,31 @@ class Course:
             return self.syn_steps
         generator = stream(self.seed, "bptt", iteration, "length")
         return int(torch.randint(self.window, self.syn_steps + 1, (1,), generator=generator))
+
+    def factor(self, iteration: int) -> float:
+        return 1.0
+
+    def problem(
+        self,
+        theta_0: Tensor,
+        images: Tensor,
+        length: int,
+        *,
+        numbers: Sequence[int],
+        share: tuple[int, int],
+    ) -> Problem:
+        return draw_problem(
+            theta_0,
+            None,
+            images[0],
+            count=len(images),
+            syn_steps=length,
+            batch_syn=self.batch_syn,
+            dsa_groups=self.dsa_groups,
+            generators=[stream(self.seed, "student", number) for number in numbers],
+            share=share,
+            first=length - min(self.window, length),
+        )
 
 
 class BackPropagation:
@@ -135,27 +177,21 @@ class BackPropagation:
         self._end = BatchLoss(self._students.loss, execution, rows=len(self._students.own))
 
     @classmethod
-    def build(cls, setting: Setting) -> "BackPropagation":
-        """Build the method of a run; its flags are BPTTOptions."""
-        options = setting.options
+    def of(
+        cls, setting: Setting, course: Course, *, rate: str, inner_opt: str, clip: float
+    ) -> Self:
+        """Build it for a run whose flags are RealLossOptions."""
         assert setting.train is not None
         return cls(
             setting.fresh,
             setting.train,
             setting.labels,
-            Course(
-                options.syn_steps,
-                options.window or options.syn_steps,
-                options.random_length,
-                options.batch_syn,
-                setting.dsa_groups,
-                options.seed,
-            ),
-            rate=rate_name(options),
-            inner_opt=options.inner_opt,
-            students=options.students,
-            batch_target=options.batch_target,
-            clip=options.clip,
+            course,
+            rate=rate,
+            inner_opt=inner_opt,
+            students=setting.options.students,
+            batch_target=setting.options.batch_target,
+            clip=clip,
             engine=setting.unroll,
             execution=setting.execution,
             dtype=setting.dtype,
@@ -175,6 +211,7 @@ class BackPropagation:
             loss=loss,
             grads={"images": by_images * scale, self._rate: by_rate * scale},
             record={"length": length, "clipped": scale < 1},
+            factor=self._course.factor(iteration),
             shown=f"length {length}",
         )
 
@@ -190,17 +227,12 @@ class BackPropagation:
         """J, dJ/dimages and dJ/drate, means over all students."""
         course, students = self._course, self._students
         numbers = [iteration * students.count + own for own in students.own]
-        problem = draw_problem(
+        problem = course.problem(
             torch.stack([self._theta_0(number) for number in numbers]).to(images),
-            None,
-            images[0],
-            count=len(self._labels),
-            syn_steps=length,
-            batch_syn=course.batch_syn,
-            dsa_groups=course.dsa_groups,
-            generators=[stream(course.seed, "student", number) for number in numbers],
+            images,
+            length,
+            numbers=numbers,
             share=students.share,
-            first=length - min(course.window, length),
         )
         unrolled = students.unroll(images, rate, self._labels, problem)
         x, y = self._target(iteration)
@@ -241,15 +273,29 @@ class BackPropagation:
         return scale
 
 
+def _build(setting: Setting) -> BackPropagation:
+    options = setting.options
+    course = RandomBatches(
+        options.syn_steps,
+        options.window or options.syn_steps,
+        options.random_length,
+        options.batch_syn,
+        setting.dsa_groups,
+        options.seed,
+    )
+    rate, inner = rate_name(options), options.inner_opt
+    return BackPropagation.of(setting, course, rate=rate, inner_opt=inner, clip=options.clip)
+
+
 def rate_name(options: Any) -> str:
     """What the students' rate is called: syn_lr where networks that train on the set take it."""
     return "adam_lr" if options.inner_opt == "adam" else "syn_lr"
 
 
 def _learned(options: Any, images: Tensor, soft: Tensor | None) -> Sequence[Learned]:
-    by_adam = options.outer_opt == "adam"
+    betas = (0.9, 0.999) if options.outer_opt == "adam" else None
     return [
-        Learned("images", images, options.lr_img, "lr_img", adam=by_adam),
+        Learned("images", images, options.lr_img, "lr_img", adam=betas),
         Learned(
             rate_name(options),
             images.new_tensor(options.lr_teacher),
@@ -257,7 +303,7 @@ def _learned(options: Any, images: Tensor, soft: Tensor | None) -> Sequence[Lear
             "lr_lr",
             positive=True,
             log=options.log_syn_lr,
-            adam=by_adam,
+            adam=betas,
         ),
     ]
 
@@ -301,7 +347,7 @@ BPTT = MethodSpec(
         "Iteration": 2_000,
     },
     title=lambda config: "BPTT",
-    build=BackPropagation.build,
+    build=_build,
     learned=_learned,
     count_work=count_bptt,
     syn_lr=lambda options: options.lr_net,

@@ -165,6 +165,8 @@ def _optimizer(learned: Sequence[Learned], moved: Sequence[Tensor]) -> torch.opt
         {"params": [value], "lr": each.rate} for each, value in zip(learned, moved, strict=True)
     ]
     if all(each.adam for each in learned):
+        for group, each in zip(groups, learned, strict=True):
+            group["betas"] = each.adam
         return torch.optim.Adam(groups)
     for group, each in zip(groups, learned, strict=True):
         group["momentum"] = each.momentum

@@ -11,6 +11,7 @@ from utils.config.resolve import DEFAULT, FLAG
 from utils.core.errors import UserError
 from utils.methods.base import MethodSpec
 from utils.methods.bptt import BPTT
+from utils.methods.dd import DD
 from utils.methods.distribution import DM
 from utils.methods.trajectory.family import FAMILY
 
@@ -18,6 +19,7 @@ METHODS: dict[str, MethodSpec] = {
     **FAMILY,
     "dm": DM,
     "bptt": BPTT,
+    "dd": DD,
 }
 DEFAULT_METHOD = "att"
 

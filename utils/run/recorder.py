@@ -228,6 +228,7 @@ class Recorder:
             data=self.identity.to_dict(),
             soft_labels=state.soft_labels,
             label_form=self.label_form,
+            step_lrs=state.learned.get("step_lrs"),
         ).save(self.run.distilled(tag), include_whitening=include_whitening)
         pixels = self.data.normalisation.inverse(images)
         save_grid(pixels, self.run.picture(tag), ipc=self.options.ipc)

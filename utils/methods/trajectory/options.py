@@ -8,13 +8,13 @@ from utils.config.fields import option
 from utils.core.errors import UserError
 from utils.methods.trajectory.lengths import DISTANCES, LENGTH_POLICIES
 from utils.methods.trajectory.starts import StartEpochs
-from utils.methods.unroll.options import UnrollOptions
+from utils.methods.unroll.options import StepsOptions
 
 _EXPERTS, _SET, _MATCHING, _FILES = "experts", "synthetic set", "trajectory matching", "files"
 
 
 @dataclass(frozen=True)
-class TrajectoryOptions(UnrollOptions):
+class TrajectoryOptions(StepsOptions):
     flat: bool = option(False, "experts trained by buffer.py --flat (FTD)", group=_EXPERTS)
     expert_epochs: int = option(
         2,

@@ -1,4 +1,6 @@
-"""The flags of all methods that unroll students."""
+"""The flags of methods that unroll students: of all, of those with random batches, of those with
+a loss on real images at the end.
+"""
 
 from dataclasses import dataclass
 
@@ -9,8 +11,10 @@ _SPEED = "speed and memory (the same result up to rounding)"
 
 
 @dataclass(frozen=True)
-class UnrollOptions:
-    lr_lr: float = option(1e-5, "learning rate of syn_lr", group=_SET, minimum=0, found=True)
+class RateOptions:
+    lr_lr: float = option(
+        1e-5, "learning rate of syn_lr, the students' rate", group=_SET, minimum=0, found=True
+    )
     log_syn_lr: bool = option(
         False,
         "let lr_lr move the logarithm of syn_lr, which then stays positive (default: where lr_lr "
@@ -19,6 +23,17 @@ class UnrollOptions:
         found="lr_lr",
     )
     lr_teacher: float = option(0.01, "initial syn_lr", group=_SET, above=0, found=True)
+    unroll: str = option(
+        "auto",
+        "constant-memory reverse sweep, or one autograd graph over all steps; same gradient",
+        group=_SPEED,
+        choices=("auto", "adjoint", "autograd"),
+        may_change=True,
+    )
+
+
+@dataclass(frozen=True)
+class StepsOptions(RateOptions):
     syn_steps: int = option(
         50,
         "N_S, the most steps that a student takes",
@@ -30,10 +45,19 @@ class UnrollOptions:
     batch_syn: int | None = option(
         None, "synthetic images per student step (default: all)", group=_STUDENTS, minimum=1
     )
-    unroll: str = option(
-        "auto",
-        "constant-memory reverse sweep, or one autograd graph over all steps; same gradient",
-        group=_SPEED,
-        choices=("auto", "adjoint", "autograd"),
-        may_change=True,
+
+
+@dataclass(frozen=True)
+class RealLossOptions(RateOptions):
+    students: int = option(
+        1, "networks that one outer step averages over", group=_STUDENTS, minimum=1, maximum=10_000
+    )
+    batch_target: int = option(
+        1024, "real images in the loss at the end", group=_STUDENTS, minimum=1
+    )
+    lr_net: float = option(
+        0.01,
+        "learning rate of networks that train on the images, where none of theirs is learned",
+        group=_STUDENTS,
+        above=0,
     )
