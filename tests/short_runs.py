@@ -6,13 +6,16 @@ import sys
 from pathlib import Path
 
 import forking
+import pytest
 import torch
 
 import buffer
 import distill_att
+from utils.core.stopping import Interrupted
 from utils.data.distilled import SyntheticSet
 from utils.data.real_images import class_labels
 from utils.experts.files import fill_files, keep_expert, read_file
+from utils.methods.outer_state import OuterState
 
 ROOT = Path(__file__).parent.parent
 # The smallest network of the family: what is tested here does not depend on its size.
@@ -87,3 +90,25 @@ def images(path):
 def snapshots(buffer_path):
     files = sorted(Path(buffer_path).rglob("replay_buffer_*.pt"))
     return [torch.cat([p.flatten() for p in s]) for f in files for e in read_file(f) for s in e]
+
+
+def assert_cut_off_goes_on_alike(distil, whole, monkeypatch):
+    """Cut the run that `distil()` makes off in its third outer step, continue it by another call,
+    and compare it with the uninterrupted run in `whole`.
+    """
+    update, taken = OuterState.update, []
+
+    def third_is_cut_off(state, step):
+        taken.append(step)
+        if len(taken) == 3:
+            raise Interrupted
+        update(state, step)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(OuterState, "update", third_is_cut_off)
+        distil()
+    run = distil()
+    assert without_time(run) == without_time(whole)
+    for name in ("distilled_last.pt", "distilled_ema_last.pt", "distilled_best.pt"):
+        assert torch.equal(images(run / name), images(whole / name))
+    return run

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from numerics import relative_error
-from short_runs import images, records, without_time
+from short_runs import assert_cut_off_goes_on_alike, records
 from torch.nn import functional as F
 
 import distill_att
@@ -13,10 +13,9 @@ from networks import build_network
 from utils.compute.execution import Execution
 from utils.compute.flat import FlatNetwork
 from utils.core.errors import UserError
-from utils.core.stopping import Interrupted
 from utils.data.dataset import Split
-from utils.methods.bptt import BackPropagation, RandomBatches
-from utils.methods.outer_state import OuterState
+from utils.methods.bptt import RandomBatches
+from utils.methods.real_loss import BackPropagation
 
 SHAPE = {"channels": 1, "num_classes": 2, "image_size": 8}
 LABELS = torch.tensor([0, 0, 1, 1])
@@ -140,20 +139,7 @@ def test_a_run_that_is_cut_off_goes_on_alike(tmp_path, monkeypatch, inner):
     flags = ["--inner_opt", inner]
     whole = distil(tmp_path / "whole", *flags)
     assert any(step["clipped"] for step in records(whole, "step"))
-    update, taken = OuterState.update, []
-
-    def third_is_cut_off(state, step):
-        taken.append(step)
-        if len(taken) == 3:
-            raise Interrupted
-        update(state, step)
-
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(OuterState, "update", third_is_cut_off)
-        distil(tmp_path / "cut", *flags)
-    run = distil(tmp_path / "cut", *flags)
-    assert without_time(run) == without_time(whole)
-    assert torch.equal(images(run / "distilled_last.pt"), images(whole / "distilled_last.pt"))
+    run = assert_cut_off_goes_on_alike(lambda: distil(tmp_path / "cut", *flags), whole, monkeypatch)
     rate = torch.load(run / "distilled_last.pt", weights_only=True)["syn_lr"]
     assert (rate == 0.01) == (inner == "adam")  # Adam's is no rate for evaluation networks
 

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from numerics import relative_error
-from short_runs import images, records, without_time
+from short_runs import assert_cut_off_goes_on_alike
 from torch.nn import functional as F
 
 import distill_att
@@ -16,13 +16,11 @@ from scripts.results.runs import read_run
 from utils.compute.flat import FlatNetwork, flatten
 from utils.core.errors import UserError
 from utils.core.rng import derive_seed
-from utils.core.stopping import Interrupted
 from utils.data.dataset import Split
 from utils.data.distilled import SyntheticSet, batches_in_order
 from utils.measure.protocol import LearnedSteps, Protocol, evaluate
-from utils.methods.bptt import BackPropagation
 from utils.methods.dd import RATES, FixedBatches
-from utils.methods.outer_state import OuterState
+from utils.methods.real_loss import BackPropagation
 
 SHAPE = {"channels": 1, "num_classes": 2, "image_size": 8}
 LABELS = torch.tensor([0, 0, 1, 1])
@@ -141,21 +139,7 @@ def test_a_set_has_its_rates_and_is_evaluated_by_its_steps(dd_run, capsys):
 
 
 def test_a_run_that_is_cut_off_goes_on_alike(dd_run, tmp_path, monkeypatch):
-    update, taken = OuterState.update, []
-
-    def third_is_cut_off(state, step):
-        taken.append(step)
-        if len(taken) == 3:
-            raise Interrupted
-        update(state, step)
-
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(OuterState, "update", third_is_cut_off)
-        distil(tmp_path)
-    run = distil(tmp_path)
-    assert len(records(run, "step")) == 4
-    assert without_time(run) == without_time(dd_run)
-    assert torch.equal(images(run / "distilled_last.pt"), images(dd_run / "distilled_last.pt"))
+    assert_cut_off_goes_on_alike(lambda: distil(tmp_path), dd_run, monkeypatch)
 
 
 @pytest.mark.parametrize(

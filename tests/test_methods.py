@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from short_runs import images, records, without_time
+from short_runs import assert_cut_off_goes_on_alike, images, records, without_time
 
 import distill_att
 from utils.config.resolve import CONFIGS, DEFAULT, FLAG, resolve
 from utils.core.errors import UserError
-from utils.core.stopping import Interrupted
-from utils.methods.outer_state import OuterState
 from utils.methods.registry import METHODS, foreign_flags, title
 from utils.options import DistillOptions
 from utils.plan.prepare import check_flags
@@ -142,21 +140,7 @@ def test_its_own_configuration_makes_it_again(dm_run, tmp_path):
 
 
 def test_a_run_of_dm_that_is_cut_off_goes_on_alike(dm_run, tmp_path, monkeypatch):
-    update, taken = OuterState.update, []
-
-    def third_is_cut_off(state, step):
-        taken.append(step)
-        if len(taken) == 3:
-            raise Interrupted
-        update(state, step)
-
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(OuterState, "update", third_is_cut_off)
-        distil(tmp_path)
-    run = distil(tmp_path)
-    assert without_time(run) == without_time(dm_run)
-    for name in ("distilled_last.pt", "distilled_ema_last.pt", "distilled_best.pt"):
-        assert torch.equal(images(run / name), images(dm_run / name))
+    assert_cut_off_goes_on_alike(lambda: distil(tmp_path), dm_run, monkeypatch)
 
 
 def test_a_run_is_not_continued_by_another_method(finished):

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from short_runs import distill, images, records, without_time
+from short_runs import assert_cut_off_goes_on_alike, distill, images, records
 from torch.nn import functional as F
 
 import distill_att
@@ -13,7 +13,6 @@ from scripts.results.evaluations import measured
 from scripts.results.runs import read_run
 from utils.compute.labels import cross_entropy, likeliest
 from utils.core.errors import UserError
-from utils.core.stopping import Interrupted
 from utils.data.dataset import Split
 from utils.data.distilled import SyntheticSet
 from utils.measure.protocol import Protocol, evaluate
@@ -144,20 +143,7 @@ def test_a_run_learns_and_saves_them(soft_run):
 
 
 def test_a_run_that_is_cut_off_goes_on_alike(soft_run, experts, tmp_path, monkeypatch):
-    update, taken = OuterState.update, []
-
-    def third_is_cut_off(state, step):
-        taken.append(step)
-        if len(taken) == 3:
-            raise Interrupted
-        update(state, step)
-
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(OuterState, "update", third_is_cut_off)
-        distill(experts, tmp_path, *SOFT)
-    run = distill(experts, tmp_path, *SOFT)
-    assert without_time(run) == without_time(soft_run)
-    assert torch.equal(images(run / "distilled_last.pt"), images(soft_run / "distilled_last.pt"))
+    assert_cut_off_goes_on_alike(lambda: distill(experts, tmp_path, *SOFT), soft_run, monkeypatch)
 
 
 def test_soft_and_hard_stand_beside_each_other_and_never_in_one_column(soft_run, capsys):

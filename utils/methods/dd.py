@@ -20,7 +20,7 @@ from utils.config.fields import option
 from utils.core.errors import UserError
 from utils.data.distilled import batches_in_order
 from utils.methods.base import Learned, MethodSpec, Setting, Work
-from utils.methods.bptt import BackPropagation
+from utils.methods.real_loss import BackPropagation
 from utils.methods.unroll.options import RealLossOptions
 from utils.methods.unroll.problem import Problem, StudentBatches
 from utils.methods.unroll.work import count_work
