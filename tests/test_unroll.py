@@ -673,6 +673,17 @@ def test_any_optimiser_is_differentiated(optimiser, first, rows, micro_batch, ex
     assert_same_ends(*ends, inputs)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("optimiser", TAMED)
+def test_compiled_steps_of_any_optimiser_and_soft_labels(optimiser):
+    case = make_case(syn_steps=4, batch_syn=4, strategy="_".join(GROUPS), rows=2, first=1)
+    case, labels = soft(case, "logits")
+    case = replace(case, syn_lr=0.1 * case.syn_lr)
+    inputs = case.images.clone().requires_grad_(), rates_of(case), labels
+    on = {"optimiser": TAMED[optimiser], "execution": Execution(compiled=True)}
+    assert_same_ends(*unroll_both(case, *inputs, **on), inputs)
+
+
 @pytest.mark.parametrize("optimiser", ["momentum", "adam"])
 @pytest.mark.parametrize("kept", [1, 2])
 @pytest.mark.parametrize("first", [0, 3])
