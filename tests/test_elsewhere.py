@@ -109,11 +109,20 @@ def test_modules_that_fail_are_one_line(tmp_path, monkeypatch):
         ("NoParameters", "has no parameters to train"),
         ("NoGradient", "has no gradient at 8x8 pixels"),
         ("Fails", "cannot be used at 8x8 pixels: ValueError: these images$"),
+        ("FailsInTests", "cannot be used at 8x8 pixels: ValueError$"),
+        ("Leaves", "cannot be used at 8x8 pixels: SystemExit: 3$"),
+        ("ChangesImages", "changes the images that it is given"),
+        ("Complex", "has the complex parameter phase"),
     ],
 )
 def test_a_network_that_cannot_be_trained_is_refused(name, says):
     with pytest.raises(UserError, match=f"--model {own(name)} {says}"):
         network_cost(own(name), **DIGITS)
+
+
+def test_logits_are_told_from_others_where_images_are_as_many_as_classes():
+    with pytest.raises(UserError, match=r"shape \(2, 3\) instead of logits of shape \(3, 2\)"):
+        abilities(own("Transposed"), **DIGITS | {"num_classes": 2})
 
 
 @pytest.mark.parametrize(
@@ -139,7 +148,8 @@ def test_what_a_network_can_do_is_found():
         assert abilities(own(name), **DIGITS).repeats
         assert abilities(own(name), **DIGITS).vectorises
         check_repeatable(own(name), **DIGITS)
-    assert not abilities(own("LooksAtValues"), **DIGITS).vectorises
+    for name in ("LooksAtValues", "Recurrent"):
+        assert not abilities(own(name), **DIGITS).vectorises
     with pytest.raises(UntraceableError, match="the compiler cannot follow own_nets:LooksAtValues"):
         check_traceable(own("LooksAtValues"), **DIGITS)
     check_head(own("Small"), **DIGITS, why="dm")
