@@ -19,6 +19,7 @@ from utils.compute.cohort import Cohort, Recipe
 from utils.compute.contract import (
     UntraceableError,
     abilities,
+    check_batches,
     check_head,
     check_known,
     check_repeatable,
@@ -141,6 +142,24 @@ def test_a_network_whose_steps_cannot_be_repeated_is_no_student(name, says, tmp_
         with pytest.raises(UserError, match=says):
             main(["--dataset", "digits", "--model", own(name), *path, *more])
     assert not (tmp_path / "out").exists()
+
+
+def test_batches_that_end_with_one_image_are_refused_where_batch_norm_cannot_take_it(tmp_path):
+    for images, batch in ((10, 4), (1, 4), (10, 1), (9, 4)):
+        check_batches(own("Small"), images, batch, **DIGITS)
+        if images % batch not in (0, 1):
+            check_batches(own("NeedsTwo"), images, batch, **DIGITS)
+    where = [
+        "--dataset",
+        "digits",
+        "--model",
+        own("NeedsTwo"),
+        "--buffer_path",
+        str(tmp_path / "b"),
+    ]
+    with pytest.raises(UserError, match="1437 images in batches of 1436 have one: pass another"):
+        buffer.main([*where, "--batch_train", "1436"])
+    assert not (tmp_path / "b").exists()
 
 
 def test_what_a_network_can_do_is_found():

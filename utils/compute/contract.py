@@ -37,10 +37,12 @@ class Abilities:
     Attributes:
         repeats: the same step twice gives the same result.
         vectorises: several networks as one call of vmap.
+        takes_one: batches of one image, which batch norm behind 1x1 maps has no statistics of.
     """
 
     repeats: bool = True
     vectorises: bool = True
+    takes_one: bool = True
 
 
 class UntraceableError(UserError):
@@ -94,7 +96,11 @@ def abilities(model: str, *, channels: int, num_classes: int, image_size: int) -
     with _one_line(model, image_size, "has no gradient"):
         repeats = torch.equal(by_autograd(), by_autograd())
     with warnings.catch_warnings():
-        return Abilities(repeats=repeats, vectorises=_works(vectorised))
+        return Abilities(
+            repeats=repeats,
+            vectorises=_works(vectorised),
+            takes_one=_works(lambda: trained(theta, kept, images[:1])),
+        )
 
 
 def _loss(trained: TrainingNetwork, labels: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -102,6 +108,20 @@ def _loss(trained: TrainingNetwork, labels: Tensor) -> Callable[[Tensor, Tensor,
         return F.cross_entropy(trained(theta, statistics, images)[0], labels)
 
     return loss
+
+
+def check_batches(
+    model: str, images: int, batch: int, *, channels: int, num_classes: int, image_size: int
+) -> None:
+    """UserError where `images` in batches of at most `batch` have one of one image, and `model`
+    cannot be trained on that.
+    """
+    shape = {"channels": channels, "num_classes": num_classes, "image_size": image_size}
+    if (batch == 1 or images % batch == 1) and not abilities(model, **shape).takes_one:
+        raise UserError(
+            f"--model {model} cannot be trained on a batch of one image (batch norm?), and "
+            f"{images} images in batches of {batch} have one: pass another --batch_train"
+        )
 
 
 @cache
