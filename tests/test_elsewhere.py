@@ -159,6 +159,9 @@ def test_batches_that_end_with_one_image_are_refused_where_batch_norm_cannot_tak
     ]
     with pytest.raises(UserError, match="1437 images in batches of 1436 have one: pass another"):
         buffer.main([*where, "--batch_train", "1436"])
+    for flag in ("--batch_syn", "--micro_batch"):
+        with pytest.raises(UserError, match=f"10 images in batches of 3 have one: .* {flag}"):
+            distill_att.main([*where, "--save_path", str(tmp_path / "b"), flag, "3"])
     assert not (tmp_path / "b").exists()
 
 

@@ -111,16 +111,24 @@ def _loss(trained: TrainingNetwork, labels: Tensor) -> Callable[[Tensor, Tensor,
 
 
 def check_batches(
-    model: str, images: int, batch: int, *, channels: int, num_classes: int, image_size: int
+    model: str,
+    images: int,
+    batch: int,
+    flag: str = "--batch_train",
+    /,
+    *,
+    channels: int,
+    num_classes: int,
+    image_size: int,
 ) -> None:
-    """UserError where `images` in batches of at most `batch` have one of one image, and `model`
-    cannot be trained on that.
+    """UserError where `images` in batches of at most `batch`, which is that of `flag`, have one of
+    one image, and `model` cannot be trained on that.
     """
     shape = {"channels": channels, "num_classes": num_classes, "image_size": image_size}
     if (batch == 1 or images % batch == 1) and not abilities(model, **shape).takes_one:
         raise UserError(
             f"--model {model} cannot be trained on a batch of one image (batch norm?), and "
-            f"{images} images in batches of {batch} have one: pass another --batch_train"
+            f"{images} images in batches of {batch} have one: pass another {flag}"
         )
 
 
