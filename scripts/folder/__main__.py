@@ -10,9 +10,12 @@ command goes on.
 Exit status: 0 done, 1 the run diverged or memory ran out, 2 bad input, 130 or 143 a signal.
 """
 
+import utils.core.early  # noqa: F401 - hears signals from here on
+
+# isort: split
 import argparse
 import math
-import shlex
+import os
 import shutil
 import statistics
 import sys
@@ -46,7 +49,7 @@ from scripts.results.evaluations import measured
 from scripts.results.runs import read_begun
 from utils.compute.cost import NetworkCost, network_cost
 from utils.compute.device import default_device
-from utils.core import stopping
+from utils.core import early, stopping
 from utils.core.files import check_writable
 from utils.core.locks import locked
 from utils.core.progress import WARM_UP
@@ -73,8 +76,7 @@ def main(argv: Sequence[str]) -> int:
     except (Exception, stopping.Interrupted):
         if not stopping.received():
             raise
-        again = shlex.join(["bash", f"scripts/{SCRIPT}", *argv])
-        print(f"{SCRIPT}: interrupted; the same command goes on: {again}", file=sys.stderr)
+        print(stopping.farewell(), file=sys.stderr)
         return stopping.status()
 
 
@@ -85,7 +87,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("folder", type=Path, help="with train/<class>/* and test/<class>/*")
+    parser.add_argument("folder", type=path_from, help="with train/<class>/* and test/<class>/*")
     parser.add_argument(
         "--ipc",
         type=whole_number,
@@ -95,14 +97,25 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--minutes", type=minutes, default=MINUTES, help=f"time to take (default: {MINUTES:g})"
     )
     parser.add_argument(
-        "--out", type=Path, help="folder of all results (default: results/<folder>_<minutes>min)"
+        "--out",
+        type=path_from,
+        help="folder of all results (default: results/<folder>_<minutes>min beside scripts/)",
     )
     args = parser.parse_args(argv)
-    args.folder = args.folder.expanduser().resolve()
+    args.folder = args.folder.resolve()
     ipc = f"_ipc{args.ipc}" if args.ipc else ""
     name = f"{args.folder.name or 'pictures'}{ipc}_{args.minutes:g}min"
     args.out = args.out or Path("results") / name
     return args
+
+
+def path_from(text: str) -> Path:
+    """A path as it was written where the command was called: the shell script works in its own."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty")
+    called_from = Path(os.environ.get("DISTIL_FOLDER_FROM", "."))
+    path = Path(text).expanduser()
+    return path if called_from.resolve() == Path.cwd() else called_from / path
 
 
 def minutes(text: str) -> float:
@@ -333,5 +346,5 @@ def heading(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[0] = SCRIPT
+    early.name_shell()
     sys.exit(run_script(main))
