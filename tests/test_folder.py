@@ -247,9 +247,24 @@ def test_the_command_goes_on_after_an_interruption(folder, tmp_path, few, monkey
     assert [len(entry["accs"]) for entry in entries] == [2, 2, 2]
     assert sum(map(sum, entries[0]["confusion"])) == 2 * 8
 
+    for flag, planned in (("--minutes", "0.01"), ("--ipc", "1")):
+        with pytest.raises(UserError, match=rf"^{flag} 3: .* planned with {flag} {planned}; "):
+            command.main([*argv, flag, "3"])
+
     (folder / "train/a/0.png").unlink()
     with pytest.raises(UserError, match=r"made from .* 7 training|7 train images instead of 8"):
         command.main(argv)
+
+
+def test_real_images_that_are_as_good_are_named():
+    distilled = {"trained_on": "distilled raw", "set": "raw", "mean": 50.0}
+    others = [
+        {"trained_on": name, "set": "", "mean": mean}
+        for name, mean in (("random real", 49.0), ("k-center", 50.0))
+    ]
+    (said,) = command.verdict([distilled, *others])
+    assert "no better than k-center:" in said
+    assert command.verdict([distilled, others[0]]) == []
 
 
 def test_a_bad_call_is_one_line_and_status_2(folder):

@@ -20,8 +20,9 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -50,6 +51,7 @@ from scripts.results.runs import read_begun
 from utils.compute.cost import NetworkCost, network_cost
 from utils.compute.device import default_device
 from utils.core import early, stopping
+from utils.core.errors import UserError
 from utils.core.files import check_writable
 from utils.core.locks import locked
 from utils.core.progress import WARM_UP
@@ -156,9 +158,22 @@ def run(args: argparse.Namespace) -> int:
                 what=f"run {args.out}",
                 advice="give the folder that it is from, or another --out",
             )
+            check_same_plan(args, job)
             print(f"going on in {args.out}")
             print(*job.choices, sep="\n")
         return work(job)
+
+
+def check_same_plan(args: argparse.Namespace, job: Job) -> None:
+    """UserError where the call asks for another plan than that which goes on."""
+    planned = {"minutes": job.minutes, "ipc": job.plan.ipc}
+    for name, value in planned.items():
+        given = getattr(args, name)
+        if given not in (None, value):
+            raise UserError(
+                f"--{name} {given:g}: what is in {args.out} was planned with --{name} {value:g}; "
+                "give that, or another --out"
+            )
 
 
 def begin(args: argparse.Namespace, flags: Sequence[str], began: float) -> Job:
@@ -330,14 +345,25 @@ def conclude(job: Job) -> None:
     """Print the table, the minutes, and where the files are."""
     heading("result")
     found = read_begun(job.run)
-    for row in sorted(measured(found), key=lambda row: not row["set"]):
+    rows = sorted(measured(found), key=lambda row: not row["set"])
+    for row in rows:
         said = mean_and_std(row["mean"], row["std"], row["n"], unit="%")
         print(f"{row['trained_on']:14} {row['network']:12} {said} (n={row['n']})")
+    print(*verdict(rows), sep="\n")
     print(f"\n{'minutes':22} predicted  used")
     for part, predicted, used in job.told["minutes"]:
         print(f"{part:22} {predicted:9.1f} {used:5.1f}")
     print(f"\nset:    {job.run / 'distilled_last.pt'}")
     print(f"report: {job.out / PAGE}")
+
+
+def verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say where real images train as well: `rows` are of `measured`."""
+    best = max((row["mean"] for row in rows if row["set"]), default=math.inf)
+    as_good = [row["trained_on"] for row in rows if not row["set"] and row["mean"] >= best]
+    if not as_good:
+        return []
+    return [f"the distilled images are no better than {' and '.join(as_good)}: try more --minutes"]
 
 
 def heading(text: str) -> None:
