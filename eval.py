@@ -8,6 +8,9 @@ many as the set has, chosen by a rule of `utils/measure/selection.py`, or all. T
 eval.json beside the file; what is measured already is not measured again.
 """
 
+import utils.core.early  # noqa: F401 - hears signals from here on
+
+# isort: split
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
