@@ -6,6 +6,9 @@ The same call again continues, within an expert too. Expert i depends on --seed 
 torchrun the experts are divided over the processes; --first_expert divides them over machines.
 """
 
+import utils.core.early  # noqa: F401 - hears signals from here on
+
+# isort: split
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence

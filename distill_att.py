@@ -6,6 +6,9 @@ takes its defaults from configs/<dataset>/ipc<ipc>.yaml and its experts from buf
 --run_name continues a run that was interrupted, from its last checkpoint.
 """
 
+import utils.core.early  # noqa: F401 - hears signals from here on
+
+# isort: split
 import sys
 import time
 from collections.abc import Mapping, Sequence

@@ -8,6 +8,9 @@ many as the set has, chosen by a rule of `utils/measure/selection.py`, or all. T
 eval.json beside the file; what is measured already is not measured again.
 """
 
+import utils.core.early  # noqa: F401 - hears signals from here on
+
+# isort: split
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -134,7 +137,7 @@ def find_images(options: EvalOptions, distilled: SyntheticSet) -> Source:
         pixels=(distilled.data or {}).get(PIXELS, {}),
         splits=needed_splits(distilled.normalisation, test_only=not options.needs_train),
     )
-    check_classes(distilled, source.class_names)
+    check_classes(options, distilled, source.class_names)
     if options.selections:
         flags = " ".join(f"--{name}" for name in options.selections)
         advice = f"leave {flags} out, or measure a set of fewer images a class"
@@ -142,17 +145,24 @@ def find_images(options: EvalOptions, distilled: SyntheticSet) -> Source:
     return source
 
 
-def check_classes(distilled: SyntheticSet, theirs: tuple[str, ...]) -> None:
+def check_classes(options: EvalOptions, distilled: SyntheticSet, theirs: tuple[str, ...]) -> None:
     """UserError where the test images are of other classes than the set.
 
     Names count only for the user's own folders; elsewhere they may come from optional files.
     """
     ours = distilled.class_names
-    if len(ours) != len(theirs) or (distilled.dataset == "folder" and ours != theirs):
-        raise UserError(
-            f"the test images are of {len(theirs)} classes ({', '.join(theirs[:4])}, ...), the set "
-            f"of {len(ours)} ({', '.join(ours[:4])}, ...): give the --data_path that it is from"
-        )
+    if len(ours) != len(theirs):
+        difference = f"{len(theirs)} classes instead of {len(ours)}"
+    elif distilled.dataset == "folder" and ours != theirs:
+        then, now = next(pair for pair in zip(ours, theirs, strict=True) if pair[0] != pair[1])
+        difference = f"class {now} instead of {then}"
+    else:
+        return
+    raise UserError(
+        f"set {options.distilled}: the test images of "
+        f"{options.data_path or distilled.config['data_path']} are of other classes: {difference}; "
+        "give the --data_path that it is from"
+    )
 
 
 def identify(options: EvalOptions, distilled: SyntheticSet, source: Source) -> DataIdentity:

@@ -34,7 +34,7 @@ ENLARGED = (32, 64, 96, 128, 224, 299)  # sides that images are brought to, wher
 MAX_POOLS = ("maxpool", "features.pool0")  # behind the first convolution, by their names
 # Heads that answer beside the logits, left out.
 WITHOUT = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
-SHOWN = 8  # names in a message
+SHOWN, SHOWN_LETTERS = 8, 300  # names, and letters of somebody else's error, in a message
 
 
 class NetworkError(ValueError):
@@ -99,9 +99,9 @@ def _imported(source: str) -> ModuleType:
             raise NetworkError(
                 f"there is no module {error.name!r} in {here}, nor is such a package installed"
             ) from None
-        raise NetworkError(f"module {source!r} cannot be imported: {_reason(error)}") from None
+        raise NetworkError(f"module {source!r} cannot be imported: {reason(error)}") from None
     except (Exception, SystemExit) as error:  # whatever its lines do
-        raise NetworkError(f"module {source!r} cannot be imported: {_reason(error)}") from None
+        raise NetworkError(f"module {source!r} cannot be imported: {reason(error)}") from None
 
 
 def _place(module: ModuleType) -> str:
@@ -126,7 +126,7 @@ def _of_library(source: str, name: str) -> Callable[..., nn.Module]:
     except ImportError as error:
         if source == "timm" and getattr(error, "name", None) == "timm":
             raise NetworkError("it needs timm, which is not installed: pip install timm") from None
-        raise NetworkError(f"{source} cannot be imported: {_reason(error)}") from None
+        raise NetworkError(f"{source} cannot be imported: {reason(error)}") from None
     if source == "timm":
         names = library.list_models()
         is_there = library.is_model(name)
@@ -163,15 +163,20 @@ def build(model: str, channels: int, num_classes: int, image_size: int) -> nn.Mo
         shape = (channels, num_classes, image_size)
         try:
             network = make(*shape)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise NetworkError(
                 f"{model} cannot be made as Class(channels, num_classes, image_size) = "
-                f"Class{shape}: {_reason(error)}"
+                f"Class{shape}: {reason(error)}"
             ) from None
         _fill_lazy(model, network, channels, image_size)
     _fix(network)
-    if not list(network.parameters()):
+    parameters = dict(network.named_parameters())
+    if not parameters:
         raise NetworkError(f"{model} has no parameters to train")
+    if odd := [name for name, each in parameters.items() if each.is_complex()]:
+        raise NetworkError(
+            f"{model} has the complex parameter {odd[0]}: keep its real and imaginary part apart"
+        )
     return network
 
 
@@ -181,9 +186,9 @@ def _fill_lazy(model: str, network: nn.Module, channels: int, image_size: int) -
         try:
             with torch.no_grad():
                 network(torch.zeros(2, channels, image_size, image_size))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise NetworkError(
-                f"{model} at {image_size}x{image_size} pixels: {_reason(error)}"
+                f"{model} at {image_size}x{image_size} pixels: {reason(error)}"
             ) from None
 
 
@@ -221,21 +226,21 @@ def adaptation(model: str, *, channels: int, num_classes: int, image_size: int) 
 @cache
 def _way(model: str, channels: int, num_classes: int, image_size: int) -> tuple[_Way, str]:
     """The first way in which the network works, and in words; NetworkError where none does."""
-    make, reason = find(model), ""
+    make, problem = find(model), ""
     for way in _ways(model, image_size):
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 network, changed = _made(model, make, way, channels, num_classes)
                 logits = network(torch.randn(2, channels, image_size, image_size))
         except Exception as error:
-            reason = reason or _reason(error)
+            problem = problem or reason(error)
             continue
         if isinstance(logits, Tensor) and logits.shape == (2, num_classes):
             return way, way.describe(changed)
-        reason = reason or "it does not answer with logits"
+        problem = problem or "it does not answer with logits"
     raise NetworkError(
         f"{model} cannot be adapted to {channels} channels of {image_size}x{image_size} pixels: "
-        f"{reason}"
+        f"{problem}"
     )
 
 
@@ -325,7 +330,8 @@ def source_digest(model: str) -> str | None:
         return None
 
 
-def _reason(error: BaseException) -> str:
-    """The first line of what an error says, behind its name."""
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, behind its name; no more than SHOWN_LETTERS of it."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    name = type(error).__name__
+    return f"{name}: {lines[0][:SHOWN_LETTERS]}" if lines else name

@@ -5,11 +5,10 @@
 #
 # Interrupted, the same command goes on. `--help` says more.
 set -euo pipefail
-if [ -d "${1:-}" ]; then
-    set -- "$(cd "$1" && pwd)" "${@:2}" # it is looked for from where the caller is
-elif [[ "${1:--}" != -* ]]; then
-    echo "distil_folder.sh: error: $1 is no folder: give one with train/<class>/* and test/<class>/*" >&2
+if [ $# -gt 0 ] && [[ "$1" != -* ]] && [ ! -d "$1" ]; then
+    echo "distil_folder.sh: error: ${1:-''} is no folder: give one with train/<class>/* and test/<class>/*" >&2
     exit 2
 fi
+export DISTIL_FOLDER_FROM="$PWD" DISTIL_FOLDER_SH="$0" # paths are looked for from where the caller is
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 exec .venv/bin/python -m scripts.folder "$@"

@@ -101,6 +101,52 @@ class Fails(Small):
         raise ValueError("these images\nare too small")
 
 
+class FailsInTests(Small):
+    def forward(self, images):
+        if not self.training:
+            raise ValueError
+        return super().forward(images)
+
+
+class Leaves(Small):
+    def forward(self, images):
+        raise SystemExit(3)
+
+
+class ChangesImages(Small):
+    def forward(self, images):
+        return super().forward(images.sub_(0.5))
+
+
+class Complex(Small):
+    def __init__(self, channels, num_classes, image_size):
+        super().__init__(channels, num_classes, image_size)
+        self.phase = nn.Parameter(torch.ones(1, dtype=torch.cfloat))
+
+
+class NeedsTwo(nn.Sequential):
+    def __init__(self, channels, num_classes, image_size):
+        linear = nn.Linear(channels * image_size**2, num_classes)
+        super().__init__(nn.Flatten(), linear, nn.BatchNorm1d(num_classes))
+
+
+class Transposed(Small):
+    def forward(self, images):
+        return super().forward(images).T
+
+
+class Recurrent(nn.Module):
+    """vmap can only loop over it."""
+
+    def __init__(self, channels, num_classes, image_size):
+        super().__init__()
+        self.rows = nn.LSTM(channels * image_size, 4, batch_first=True)
+        self.fc = nn.Linear(4, num_classes)
+
+    def forward(self, images):
+        return self.fc(self.rows(images.permute(0, 2, 1, 3).flatten(2))[0][:, -1])
+
+
 class Plain:
     pass
 

@@ -41,7 +41,9 @@ def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
 
 
-@pytest.mark.parametrize("text", ["tpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "mps:0", "", "CPU"])
+@pytest.mark.parametrize(
+    "text", ["tpu", "cuda:", "cuda:x", "cuda:-1", "cuda:256", "cpu:0", "mps:0", "", "CPU"]
+)
 def test_a_device_that_there_is_nowhere_is_refused_with_the_choices(text):
     with pytest.raises(ValueError, match=r"choices: auto, cpu, cuda, cuda:N .*or mps"):
         parse_device(text)

@@ -19,6 +19,7 @@ from utils.compute.cohort import Cohort, Recipe
 from utils.compute.contract import (
     UntraceableError,
     abilities,
+    check_batches,
     check_head,
     check_known,
     check_repeatable,
@@ -109,11 +110,20 @@ def test_modules_that_fail_are_one_line(tmp_path, monkeypatch):
         ("NoParameters", "has no parameters to train"),
         ("NoGradient", "has no gradient at 8x8 pixels"),
         ("Fails", "cannot be used at 8x8 pixels: ValueError: these images$"),
+        ("FailsInTests", "cannot be used at 8x8 pixels: ValueError$"),
+        ("Leaves", "cannot be used at 8x8 pixels: SystemExit: 3$"),
+        ("ChangesImages", "changes the images that it is given"),
+        ("Complex", "has the complex parameter phase"),
     ],
 )
 def test_a_network_that_cannot_be_trained_is_refused(name, says):
     with pytest.raises(UserError, match=f"--model {own(name)} {says}"):
         network_cost(own(name), **DIGITS)
+
+
+def test_logits_are_told_from_others_where_images_are_as_many_as_classes():
+    with pytest.raises(UserError, match=r"shape \(2, 3\) instead of logits of shape \(3, 2\)"):
+        abilities(own("Transposed"), **DIGITS | {"num_classes": 2})
 
 
 @pytest.mark.parametrize(
@@ -134,12 +144,34 @@ def test_a_network_whose_steps_cannot_be_repeated_is_no_student(name, says, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_batches_that_end_with_one_image_are_refused_where_batch_norm_cannot_take_it(tmp_path):
+    for images, batch in ((10, 4), (1, 4), (10, 1), (9, 4)):
+        check_batches(own("Small"), images, batch, **DIGITS)
+        if images % batch not in (0, 1):
+            check_batches(own("NeedsTwo"), images, batch, **DIGITS)
+    where = [
+        "--dataset",
+        "digits",
+        "--model",
+        own("NeedsTwo"),
+        "--buffer_path",
+        str(tmp_path / "b"),
+    ]
+    with pytest.raises(UserError, match="1437 images in batches of 1436 have one: pass another"):
+        buffer.main([*where, "--batch_train", "1436"])
+    for flag in ("--batch_syn", "--micro_batch"):
+        with pytest.raises(UserError, match=f"10 images in batches of 3 have one: .* {flag}"):
+            distill_att.main([*where, "--save_path", str(tmp_path / "b"), flag, "3"])
+    assert not (tmp_path / "b").exists()
+
+
 def test_what_a_network_can_do_is_found():
     for name in ("Small", "Lazy"):
         assert abilities(own(name), **DIGITS).repeats
         assert abilities(own(name), **DIGITS).vectorises
         check_repeatable(own(name), **DIGITS)
-    assert not abilities(own("LooksAtValues"), **DIGITS).vectorises
+    for name in ("LooksAtValues", "Recurrent"):
+        assert not abilities(own(name), **DIGITS).vectorises
     with pytest.raises(UntraceableError, match="the compiler cannot follow own_nets:LooksAtValues"):
         check_traceable(own("LooksAtValues"), **DIGITS)
     check_head(own("Small"), **DIGITS, why="dm")

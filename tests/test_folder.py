@@ -164,6 +164,36 @@ def test_the_shell_script_refuses_a_folder_that_is_not_there_before_it_installs(
     assert not (tmp_path / ".venv").exists()
 
 
+def test_paths_are_those_of_the_folder_that_it_is_called_from(tmp_path):
+    """The shell script passes on where it was called and how; options may come first."""
+    (tmp_path / "repository/scripts").mkdir(parents=True)
+    (tmp_path / "repository/.venv/bin").mkdir(parents=True)
+    for name in ("distil_folder.sh", "setup.sh"):
+        text = (ROOT / "scripts" / name).read_text().replace('install_requirements "$@"', "")
+        (tmp_path / "repository/scripts" / name).write_text(text)
+    python = tmp_path / "repository/.venv/bin/python"
+    python.write_text(f'#!/bin/sh\ncd {ROOT}; exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    script = "repository/scripts/distil_folder.sh"
+    call = ["bash", script, "--minutes", "1", "--out", "o", "pets"]
+    done = subprocess.run(call, cwd=tmp_path, env=forking.environment(), capture_output=True)
+    assert done.stderr.decode().startswith(
+        f"distil_folder.sh: error: {tmp_path / 'pets'} is no folder"
+    )
+    call[-1] = ""
+    done = subprocess.run(call, cwd=tmp_path, env=forking.environment(), capture_output=True)
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+    assert b"argument folder: it is empty" in done.stderr
+
+
+@pytest.mark.parametrize("given", ["o", "../o", "/o"])
+def test_out_is_a_path_of_the_caller(given, tmp_path, monkeypatch):
+    monkeypatch.setenv("DISTIL_FOLDER_FROM", str(tmp_path))
+    assert command.parse(["pets", "--out", given]).out == tmp_path / given
+    assert command.parse(["pets"]).folder == tmp_path / "pets"
+    assert command.parse(["pets"]).out.parts == ("results", "pets_30min")
+
+
 # The command as a whole
 
 
@@ -197,7 +227,7 @@ def test_the_command_goes_on_after_an_interruption(folder, tmp_path, few, monkey
     said = capsys.readouterr()
     assert "found 2 classes, 8 training and 8 test pictures" in said.out
     assert "0.01 minutes are too few" in said.out
-    assert said.err.endswith(f"--minutes 0.01 --ipc 1 --out {out}\n")
+    assert re.search(r": interrupted; to continue: [^\n]+\n$", said.err)
     begun = Job.load(out)
     assert begun.used[DISTILLING] > 0 and begun.experts == 2
     (experts,) = (out / "buffers").rglob("replay_buffer_0.pt")
@@ -217,9 +247,24 @@ def test_the_command_goes_on_after_an_interruption(folder, tmp_path, few, monkey
     assert [len(entry["accs"]) for entry in entries] == [2, 2, 2]
     assert sum(map(sum, entries[0]["confusion"])) == 2 * 8
 
+    for flag, planned in (("--minutes", "0.01"), ("--ipc", "1")):
+        with pytest.raises(UserError, match=rf"^{flag} 3: .* planned with {flag} {planned}; "):
+            command.main([*argv, flag, "3"])
+
     (folder / "train/a/0.png").unlink()
     with pytest.raises(UserError, match=r"made from .* 7 training|7 train images instead of 8"):
         command.main(argv)
+
+
+def test_real_images_that_are_as_good_are_named():
+    distilled = {"trained_on": "distilled raw", "set": "raw", "mean": 50.0}
+    others = [
+        {"trained_on": name, "set": "", "mean": mean}
+        for name, mean in (("random real", 49.0), ("k-center", 50.0))
+    ]
+    (said,) = command.verdict([distilled, *others])
+    assert "no better than k-center:" in said
+    assert command.verdict([distilled, others[0]]) == []
 
 
 def test_a_bad_call_is_one_line_and_status_2(folder):

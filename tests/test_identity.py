@@ -274,6 +274,17 @@ def test_other_images_are_refused(copied, call, forgotten, what):
     assert left_behind(copied) == before
 
 
+def test_other_classes_are_named_with_both_sides(copied):
+    other = pictures(copied / "c/data", "cat", "fox")
+    with pytest.raises(UserError) as refusal:
+        measure(copied, "c")
+    distilled = run_of(copied) / "distilled_best.pt"
+    assert str(refusal.value) == (
+        f"set {distilled}: the test images of {other} are of other classes: class fox instead of "
+        "dog; give the --data_path that it is from"
+    )
+
+
 def test_all_that_is_made_carries_the_identity(made):
     root = made / "a/data"
     ours = identity(root).to_dict()

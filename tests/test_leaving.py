@@ -146,3 +146,25 @@ def is_running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.parametrize("name", ["buffer.py", "distill_att.py", "eval.py", "-m scripts.folder"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_while_a_script_is_being_imported_it_leaves_with_one_line(name, number, tmp_path):
+    """What it imports next, a torch that sends the signal, is never read to its end."""
+    (tmp_path / "torch.py").write_text(
+        f"import os\nos.kill(os.getpid(), {int(number)})\nraise SystemExit('went on')\n"
+    )
+    for other in ("tqdm", "psutil"):
+        (tmp_path / f"{other}.py").write_text("import torch\n")
+    done = subprocess.run(
+        [sys.executable, *name.split(), "--ipc", "my ipc"],
+        cwd=ROOT,
+        env=forking.environment() | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    again = f"python {name}" if name.endswith(".py") else "bash scripts/distil_folder.sh"
+    said = f"{again.split()[1].split('/')[-1]}: interrupted; to continue: {again} --ipc 'my ipc'\n"
+    assert (done.returncode, done.stdout) == (130 if number == signal.SIGINT else 143, "")
+    assert done.stderr == said

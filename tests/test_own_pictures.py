@@ -340,7 +340,8 @@ def test_test_images_are_held_out_where_there_are_none(tmp_path):
     assert len(find(directly, test_fraction=0.2).labels["test"]) == 2
     assert "pass --test_fraction" in refusal(lambda: find(directly))
     tested = tree(tmp_path / "c", colours)
-    assert "leave --test_fraction out" in refusal(lambda: find(tested, test_fraction=0.2))
+    message = refusal(lambda: find(tested, test_fraction=0.2))
+    assert "leave --test_fraction out, or give another --data_path" in message
 
 
 def test_a_folder_val_beside_test_is_for_selection(tmp_path):
@@ -391,6 +392,13 @@ def test_labels_in_a_csv(tmp_path, kind):
     assert np.array_equal(pixels(tmp_path)[1], first)
     assert ".csv" in source.describe()
     assert ("columns id and breed" in source.describe()) == (kind == "without endings")
+
+
+def test_a_csv_in_another_encoding_is_named_with_the_way_out(tmp_path):
+    root = flat(tmp_path, {"train.csv": LINES, "test.csv": LINES})
+    (root / "train.csv").write_text("\n".join(LINES), "utf-16")
+    message = refusal(lambda: find(root))
+    assert "train.csv: it is no text in UTF-8 (byte 0); save it as CSV in UTF-8" in message
 
 
 def test_other_labels_are_other_images(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from short_runs import SHORT, run
 
 from utils.config import resolve
-from utils.core import files, stopping
+from utils.core import early, files, stopping
 
 
 def as_windows(*arguments, cwd):
@@ -39,7 +39,7 @@ def test_the_scripts_start_and_work(tmp_path):
 
 def test_signals_are_those_that_the_system_has():
     named = [number.name for number in stopping.SIGNALS]
-    assert named == [name for name in stopping.NAMES if hasattr(stopping.signal, name)]
+    assert named == [name for name in early.NAMES if hasattr(stopping.signal, name)]
 
 
 def test_the_command_that_continues_is_quoted_for_the_shell_of_the_system(monkeypatch):

@@ -10,15 +10,19 @@ command goes on.
 Exit status: 0 done, 1 the run diverged or memory ran out, 2 bad input, 130 or 143 a signal.
 """
 
+import utils.core.early  # noqa: F401 - hears signals from here on
+
+# isort: split
 import argparse
 import math
-import shlex
+import os
 import shutil
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -46,7 +50,8 @@ from scripts.results.evaluations import measured
 from scripts.results.runs import read_begun
 from utils.compute.cost import NetworkCost, network_cost
 from utils.compute.device import default_device
-from utils.core import stopping
+from utils.core import early, stopping
+from utils.core.errors import UserError
 from utils.core.files import check_writable
 from utils.core.locks import locked
 from utils.core.progress import WARM_UP
@@ -73,8 +78,7 @@ def main(argv: Sequence[str]) -> int:
     except (Exception, stopping.Interrupted):
         if not stopping.received():
             raise
-        again = shlex.join(["bash", f"scripts/{SCRIPT}", *argv])
-        print(f"{SCRIPT}: interrupted; the same command goes on: {again}", file=sys.stderr)
+        print(stopping.farewell(), file=sys.stderr)
         return stopping.status()
 
 
@@ -85,7 +89,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("folder", type=Path, help="with train/<class>/* and test/<class>/*")
+    parser.add_argument("folder", type=path_from, help="with train/<class>/* and test/<class>/*")
     parser.add_argument(
         "--ipc",
         type=whole_number,
@@ -95,14 +99,25 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--minutes", type=minutes, default=MINUTES, help=f"time to take (default: {MINUTES:g})"
     )
     parser.add_argument(
-        "--out", type=Path, help="folder of all results (default: results/<folder>_<minutes>min)"
+        "--out",
+        type=path_from,
+        help="folder of all results (default: results/<folder>_<minutes>min beside scripts/)",
     )
     args = parser.parse_args(argv)
-    args.folder = args.folder.expanduser().resolve()
+    args.folder = args.folder.resolve()
     ipc = f"_ipc{args.ipc}" if args.ipc else ""
     name = f"{args.folder.name or 'pictures'}{ipc}_{args.minutes:g}min"
     args.out = args.out or Path("results") / name
     return args
+
+
+def path_from(text: str) -> Path:
+    """A path as it was written where the command was called: the shell script works in its own."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty")
+    called_from = Path(os.environ.get("DISTIL_FOLDER_FROM", "."))
+    path = Path(text).expanduser()
+    return path if called_from.resolve() == Path.cwd() else called_from / path
 
 
 def minutes(text: str) -> float:
@@ -143,9 +158,22 @@ def run(args: argparse.Namespace) -> int:
                 what=f"run {args.out}",
                 advice="give the folder that it is from, or another --out",
             )
+            check_same_plan(args, job)
             print(f"going on in {args.out}")
             print(*job.choices, sep="\n")
         return work(job)
+
+
+def check_same_plan(args: argparse.Namespace, job: Job) -> None:
+    """UserError where the call asks for another plan than that which goes on."""
+    planned = {"minutes": job.minutes, "ipc": job.plan.ipc}
+    for name, value in planned.items():
+        given = getattr(args, name)
+        if given not in (None, value):
+            raise UserError(
+                f"--{name} {given:g}: what is in {args.out} was planned with --{name} {value:g}; "
+                "give that, or another --out"
+            )
 
 
 def begin(args: argparse.Namespace, flags: Sequence[str], began: float) -> Job:
@@ -317,14 +345,25 @@ def conclude(job: Job) -> None:
     """Print the table, the minutes, and where the files are."""
     heading("result")
     found = read_begun(job.run)
-    for row in sorted(measured(found), key=lambda row: not row["set"]):
+    rows = sorted(measured(found), key=lambda row: not row["set"])
+    for row in rows:
         said = mean_and_std(row["mean"], row["std"], row["n"], unit="%")
         print(f"{row['trained_on']:14} {row['network']:12} {said} (n={row['n']})")
+    print(*verdict(rows), sep="\n")
     print(f"\n{'minutes':22} predicted  used")
     for part, predicted, used in job.told["minutes"]:
         print(f"{part:22} {predicted:9.1f} {used:5.1f}")
     print(f"\nset:    {job.run / 'distilled_last.pt'}")
     print(f"report: {job.out / PAGE}")
+
+
+def verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say where real images train as well: `rows` are of `measured`."""
+    best = max((row["mean"] for row in rows if row["set"]), default=math.inf)
+    as_good = [row["trained_on"] for row in rows if not row["set"] and row["mean"] >= best]
+    if not as_good:
+        return []
+    return [f"the distilled images are no better than {' and '.join(as_good)}: try more --minutes"]
 
 
 def heading(text: str) -> None:
@@ -333,5 +372,5 @@ def heading(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[0] = SCRIPT
+    early.name_shell()
     sys.exit(run_script(main))

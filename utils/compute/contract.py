@@ -3,9 +3,10 @@
 Networks run as functions of one vector (`flat.py`). To train them it takes logits (N, num_classes)
 and their gradient. For experts and students it takes more: a step that is computed again must be
 the same step, and be differentiable once more. The networks of `networks/` do all that; here the
-others are tried on two images, on the CPU.
+others are tried on a few images, on the CPU.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from utils.compute.flat import (
 )
 from utils.core.errors import UserError
 
-IMAGES = 2  # that a network is tried on
+IMAGES = 2  # that a network is tried on, and then on one more
+LOOPS = "There is a performance drop"  # what vmap says where it calls an operation again and again
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,12 @@ class Abilities:
     Attributes:
         repeats: the same step twice gives the same result.
         vectorises: several networks as one call of vmap.
+        takes_one: batches of one image, which batch norm behind 1x1 maps has no statistics of.
     """
 
     repeats: bool = True
     vectorises: bool = True
+    takes_one: bool = True
 
 
 class UntraceableError(UserError):
@@ -65,8 +69,15 @@ def abilities(model: str, *, channels: int, num_classes: int, image_size: int) -
     if not elsewhere.is_elsewhere(model):
         return Abilities()
     with _tried(model, channels, num_classes, image_size) as (network, images, labels):
-        for answers in (network.eval(), network.train()):
-            _check_logits(model, answers(images), num_classes)
+        for is_training in (False, True):
+            for tried in (images, torch.cat([images, images[:1]])):
+                seen = tried.clone()
+                _check_logits(model, network.train(is_training)(seen), len(tried), num_classes)
+                if not torch.equal(seen, tried):
+                    raise UserError(
+                        f"--model {model} changes the images that it is given: others would train "
+                        "and be tested on what it leaves; let it work on a copy"
+                    )
         trained = TrainingNetwork(without_batch_counts(network))
         theta = flatten(network.parameters()).detach()
         kept = flatten([theta.new_empty(0), *float_buffers(network).values()])
@@ -79,11 +90,17 @@ def abilities(model: str, *, channels: int, num_classes: int, image_size: int) -
 
     def vectorised() -> object:
         gradients = torch.func.vmap(torch.func.grad(loss), randomness="different")
+        warnings.filterwarnings("error", message=LOOPS)
         return gradients(*(torch.stack([each, each]) for each in (theta, kept, images)))
 
     with _one_line(model, image_size, "has no gradient"):
         repeats = torch.equal(by_autograd(), by_autograd())
-    return Abilities(repeats=repeats, vectorises=_works(vectorised))
+    with warnings.catch_warnings():
+        return Abilities(
+            repeats=repeats,
+            vectorises=_works(vectorised),
+            takes_one=_works(lambda: trained(theta, kept, images[:1])),
+        )
 
 
 def _loss(trained: TrainingNetwork, labels: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -91,6 +108,28 @@ def _loss(trained: TrainingNetwork, labels: Tensor) -> Callable[[Tensor, Tensor,
         return F.cross_entropy(trained(theta, statistics, images)[0], labels)
 
     return loss
+
+
+def check_batches(
+    model: str,
+    images: int,
+    batch: int,
+    flag: str = "--batch_train",
+    /,
+    *,
+    channels: int,
+    num_classes: int,
+    image_size: int,
+) -> None:
+    """UserError where `images` in batches of at most `batch`, which is that of `flag`, have one of
+    one image, and `model` cannot be trained on that.
+    """
+    shape = {"channels": channels, "num_classes": num_classes, "image_size": image_size}
+    if (batch == 1 or images % batch == 1) and not abilities(model, **shape).takes_one:
+        raise UserError(
+            f"--model {model} cannot be trained on a batch of one image (batch norm?), and "
+            f"{images} images in batches of {batch} have one: pass another {flag}"
+        )
 
 
 @cache
@@ -193,11 +232,10 @@ def _one_line(model: str, image_size: int, problem: str, advice: str = "") -> It
         raise
     except elsewhere.NetworkError as error:
         raise UserError(f"--model {error}") from None
-    except Exception as error:  # the code of somebody else
-        lines = str(error).strip().splitlines() or [""]
+    except (Exception, SystemExit) as error:  # the code of somebody else
         raise UserError(
             f"--model {model} {problem} at {image_size}x{image_size} pixels: "
-            f"{type(error).__name__}: {lines[0]}{advice and '; ' + advice}"
+            f"{elsewhere.reason(error)}{advice and '; ' + advice}"
         ) from None
 
 
@@ -209,13 +247,13 @@ def _works(call: Callable[[], object]) -> bool:
         return False
 
 
-def _check_logits(model: str, logits: object, num_classes: int) -> None:
-    wanted = (IMAGES, num_classes)
+def _check_logits(model: str, logits: object, images: int, num_classes: int) -> None:
+    wanted = (images, num_classes)
     found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
     if not isinstance(logits, Tensor) or logits.shape != wanted:
         raise UserError(
             f"--model {model} answers with {found} instead of logits of shape {wanted} to "
-            f"{IMAGES} images of {num_classes} classes"
+            f"{images} images of {num_classes} classes"
         )
     if not logits.is_floating_point() or not logits.isfinite().all():
         raise UserError(f"--model {model} answers with logits that are not finite numbers")

@@ -16,6 +16,7 @@ from utils.core import ranks
 from utils.core.errors import UserError
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp64")
+GPUS = 128  # that torch can number; it wraps larger numbers around
 DEVICES = "auto, cpu, cuda, cuda:N (the number of a GPU) or mps"
 
 _asked: torch.device | None = None  # None: whatever is there
@@ -24,7 +25,7 @@ _asked: torch.device | None = None  # None: whatever is there
 def parse_device(text: str) -> torch.device:
     """The device that `text` names, here or elsewhere; ValueError names the choices."""
     kind, colon, number = text.partition(":")
-    is_numbered = kind == "cuda" and number.isdecimal() and number.isascii()
+    is_numbered = kind == "cuda" and number in map(str, range(GPUS))
     if kind not in ("cpu", "cuda", "mps") or (colon and not is_numbered):
         raise ValueError(f"unknown device {text!r}; choices: {DEVICES}")
     return torch.device(kind, int(number)) if colon else torch.device(kind)

@@ -10,10 +10,8 @@ at any time.
 
 import os
 import select
-import shlex
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -26,14 +24,11 @@ from typing import NoReturn
 
 import psutil
 
-from utils.core import ranks
+from utils.core import early, ranks
+from utils.core.early import SIGNALS, script
 from utils.core.errors import UserError
 from utils.core.progress import close_bars
 
-# From a terminal; a batch system or torchrun; Slurm, where --signal=USR1 announces the end; Ctrl-
-# Break, and what ends a process group, on Windows. Each system has some of them.
-NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK")
-SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 # A launcher passes on what the terminal has sent to everyone: that is no second signal.
 ECHO_SECONDS = 1.0
 # Batch systems kill after 30 seconds, some after 10.
@@ -166,12 +161,12 @@ def received() -> bool:
 
 def status() -> int:
     """The exit status after a signal: 130 for Ctrl-C, else 143."""
-    return 130 if _first and _first[0] == signal.SIGINT else 143
+    return early.status_of(_first[0] if _first else signal.SIGTERM)
 
 
 def farewell() -> str:
     """The last line after a signal."""
-    return f"{script()}: interrupted; to continue: {command()}"
+    return early.farewell(*_more_flags)
 
 
 @contextmanager
@@ -239,12 +234,4 @@ def continue_with(*flags: str) -> None:
 
 def command() -> str:
     """The command line that continues this call."""
-    launcher = "torchrun ..." if ranks.under_torchrun() else "python"
-    words = [script(), *sys.argv[1:], *_more_flags]
-    quoted = subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
-    return f"{launcher} {quoted}"
-
-
-def script() -> str:
-    """The name of the script that runs."""
-    return os.path.basename(sys.argv[0])
+    return early.command(*_more_flags)

@@ -58,7 +58,7 @@ def lay_out(request: DataRequest) -> Layout:
         if found:
             raise UserError(
                 f"--test_fraction {request.test_fraction} is for folders without test images, but "
-                f"{found[0]} is there: leave --test_fraction out"
+                f"{found[0]} is there: leave --test_fraction out, or give another --data_path"
             )
         return _divided(request, root / "train" if has_train else root)
     places: dict[SplitName, Path] = {"train": root / "train"} if has_train else {}
@@ -231,6 +231,11 @@ def _rows(table: Path) -> Iterator[tuple[int, list[str]]]:
         if table.stat().st_size > TABLE_BYTES:
             raise UserError(f"{shown(table)} is too large for a list of labels")
         text = table.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"cannot read {shown(table)}: it is no text in UTF-8 (byte {error.start}); save it as "
+            "CSV in UTF-8"
+        ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {shown(table)}: {' '.join(str(error).split())}") from error
     first = next((line for line in text.splitlines() if line.strip()), "")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from utils.compute.cohort import images_per_test_batch
+from utils.compute.contract import check_batches
 from utils.compute.cost import (
     FLOAT_BYTES,
     NetworkCost,
@@ -63,7 +64,11 @@ class DataSize:
         return network_cost(model, **self.shape)
 
     def training(self, model: str, images: int, *, batch: int, epochs: int) -> Training:
-        """That of a network `model` on so many images, in batches of at most `batch`."""
+        """That of a network `model` on so many images, in batches of at most `batch`.
+
+        UserError where it cannot be trained on one of these batches.
+        """
+        check_batches(model, images, batch, **self.shape)
         return Training(self.network(model), images, min(batch, images), epochs)
 
     def experts_training(self, options: BufferOptions) -> Training:
