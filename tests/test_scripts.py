@@ -387,7 +387,7 @@ def test_a_recorded_evaluation_is_one_on_the_same_test_images(tmp_path, capsys):
         assert ("recorded before" in capsys.readouterr().out) is known
     (tmp_path / "b/test/dark").rename(tmp_path / "b/test/black")
     shutil.rmtree(tmp_path / "b/train")
-    with pytest.raises(UserError, match="class black instead of dark.*--data_path"):
+    with pytest.raises(UserError, match=r"class black instead of dark.*--data_path"):
         evaluation.main([*argv, "--data_path", str(tmp_path / "b")])
 
 
