@@ -5,6 +5,7 @@ import io
 import os
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -224,7 +225,9 @@ def test_large_images_are_shown_smaller(tmp_path):
 
 def test_the_ten_lines_train_on_the_set(run, monkeypatch):
     code = ten_lines(read_begun(run), run / "distilled_best.pt")
-    assert len(code.splitlines()) == 10
+    assert len(code.splitlines()) == 10 and code.rstrip().endswith("0 to 1")
+    deep = replace(read_begun(run), data={"pixels": {"low": [0], "high": [4095]}})
+    assert ten_lines(deep, None).rstrip().endswith("(high - low) of s['data']['pixels']")
     monkeypatch.chdir(run)
     names = {}
     exec(code.replace("range(300)", "range(2)"), names)

@@ -239,6 +239,8 @@ def ten_lines(run: Run, best: Path | None) -> str:
         else "see = lambda x: (x - torch.tensor(s['mean']).view(-1, 1, 1)) / "
         "torch.tensor(s['std']).view(-1, 1, 1)"
     )
+    deep = "low" in ((run.data or {}).get("pixels") or {})
+    scale = "(value - low) / (high - low) of s['data']['pixels']" if deep else "0 to 1"
     return f"""\
 import torch; from torch import nn
 s = torch.load("{file}", weights_only=True)
@@ -249,5 +251,5 @@ net(images[:1]); opt = torch.optim.SGD(net.parameters(), lr=s["syn_lr"], momentu
 for batch in (b for epoch in range(300) for b in torch.randperm(len(labels)).split(256)):
     opt.zero_grad(); nn.functional.cross_entropy(net(images[batch]), labels[batch]).backward(); opt.step()
 {way}
-answer = lambda pictures: net(see(pictures)).argmax(1)  # of pictures (N, C, H, W) from 0 to 1
+answer = lambda pictures: net(see(pictures)).argmax(1)  # of pictures (N, C, H, W), {scale}
 """  # noqa: E501
