@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import forking
 import numpy as np
@@ -191,7 +192,9 @@ def test_out_is_a_path_of_the_caller(given, tmp_path, monkeypatch):
     monkeypatch.setenv("DISTIL_FOLDER_FROM", str(tmp_path))
     assert command.parse(["pets", "--out", given]).out == tmp_path / given
     assert command.parse(["pets"]).folder == tmp_path / "pets"
-    assert command.parse(["pets"]).out.parts == ("results", "pets_30min")
+    assert command.parse(["pets"]).out == Path.cwd() / "results" / "pets_30min"  # beside scripts/
+    monkeypatch.setenv("DISTIL_FOLDER_FROM", str(Path.cwd()))
+    assert command.parse(["pets"]).out == Path("results", "pets_30min")
 
 
 # The command as a whole

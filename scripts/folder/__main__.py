@@ -107,17 +107,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args.folder = args.folder.resolve()
     ipc = f"_ipc{args.ipc}" if args.ipc else ""
     name = f"{args.folder.name or 'pictures'}{ipc}_{args.minutes:g}min"
-    args.out = args.out or Path("results") / name
+    here = Path.cwd()
+    results = Path("results") if called_from() == here else here / "results"
+    args.out = args.out or results / name
     return args
 
 
+def called_from() -> Path:
+    """The folder that the command was called in: the shell script works in its own."""
+    return Path(os.environ.get("DISTIL_FOLDER_FROM", ".")).resolve()
+
+
 def path_from(text: str) -> Path:
-    """A path as it was written where the command was called: the shell script works in its own."""
+    """A path as it was written where the command was called."""
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty")
-    called_from = Path(os.environ.get("DISTIL_FOLDER_FROM", "."))
     path = Path(text).expanduser()
-    return path if called_from.resolve() == Path.cwd() else called_from / path
+    return path if called_from() == Path.cwd() else called_from() / path
 
 
 def minutes(text: str) -> float:
