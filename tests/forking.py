@@ -6,6 +6,7 @@ and leaves behind is the same. Tests that kill, or that look at the start itself
 
 import atexit
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,8 +24,8 @@ def environment(**more):
 @cache
 def _server():
     """The socket of the server, which ends with this process."""
-    folder = tempfile.TemporaryDirectory(prefix="forked-")
-    address = str(Path(folder.name) / "socket")
+    folder, owner = tempfile.mkdtemp(prefix="forked-"), os.getpid()
+    address = str(Path(folder) / "socket")
     server = subprocess.Popen(
         [sys.executable, str(FORKED / "server.py"), address],
         env={**os.environ, "PYTHONPATH": str(FORKED.parents[1])},
@@ -33,9 +34,10 @@ def _server():
     )
 
     def end():
-        server.stdin.close()
-        server.wait()
-        folder.cleanup()
+        if os.getpid() == owner:  # forks of this process come by here too when they end
+            server.stdin.close()
+            server.wait()
+            shutil.rmtree(folder)
 
     atexit.register(end)
     return address
