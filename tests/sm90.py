@@ -163,7 +163,8 @@ def function_and_inputs(
     theta = torch.empty(sum(param.numel() for param in network.parameters()))
     x, y = torch.empty(batch, CHANNELS, SIDE, SIDE), torch.zeros(batch, dtype=torch.int64)
     if name == "training":
-        return _training_step(recipe, 1), [theta, theta, torch.empty(0), x, y, torch.empty(())]
+        step = _training_step(recipe, 1, torch.device("cpu"))
+        return step, [theta, theta, torch.empty(0), x, y, torch.empty(())]
     flat = FlatNetwork(execution.adapt(network))
     steps = Steps.of(lambda theta, x, y: F.cross_entropy(flat(theta, x), y), execution)
     if name == "gradient":
