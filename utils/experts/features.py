@@ -42,30 +42,26 @@ class ExpertFeatures:
 
         UserError where there are none names the command that makes them.
         """
-        channels, num_classes = source.channels, len(source.class_names)
         _, experts = open_experts(
             kind,
             buffer_path,
             images=images,
-            channels=channels,
-            num_classes=num_classes,
+            channels=source.channels,
+            num_classes=len(source.class_names),
             model_fixed=True,
             zca_fixed=True,
             max_experts=most,
             skip_bad=skip_bad,
         )
-        network = fitting_network(
-            kind.model, channels=channels, num_classes=num_classes, image_size=source.image_size
-        )
-        return cls(experts, network)
+        return cls.of(experts, kind.model, source)
 
     @classmethod
-    def of(cls, experts: ExpertBuffer, model: str, data: ImageDataset) -> "ExpertFeatures":
+    def of(cls, experts: ExpertBuffer, model: str, data: Source | ImageDataset) -> "ExpertFeatures":
         """Look at `data` with experts that are networks `model`."""
         network = fitting_network(
             model,
             channels=data.channels,
-            num_classes=data.num_classes,
+            num_classes=len(data.class_names),
             image_size=data.image_size,
         )
         return cls(experts, network)

@@ -47,9 +47,8 @@ class Recorder:
 
     `how` is what `auto` was taken for; `evaluations_left` counts those behind an iteration. Both
     the raw and the EMA images are evaluated by those of `evaluation_models` that fit them; the
-    first decides which
-    iteration is the best, per set, by `select`: a key of BEST. `best` holds those accuracies,
-    `evaluated` is the iteration of the last evaluation.
+    first decides which iteration is the best, per set, by `select`: a key of BEST. `best` holds
+    those accuracies, `evaluated` is the iteration of the last evaluation.
     """
 
     def __init__(

@@ -77,7 +77,6 @@ class TrajectoryMatching:
         self.experts = experts
         self._labels = labels
         self._sampling = sampling
-        self._trajectories = trajectories
         self._log_distances = log_distances
         self._students = Students(
             training_loss(network, "logits" if soft_labels else None),
@@ -260,7 +259,7 @@ class TrajectoryMatching:
 
     def _draw(self, iteration: int, images: Tensor) -> tuple[Problem, list[int]]:
         """The problem of this process in outer step `iteration`, and the start epochs."""
-        numbers = [iteration * self._trajectories + own for own in self._students.own]
+        numbers = [iteration * self._students.count + own for own in self._students.own]
         segments = [self._draw_segment(number) for number in numbers]
         ends = [
             self.experts.segment(expert, start, self._sampling.expert_epochs)
@@ -291,7 +290,7 @@ class TrajectoryMatching:
             len(self.experts), generator=stream(seed, "expert_order", which_pass)
         )
         start = self._sampling.start_epochs.draw(
-            number // self._trajectories, stream(seed, "start_epoch", number)
+            number // self._students.count, stream(seed, "start_epoch", number)
         )
         return int(order[position]), start
 
