@@ -19,17 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.figures.data import RATES
-from scripts.plan.cells import Cell, Settings, experts_cell, experts_name
+from scripts.plan.cells import Cell, Settings, experts_cell, run_cell, run_of
 from scripts.plan.devices import PYTHON, find_devices
-from scripts.plan.estimate import row_estimate
 from scripts.plan.queue import run_command, run_plan
 from scripts.plan.tables import show
 from utils.config.resolve import packaged_yaml, resolve
 from utils.core.errors import UserError
 from utils.core.script import Parser
 from utils.experts.kind import ExpertKind
-from utils.options import DistillOptions, EvalOptions
-from utils.run.directory import RunDir
+from utils.options import DistillOptions
 
 
 @dataclass(frozen=True)
@@ -145,25 +143,20 @@ def repeat_cells(dataset: str, settings: Settings, *, repeats: int) -> Iterator[
 
 
 def cell(dataset: str, flags: str, settings: Settings, *, repeats: int = 0) -> Cell:
-    """One distillation, or all repeats of one, which follow one another.
-
-    Without eval.py, of which the least is counted; repeats leave little behind.
-    """
-    call = ["-m", "scripts.figures.repeats", str(repeats)] if repeats else ["distill_att.py"]
+    """One distillation, or all repeats of one, which follow one another and leave little behind."""
     given = words(dataset, flags, settings)
     options = resolved(given)
-    kind = ExpertKind.of(options)
-    once = row_estimate(options, EvalOptions(num_eval=1, epoch_eval_train=1), res=kind.res)
-    path = RunDir.of(options, options.run_name or "").path
-    return Cell(
-        f"{dataset}/{options.run_name}",
-        f"{repeats} x {options.Iteration:,} steps" if repeats else f"{options.Iteration:,} steps",
-        (shlex.join([*call, *given]),),
-        dataclasses.replace(once, hours=once.hours * max(1, repeats)),
-        options=(options,),
-        outputs=tuple(path.with_name(f"{path.name}_seed{k}") for k in range(repeats)) or (path,),
-        inputs=(Path(settings.data_path), kind.folder(settings.buffer_path)),
-        needs=experts_name(kind),
+    text = f"{options.Iteration:,} steps"
+    once = run_cell(f"{dataset}/{options.run_name}", text, given, options, [], settings)
+    if not repeats:
+        return once
+    path = run_of(options).path
+    return dataclasses.replace(
+        once,
+        text=f"{repeats} x {text}",
+        commands=(shlex.join(["-m", "scripts.figures.repeats", str(repeats), *given]),),
+        estimate=dataclasses.replace(once.estimate, hours=once.estimate.hours * repeats),
+        outputs=tuple(path.with_name(f"{path.name}_seed{k}") for k in range(repeats)),
     )
 
 

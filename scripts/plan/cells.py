@@ -187,19 +187,35 @@ def needs_experts(options: DistillOptions) -> bool:
 def row_cell(row: Row, settings: Settings) -> Cell:
     """Of distilling the row and evaluating the result."""
     flags, options = distillation(row, settings)
-    evaluations = evaluation_flags(options, settings)
+    length = f"N_S {options.syn_steps}, " if needs_experts(options) else ""
+    # Runs of another name are cells of their own, with logs of their own.
+    name = row.name if settings.run_name == RUN_NAME else f"{row.name}/{settings.run_name}"
+    text = f"{options.Iteration:,} steps, {length}eval_it {options.eval_it}"
+    return run_cell(name, text, flags, options, evaluation_flags(options, settings), settings)
+
+
+def run_cell(
+    name: str,
+    text: str,
+    flags: Sequence[str],
+    options: DistillOptions,
+    evaluations: Sequence[Sequence[str]],
+    settings: Settings,
+) -> Cell:
+    """Of a distillation, whose `flags` amount to `options`, and of calls of eval.py behind it.
+
+    Without such a call the least evaluation is counted.
+    """
     measured = [resolve(EvalOptions, each, description="").options for each in evaluations]
+    counted = measured[0] if measured else EvalOptions(num_eval=1, epoch_eval_train=1)
     calls = [["distill_att.py", *flags], *(["eval.py", *each] for each in evaluations)]
     kind = ExpertKind.of(options) if needs_experts(options) else None
     experts = [kind.folder(settings.buffer_path)] if kind else []
-    length = f"N_S {options.syn_steps}, " if kind else ""
-    # Runs of another name are cells of their own, with logs of their own.
-    name = row.name if settings.run_name == RUN_NAME else f"{row.name}/{settings.run_name}"
     return Cell(
         name,
-        f"{options.Iteration:,} steps, {length}eval_it {options.eval_it}",
+        text,
         tuple(map(shlex.join, calls)),
-        row_estimate(options, measured[0], res=side_of(options.dataset, options.res)),
+        row_estimate(options, counted, res=side_of(options.dataset, options.res)),
         options=(options, *measured),
         outputs=(run_of(options).path,),
         inputs=(Path(settings.data_path), *experts),
