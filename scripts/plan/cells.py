@@ -148,11 +148,16 @@ def make_cells(settings: Settings, *, rivals: bool = False) -> Cells:
     the order of `table_rows`.
     """
     rows = [row_cell(row, settings) for row in table_rows(one_subset=settings.smoke, rivals=rivals)]
+    return experts_cells(rows, settings), rows
+
+
+def experts_cells(rows: Sequence[Cell], settings: Settings) -> list[Cell]:
+    """The cells of the experts that these rows need, one for each kind."""
     epochs: dict[ExpertKind, int] = {}
     for options in (cell.options[0] for cell in rows if cell.needs):
         kind = ExpertKind.of(options)
         epochs[kind] = max(options.last_epoch, epochs.get(kind, 0))
-    return [experts_cell(kind, number, settings) for kind, number in epochs.items()], rows
+    return [experts_cell(kind, number, settings) for kind, number in epochs.items()]
 
 
 def table_rows(*, one_subset: bool = False, rivals: bool = False) -> list[Row]:

@@ -111,8 +111,14 @@ def _build(setting: Setting) -> BackPropagation:
         setting.dsa_groups,
         options.seed,
     )
-    rate, inner = rate_name(options), options.inner_opt
-    return BackPropagation.of(setting, course, rate=rate, inner_opt=inner, clip=options.clip)
+    return BackPropagation.of(
+        setting,
+        course,
+        rate=rate_name(options),
+        inner_opt=options.inner_opt,
+        clip=options.clip,
+        exact=options.gradient == "exact",
+    )
 
 
 def rate_name(options: Any) -> str:
@@ -174,7 +180,7 @@ BPTT = MethodSpec(
         "syn_steps": 60,
         "Iteration": 2_000,
     },
-    title=lambda config: "BPTT",
+    title=lambda config: "BPTT + TESLA" if config.get("gradient") == "tesla" else "BPTT",
     build=_build,
     learned=_learned,
     count_work=count_bptt,

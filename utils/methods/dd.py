@@ -95,7 +95,7 @@ def _build(setting: Setting) -> BackPropagation:
         options.halve_every,
         options.seed,
     )
-    return BackPropagation.of(setting, course, rate=RATES, inner_opt="sgd", clip=0.0)
+    return BackPropagation.of(setting, course, rate=RATES, inner_opt="sgd")
 
 
 def _learned(options: Any, images: Tensor, soft: Tensor | None) -> Sequence[Learned]:

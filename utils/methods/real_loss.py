@@ -55,7 +55,7 @@ class BackPropagation:
     """BPTT on the training images `train`; `fresh` makes a random network from a seed.
 
     `rate` names what is learned as the rate of the students. labels (N,) are those of the synthetic
-    images.
+    images. See `unroll` for `exact`.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class BackPropagation:
         students: int,
         batch_target: int,
         clip: float,
+        exact: bool = True,
         engine: str = "adjoint",
         execution: Execution = PLAIN,
         dtype: torch.dtype | None = None,
@@ -82,6 +83,7 @@ class BackPropagation:
         self._rate = rate
         self._batch_target = min(batch_target, len(train.labels))
         self._clip = clip
+        self._exact = exact
         self._norm: float | None = None  # moving average of the length of the images' gradient
         network = execution.adapt(fresh(0)).to(labels.device)
         self._students = Students(
@@ -96,7 +98,14 @@ class BackPropagation:
 
     @classmethod
     def of(
-        cls, setting: Setting, course: Course, *, rate: str, inner_opt: str, clip: float
+        cls,
+        setting: Setting,
+        course: Course,
+        *,
+        rate: str,
+        inner_opt: str,
+        clip: float = 0.0,
+        exact: bool = True,
     ) -> Self:
         """Build it for a run whose flags are RealLossOptions."""
         assert setting.train is not None
@@ -110,6 +119,7 @@ class BackPropagation:
             students=setting.options.students,
             batch_target=setting.options.batch_target,
             clip=clip,
+            exact=exact,
             engine=setting.unroll,
             execution=setting.execution,
             dtype=setting.dtype,
@@ -152,7 +162,7 @@ class BackPropagation:
             numbers=numbers,
             share=students.share,
         )
-        unrolled = students.unroll(images, rate, self._labels, problem)
+        unrolled = students.unroll(images, rate, self._labels, problem, exact=self._exact)
         x, y = self._target(iteration)
         values, slopes = self._end.with_slope(
             unrolled.theta_n, x, y, whole=self._batch_target, size=students.micro_batch

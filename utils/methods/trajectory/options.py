@@ -76,12 +76,6 @@ class TrajectoryOptions(StepsOptions):
         group=_MATCHING,
         choices=DISTANCES,
     )
-    gradient: str = option(
-        "exact",
-        "exact, or TESLA's approximation without the path through later parameters",
-        group=_MATCHING,
-        choices=("exact", "tesla"),
-    )
     prune_threshold: float | None = option(
         None,
         "match only parameters whose similarity to the target's, 1 where equal, is at least this "

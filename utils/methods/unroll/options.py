@@ -45,6 +45,12 @@ class StepsOptions(RateOptions):
     batch_syn: int | None = option(
         None, "synthetic images per student step (default: all)", group=_STUDENTS, minimum=1
     )
+    gradient: str = option(
+        "exact",
+        "exact, or TESLA's approximation without the path through later parameters",
+        group=_STUDENTS,
+        choices=("exact", "tesla"),
+    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Studies: distillations that differ by what is compared, and a page about them."""

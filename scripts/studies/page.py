@@ -1,0 +1,5 @@
+"""PLACEHOLDER"""
+
+
+def write_page(study, trials, settings, out):
+    return ""
