@@ -16,7 +16,7 @@ from networks import CROSS_ARCHITECTURE, canonical_name
 from scripts.plan.cells import RUN_NAME, Settings, make_cells
 from scripts.results.evaluations import COLUMNS, measured
 from scripts.results.runs import EXPERT_SETTINGS, Run, comparable, option_settings
-from utils.methods.registry import title
+from utils.methods.registry import own_flags, title
 from utils.options import BufferOptions, DistillOptions, EvaluationOptions
 
 PUBLISHED = Path(__file__).parents[1] / "published.csv"
@@ -323,7 +323,7 @@ def _shown_settings(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
     matches = run.matches_trajectories
     return {
         "network": run.model,
-        "N_S": options.syn_steps if matches else "",
+        "N_S": options.syn_steps if "syn_steps" in own_flags(options.method) else "",
         "N_T": options.expert_epochs if matches else "",
         "iterations": options.Iteration,
         "experts": _experts(run) if matches else "",

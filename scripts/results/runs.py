@@ -19,7 +19,7 @@ from utils.core.errors import UserError
 from utils.data.identity import KEY
 from utils.data.spec import side_of
 from utils.measure.record import read_evaluations
-from utils.methods.registry import foreign_flags, own_flags, title
+from utils.methods.registry import METHODS, foreign_flags, title
 from utils.options import DistillOptions
 from utils.run.log import read_records
 
@@ -63,7 +63,7 @@ class Run:
     @property
     def matches_trajectories(self) -> bool:
         """Whether its steps have lengths, as every method that matches trajectories logs them."""
-        return "syn_steps" in own_flags(self.options.method)
+        return METHODS[self.options.method].needs_experts
 
     @property
     def diverged(self) -> Record | None:

@@ -16,7 +16,9 @@ from scripts.plan.queue import run_command, run_plan
 from scripts.plan.tables import show
 from scripts.studies import digits, exactness
 from scripts.studies.page import write_page
-from scripts.studies.trials import cells_of
+from scripts.studies.trials import cells_of, runs_of
+from utils.core.errors import UserError
+from utils.core.files import check_writable
 from utils.core.script import Parser
 from utils.options import DistillOptions
 
@@ -32,20 +34,29 @@ def main(argv: Sequence[str]) -> int:
         run_name="",
         distill_flags=tuple(args.distill_flags),
     )
-    trials = [
-        trial
-        for trial in STUDIES[args.study].trials()
-        if not args.only or any(part in f"{trial.line}, {trial.place}" for part in args.only)
-    ]
-    experts, rows = cells_of(trials, settings)
+    study = STUDIES[args.study]
+    trials = [trial for trial in study.trials() if not args.only or trial.is_named(args.only)]
+    if not trials:
+        names = dict.fromkeys(
+            name for trial in study.trials() for name in (trial.line, trial.place)
+        )
+        raise UserError(f"--only {args.only[0]!r} is no trial; choices: {'; '.join(names)}")
+    experts, rows = cells_of(trials, settings, memory=study is digits)
     devices = find_devices(smoke=True)
     show([*experts, *rows], devices, commands=args.dry_run)
     if args.dry_run:
         return 0
+    check_writable(args.out)
     status = 0
     if args.run:
         status = run_plan(experts, rows, devices, Path(settings.save_path, "logs"))
-    print(f"written: {write_page(STUDIES[args.study], trials, settings, args.out)}")
+    runs, problems = runs_of(trials, settings)
+    if not runs:
+        raise UserError(f"no run in {settings.save_path} has ended: nothing to write about")
+    path, command = args.out / f"study_{args.study}.md", f"bash scripts/run_study.sh {args.study}"
+    text = study.page(runs, settings, args.out)
+    write_page(path, text, runs, problems, command)
+    print(f"written: {path}, about {len(runs)} runs")
     return status
 
 
@@ -60,10 +71,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument(
         "--only",
-        metavar="TEXT",
+        metavar="NAME",
         action="append",
         default=[],
-        help="trials with this in their name, as in ATT or '8x8, IPC 1'; may be given several times",
+        help="trials of this line or place, as in ATT, 8x8 or '8x8, IPC 1'; may be given several "
+        "times",
     )
     parser.add_argument(
         "--dry-run", "--dry_run", action="store_true", help="print the commands and their cost"

@@ -1,67 +1,74 @@
 """The study of all methods: digits at 8x8 and 32x32 pixels, one image a class and ten.
 
-What is common to all is cheap enough for two CPU cores: 100 outer steps, small networks, students of
-20 steps. Rates are those of the rows in configs/digits where a method has one, else the ones that
-were found to work; nothing else is tuned.
+What is common to all is cheap enough for two CPU cores: 60 to 100 outer steps, small networks,
+students of 20 steps. Rates are those of the rows in configs/digits where a method has one, else the ones
+that were found to work; nothing else is tuned.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from scripts.studies.trials import Trial
+import pandas as pd
 
-STEPS = "--Iteration 100 --eval_it 0 --compile off --dataset digits"
+from scripts.plan.cells import Settings
+from scripts.report.markdown import markdown
+from scripts.studies.page import IMAGES_ALONE, Runs, scores, seconds_a_step, table
+from scripts.studies.trials import SEEDS, Trial
+
+COMMON = "--eval_it 0 --compile off --dataset digits"
 REAL = "--random --herding --k_center --forgetting --lowest_loss"
 MATCHING = "--syn_steps 20 --expert_epochs 2 --lr_lr 1e-7 --lr_teacher 0.01"
 EARLY = "--max_start_epoch 2"
+OTHERS = "--num_eval 1 --epoch_eval_train 60 --eval_mode M"
 
 
 @dataclass(frozen=True)
-class Size:
-    """Images of a side: the network, the rate of matched images, how results are measured."""
+class Place:
+    """Images of a side and their number a class; the network, the rate of matched images."""
 
     side: int
+    ipc: int
     network: str
     lr_img: str
-    evaluations: tuple[str, ...]
+    steps: int  # outer ones
+    epochs: int  # of evaluation networks
+    others: tuple[int, ...] = ()  # the seeds whose sets train the paper's four architectures too
+
+    def __str__(self) -> str:
+        return f"{self.side}x{self.side}, IPC {self.ipc}"
+
+    def evaluations(self, seed: int) -> list[str]:
+        own = f"--num_eval 2 --epoch_eval_train {self.epochs}"
+        return [own, OTHERS] if seed in self.others else [own]
 
 
-# At 32x32 the paper's four architectures train on the images as well, for fewer epochs.
-SIZES = (
-    Size(8, "--model ConvNetD2", "--lr_img 3", ("--num_eval 2 --epoch_eval_train 300",)),
-    Size(
-        32,
-        "--res 32 --model ConvNetW32",
-        "--lr_img 300",
-        (
-            "--num_eval 2 --epoch_eval_train 300",
-            "--num_eval 1 --epoch_eval_train 60 --model ConvNet ResNet18 VGG11 AlexNet",
-        ),
-    ),
+LARGE = "--res 32 --model ConvNetW32", "--lr_img 300", 60
+PLACES = (
+    Place(8, 1, "--model ConvNetD2", "--lr_img 3", 100, 300),
+    Place(8, 10, "--model ConvNetD2", "--lr_img 3", 60, 150),
+    Place(32, 1, *LARGE, 300, others=(0, 1, 2)),
+    Place(32, 10, *LARGE, 150, others=(0,)),
 )
-IPCS = (1, 10)
 
 
 def trials() -> Iterator[Trial]:
-    """Every method at every size and IPC; ATT's sets are measured beside real images."""
-    for size in SIZES:
-        for ipc in IPCS:
-            common = f"{STEPS} {size.network} --ipc {ipc}"
-            for line, (row, flags) in methods(size, ipc).items():
-                real = f" {REAL}" if line == "ATT" else ""
-                yield Trial(
-                    line,
-                    f"{size.side}x{size.side}, IPC {ipc}",
-                    row,
-                    f"{common} {flags}",
-                    tuple(each + real for each in size.evaluations),
-                )
+    """Every method at every place; ATT's sets are measured beside real images."""
+    for place in PLACES:
+        common = f"{COMMON} --Iteration {place.steps} {place.network} --ipc {place.ipc}"
+        for line, (row, flags) in methods(place).items():
+            real = f" {REAL}" if line == "ATT" else ""
+            evaluations = {
+                seed: tuple(each + real for each in place.evaluations(seed)) for seed in SEEDS
+            }
+            yield Trial(line, str(place), row, f"{common} {flags}", evaluations)
 
 
-def methods(size: Size, ipc: int) -> dict[str, tuple[str, str]]:
+def methods(place: Place) -> dict[str, tuple[str, str]]:
     """By its line in the table, the row that a method starts from, and its flags."""
-    batch = "" if ipc == 1 else "--batch_syn 20"
-    matching = f"{MATCHING} {size.lr_img} {batch}"
+    batch = "" if place.ipc == 1 else "--batch_syn 20"
+    matching = f"{MATCHING} {place.lr_img} {batch}"
     early, late = f"{matching} {EARLY}", f"{matching} --start_epochs 0 2"
     real_loss = "--lr_img 0.01 --batch_target 256"
     found = {
@@ -73,8 +80,70 @@ def methods(size: Size, ipc: int) -> dict[str, tuple[str, str]]:
         "ATT + soft labels": f"--method att --soft_labels {early}",
         "DATM": f"--method datm {late}",
         "BPTT": f"--method bptt --syn_steps 20 {real_loss} {batch}",
-        "DD": f"--method dd --distill_steps {ipc} {real_loss}",
+        "DD": f"--method dd --distill_steps {place.ipc} {real_loss}",
         "DM": "--method dm --lr_img 10",
     }
     rows = {"BPTT": "ipc1_bptt", "DM": "ipc1_dm", "DD": ""}
     return {line: (rows.get(line, "ipc1"), flags) for line, flags in found.items()}
+
+
+TITLE = "# Every method on the same digits"
+ABOUT = """
+Test accuracies in percent, mean ± population standard deviation over the means of three seeds. All
+methods take as many outer steps (100 at 8x8 and IPC 1, else 60) from the same draws; students take
+20 steps, of DD and LD as many as the method says. It is a comparison of short runs on small images, no reproduction of anything.
+"""
+REGIMES = """
+What a method learned beside images is part of these figures: soft labels store as many numbers an
+image as there are classes, learned steps replace the protocol. They compare with one another, not
+with the table above, which has the same sets with their classes alone.
+"""
+ARCHITECTURES = """
+The sets of 32x32 pixels train the paper's four architectures, for 60 epochs (one network a seed; of
+IPC 10 one seed).
+"""
+COSTS = """
+Seconds are the median of an outer step, with two runs side by side on two cores. Memory is by how
+much outer steps raise the peak of a process (`scripts/studies/memory.py`).
+"""
+
+
+def page(runs: Runs, settings: Settings, out: Path) -> str:
+    """The tables."""
+    found = scores(runs)
+    own, others = found[found["is_own"]], found[~found["is_own"]]
+    parts = [TITLE, ABOUT, table(own[own["regime"] == IMAGES_ALONE], "place")]
+    parts += ["## With what else was learned", REGIMES]
+    for regime, same in own[own["regime"] != IMAGES_ALONE].groupby("regime", sort=False):
+        parts += [f"{regime.removeprefix('raw, ').capitalize()}:\n", table(same, "place")]
+    parts += ["## Other architectures", ARCHITECTURES]
+    for (place, regime), same in others.groupby(["place", "regime"], sort=False):
+        title = f"{place}{regime.removeprefix(IMAGES_ALONE)}"
+        parts += [f"{title}:\n", table(same, "network")]
+    parts += ["## Cost", COSTS, costs(runs, settings)]
+    return "\n".join(parts)
+
+
+def costs(runs: Runs, settings: Settings) -> str:
+    """Seconds and megabytes of an outer step: a row for each method, two columns a place."""
+    rows = [
+        {"line": trial.line, "place": trial.place, "seconds": seconds_a_step(run)}
+        | {"megabytes": _megabytes(trial.memory_file(settings))}
+        for trial, run in runs
+    ]
+    medians = pd.DataFrame(rows).groupby(["line", "place"], sort=False).median()
+    places = list(dict.fromkeys(trial.place for trial, _ in runs))
+    shown = medians.assign(
+        seconds=medians["seconds"].map("{:.2f}".format),
+        megabytes=medians["megabytes"].map("{:.0f}".format, na_action="ignore"),
+    )
+    wide = shown.unstack().swaplevel(axis=1).fillna("")
+    units = [(place, unit) for place in places for unit in ("seconds", "megabytes")]
+    head = [f"{place}, {'s' if unit == 'seconds' else 'MB'}" for place, unit in units]
+    lines = dict.fromkeys(trial.line for trial, _ in runs)
+    return markdown(["", *head], ([line, *wide.loc[line, units]] for line in lines))
+
+
+def _megabytes(held: Path) -> float | None:
+    """What was measured there, if it was."""
+    return json.loads(held.read_text())["step_bytes"] / 1e6 if held.exists() else None

@@ -1,7 +1,8 @@
 """A study's distillations as cells of the queue, and what was measured in them."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from scripts.plan.cells import Cell, Cells, Settings, experts_cells, run_cell, run_of
@@ -18,19 +19,24 @@ SEEDS = (0, 1, 2)
 class Trial:
     """A distillation of digits, once for each seed: what is compared, where, and how.
 
-    `row` names the YAML file, if there is one, `flags` are more ones of distill_att.py, `evaluations` those of calls
-    of eval.py on the last set.
+    `row` names the YAML file, if there is one; `flags` are more ones of distill_att.py,
+    `evaluations`, by seed, those of calls of eval.py on the last set.
     """
 
     line: str  # "ATT", "window 5"
     place: str  # "8x8, IPC 1"
     row: str
     flags: str
-    evaluations: tuple[str, ...] = ()
+    evaluations: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def is_named(self, names: Sequence[str]) -> bool:
+        """Whether one of the names is its line, its place or a part of that."""
+        own = [self.line, self.place, *self.place.split(", ")]
+        return any(name.lower() == each.lower() for name in names for each in own)
 
     def words(self, settings: Settings, seed: int) -> list[str]:
         """The flags of distill_att.py; the user's own come last, and win."""
-        run_name = f"{_slug(self.line)}_seed{seed}"
+        run_name = f"{slug(self.line)}_seed{seed}"
         where = ["--save_path", settings.save_path, "--buffer_path", settings.buffer_path]
         where += ["--data_path", settings.data_path]
         config = ["--config", str(self._yaml)] if self._yaml else []
@@ -44,6 +50,24 @@ class Trial:
         check_own_flags(found.options.method, found.sources)
         return found.options
 
+    def memory_file(self, settings: Settings) -> Path:
+        """Where it is kept what an outer step holds in memory."""
+        name = f"{slug(self.place)}_{slug(self.line)}"
+        return Path(settings.save_path, "memory", name, "memory.json")
+
+    def memory_cell(self, settings: Settings) -> Cell:
+        """The measurement of that."""
+        cell, out = self.cell(settings, SEEDS[0]), self.memory_file(settings)
+        flags = [str(out), *self.words(settings, SEEDS[0])]
+        return replace(
+            cell,
+            name=f"memory/{out.parent.name}",
+            text="memory of an outer step",
+            commands=(shlex.join(["-m", "scripts.studies.memory", *flags]),),
+            estimate=replace(cell.estimate, hours=0.0),
+            outputs=(out.parent,),
+        )
+
     @property
     def _yaml(self) -> Path | None:
         return packaged_yaml("digits", self.row)
@@ -53,20 +77,27 @@ class Trial:
         options = self.options(settings, seed)
         distilled = ["--distilled", str(run_of(options).distilled("last"))]
         data = ["--data_path", settings.data_path]
-        evaluations = [[*distilled, *flags.split(), *data] for flags in self.evaluations]
-        name, text = f"{_slug(self.place)}/{options.run_name}", f"{options.Iteration:,} steps"
+        evaluations = [
+            [*distilled, *flags.split(), *data] for flags in self.evaluations.get(seed, ())
+        ]
+        name, text = f"{slug(self.place)}/{options.run_name}", f"{options.Iteration:,} steps"
         return run_cell(name, text, self.words(settings, seed), options, evaluations, settings)
 
 
-def _slug(words: str) -> str:
+def slug(words: str) -> str:
     """For names of files."""
     return "_".join("".join(c if c.isalnum() else " " for c in words.lower()).split())
 
 
-def cells_of(trials: Iterable[Trial], settings: Settings) -> Cells:
-    """The cells of the experts that the trials need, and those of the trials."""
+def cells_of(trials: Iterable[Trial], settings: Settings, *, memory: bool) -> Cells:
+    """The cells of the experts that the trials need, and those of the trials; with `memory`, a cell
+    for each that measures what it holds.
+    """
     rows = [trial.cell(settings, seed) for trial in trials for seed in SEEDS]
-    return experts_cells(rows, settings), rows
+    experts = experts_cells(rows, settings)
+    if memory:
+        rows += [trial.memory_cell(settings) for trial in trials]
+    return experts, rows
 
 
 def runs_of(
