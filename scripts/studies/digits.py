@@ -91,7 +91,8 @@ TITLE = "# Every method on the same digits"
 ABOUT = """
 Test accuracies in percent, mean ± population standard deviation over the means of three seeds. All
 methods take as many outer steps (100 at 8x8 and IPC 1, else 60) from the same draws; students take
-20 steps, of DD and LD as many as the method says. It is a comparison of short runs on small images, no reproduction of anything.
+20 steps, of DD and LD as many as the method says. It is a comparison of short runs on small images,
+no reproduction of anything.
 """
 REGIMES = """
 What a method learned beside images is part of these figures: soft labels store as many numbers an
@@ -99,8 +100,8 @@ image as there are classes, learned steps replace the protocol. They compare wit
 with the table above, which has the same sets with their classes alone.
 """
 ARCHITECTURES = """
-The sets of 32x32 pixels train the paper's four architectures, for 60 epochs (one network a seed; of
-IPC 10 one seed).
+The sets of 32x32 pixels train the paper's four architectures for 60 epochs, one network a seed; of
+IPC 10 one seed.
 """
 COSTS = """
 Seconds are the median of an outer step, with two runs side by side on two cores. Memory is by how
