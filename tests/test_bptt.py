@@ -103,8 +103,8 @@ def test_several_students_give_the_mean(execution):
 
 
 def test_the_target_is_a_batch_of_different_images():
-    x, y = make(batch_target=4)._target(1)
-    again, _ = make(batch_target=4)._target(2)
+    x, y = make(batch_target=4)._target.draw(1)
+    again, _ = make(batch_target=4)._target.draw(2)
     assert len(x) == len(y) == 4
     assert len(torch.unique(x.flatten(1), dim=0)) == 4 and not torch.equal(x, again)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import grad
 
 from utils.compute.execution import Execution, Function
-from utils.methods.unroll.optimisers import PLAIN_SGD, Optimiser, with_zeros
+from utils.compute.optimisers import PLAIN_SGD, Optimiser, with_zeros
 
 # (theta (P,), x (B, C, H, W), y (B, ...)) -> the scalar training loss, a mean over the batch
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
