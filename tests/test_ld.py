@@ -80,7 +80,7 @@ def by_hand(theta, iteration, model="ConvNetD1"):
         ("ConvNetD1", {}),
         ("ConvNetD1", {"micro_batch": 2}),
         ("ConvNetD1", {"engine": "autograd"}),
-        ("ConvNetD1", {"execution": Execution(compiled=True)}),
+        pytest.param("ConvNetD1", {"execution": Execution(compiled=True)}, marks=pytest.mark.slow),
         ("AlexCifarNet", {"micro_batch": 1}),
     ],
     ids=str,

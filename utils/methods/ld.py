@@ -198,7 +198,8 @@ class LabelDistillation:
     ) -> tuple[Found, Gradients, Tensor]:
         """J, its gradients, and that of a by theta (1, P)."""
         students = self._students
-        theta = self._running.state[:, : self._running.state.shape[1] // ADAM.vectors]
+        state = self._running.state
+        theta = state[:, : state.shape[1] // ADAM.vectors].clone()  # whole, as the compiler asks
         problem = draw_problem(
             theta,
             None,

@@ -157,7 +157,9 @@ def _back(
         remembers = optimiser.vectors > 1
         g = _gradient_step(steps, pieces, state, x, y) if remembers else None
         back = optimiser.back(state, g, rate, time, lam)
-        products = _adjoint_step(steps, pieces, state[:, :size], x, y, back.direction)
+        # A part of a larger tensor is copied: the compiler cannot differentiate forward along it.
+        theta = state[:, :size].clone() if remembers else state
+        products = _adjoint_step(steps, pieces, theta, x, y, back.direction)
         # Behind its n a student may have diverged: its numbers are dropped, not multiplied.
         behind = ends <= t
         g_lam, hessian_lam, *by_inputs = (_without(each, behind) for each in products)
