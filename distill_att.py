@@ -144,6 +144,7 @@ def build(resolved: Resolved[DistillOptions], prepared: Prepared) -> tuple[Outer
     options = resolved.options
     state = OuterState(
         spec.learned(options, images, soft_labels),
+        images=images,
         syn_lr=spec.syn_lr(options),
         ema_decay=options.ema_decay,
         if_not_finite=spec.if_not_finite,

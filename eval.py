@@ -51,7 +51,7 @@ from utils.measure.protocol import (
 )
 from utils.measure.record import EvalRecord, Evaluation
 from utils.measure.selection import need_experts
-from utils.measure.sets import SOFT, STEPS, TrainingSet, checksum, training_sets
+from utils.measure.sets import ADAM, SOFT, STEPS, TrainingSet, checksum, training_sets
 from utils.options import DistillOptions, EvalOptions
 from utils.plan.evaluation import EvalCall
 from utils.plan.machine import Machine
@@ -273,7 +273,7 @@ class Measurement:
             protocol=protocol,
             seed=derive_seed(options.seed, "draw", 0),
             label_form=training_set.label_form,
-            learned_steps=training_set.learned_steps,
+            own_training=training_set.own_training,
             run=self.how_to_run(training_set, model),
             known=known,
             keep=keep,
@@ -302,7 +302,11 @@ def fill_table(
         f"iteration {distilled.iteration}"
     )
     width = max(12, *map(len, measurement.call.models))
-    more = (SOFT, distilled.soft_labels), (STEPS, distilled.step_lrs)
+    more = (
+        (SOFT, distilled.soft_labels),
+        (STEPS, distilled.step_lrs),
+        (ADAM, distilled.train_steps),
+    )
     first = 14 + max(0 if values is None else len(name) for name, values in more)
     print(f"{'trained on':{first}} {'model':{width}} {'lr':>8} {'epochs':>6}  test accuracy")
     for training_set in training_sets(

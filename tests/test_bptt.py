@@ -84,6 +84,12 @@ def test_the_gradient_is_that_of_the_loop(window, way):
     assert_step(method.step(2, learned()), by_hand(method, 2, 6, window))
 
 
+@pytest.mark.slow
+def test_one_student_that_remembers_is_compiled():
+    method = make(execution=Execution(compiled=True))
+    assert_step(method.step(2, learned()), by_hand(method, 2, 6, 4))
+
+
 def test_lengths_are_drawn_from_the_window_on():
     method = make(random_length=True)
     steps = [method.step(iteration, learned()) for iteration in range(12)]
@@ -103,8 +109,8 @@ def test_several_students_give_the_mean(execution):
 
 
 def test_the_target_is_a_batch_of_different_images():
-    x, y = make(batch_target=4)._target(1)
-    again, _ = make(batch_target=4)._target(2)
+    x, y = make(batch_target=4)._target.draw(1)
+    again, _ = make(batch_target=4)._target.draw(2)
     assert len(x) == len(y) == 4
     assert len(torch.unique(x.flatten(1), dim=0)) == 4 and not torch.equal(x, again)
 

@@ -97,7 +97,7 @@ def test_learned_steps_train_fresh_networks():
         lr=1.0,
         protocol=Protocol(num_eval=2, epochs=1, batch_size=4, dsa_groups=None),
         seed=5,
-        learned_steps=LearnedSteps(batches_in_order(2, 2, 2) * 2, STEP_LRS),
+        own_training=LearnedSteps(batches_in_order(2, 2, 2) * 2, STEP_LRS),
     )
     flat = FlatNetwork(fresh(0))
     for k, acc in enumerate(accuracies.accs):

@@ -12,6 +12,7 @@ from networks.convnet import ConvNet
 from utils.compute import batches, execution
 from utils.compute.execution import PLAIN, Execution
 from utils.compute.flat import FlatNetwork, flatten
+from utils.compute.optimisers import OPTIMISERS, PLAIN_SGD, Adam, first_state
 from utils.core.errors import UserError
 from utils.data.augment import parse_strategy
 from utils.methods.trajectory.lengths import DISTANCES, att, fixed
@@ -19,7 +20,6 @@ from utils.methods.trajectory.matching import Objective, match_by_adjoint, match
 from utils.methods.trajectory.pruning import all_of, drop_shallow, prune_dissimilar
 from utils.methods.unroll import engine
 from utils.methods.unroll.losses import training_loss
-from utils.methods.unroll.optimisers import OPTIMISERS, PLAIN_SGD, Adam, first_state
 from utils.methods.unroll.problem import Problem, draw_problem
 from utils.methods.unroll.steps import Loss, Steps
 from utils.methods.unroll.stop import Stop

@@ -37,8 +37,9 @@ SMOKE_IPC = 2  # at most
 SMOKE_EXPERTS = "--num_experts 2 --train_epochs 2"
 SMOKE_EVALUATION = "--num_eval 1 --epoch_eval_train 1"
 SMOKE_DISTILLATION = (
-    f"--dataset digits --model ConvNetD1 {SMOKE_EVALUATION} --Iteration 2 --eval_it 2 --lr_img 1"
+    f"--dataset digits --model ConvNetD1 {SMOKE_EVALUATION} --Iteration 2 --eval_it 2"
 )
+SMOKE_IMAGES = "--lr_img 1"
 SMOKE_MATCHING = "--syn_steps 2 --expert_epochs 1 --lr_lr 1e-7 --lr_teacher 0.01"
 SMOKE_STARTS = "--max_start_epoch 1"
 SMOKE_BATCHES_DD = "--distill_steps 1"
@@ -258,6 +259,8 @@ def smoke_flags(row: Row) -> list[str]:
     """Those of the row in miniature."""
     options = row_options(row)
     flags = f"--res {SMOKE_RES[row.dataset]} --ipc {min(row.ipc, SMOKE_IPC)} {SMOKE_DISTILLATION}"
+    if METHODS[options.method].learns_images:
+        flags += f" {SMOKE_IMAGES}"
     if needs_experts(options):
         starts = SMOKE_STARTS if options.start_epochs is None else SMOKE_STARTS_DATM
         flags += f" {SMOKE_MATCHING} {starts}"
@@ -288,7 +291,7 @@ def evaluation_flags(options: DistillOptions, settings: Settings) -> list[list[s
     raw = ["--distilled", str(run.distilled(tag)), *flags, "--random"]
     ema = ["--distilled", str(run.distilled(f"ema_{tag}")), *flags]
     # The moving average of two steps is not worth one more process for each row.
-    return [raw] if settings.smoke else [raw, ema]
+    return [raw, ema] if "ema" in METHODS[options.method].sets and not settings.smoke else [raw]
 
 
 def experts_cell(kind: ExpertKind, epochs: int, settings: Settings) -> Cell:

@@ -11,12 +11,14 @@ from typing import Any
 from networks import canonical_name
 from scripts.results.runs import Record, Run
 from utils.measure.protocol import Accuracies
-from utils.measure.sets import SOFT, STEPS
+from utils.measure.sets import ADAM, SOFT, STEPS
 
-# By what eval.json calls them. Soft labels store more numbers an image, and learned steps are no
-# common protocol: columns of their own.
+# By what eval.json calls them. Soft labels store more numbers an image, and learned or noted steps
+# are no common protocol: columns of their own.
 SETS = {
-    f"distilled {name}{way}": name + way for way in ("", SOFT, STEPS) for name in ("raw", "ema")
+    f"distilled {name}{way}": name + way
+    for way in ("", SOFT, STEPS, ADAM)
+    for name in ("raw", "ema")
 }
 COLUMNS = ("trained_on", "set", "network", "mean", "std", "n", "epochs", "seed", "chosen_by")
 

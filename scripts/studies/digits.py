@@ -1,8 +1,8 @@
 """The study of all methods: digits at 8x8 and 32x32 pixels, one image a class and ten.
 
 What is common to all is cheap enough for two CPU cores: 60 to 100 outer steps, small networks,
-students of 20 steps. Rates are those of the rows in configs/digits where a method has one, else the ones
-that were found to work; nothing else is tuned.
+students of 20 steps. Rates are those of the rows in configs/digits where a method has one, else the
+ones that were found to work; nothing else is tuned.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Train networks on images that lie on their device, several together, and measure them."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from networks import build_network
-from utils.compute.batches import Batches, alike, draw_batches, steps_per_block
+from utils.compute.batches import Batches, Draw, alike, draw_batches, steps_per_block
 from utils.compute.contract import Abilities, abilities
 from utils.compute.execution import PLAIN, Execution, Function
 from utils.compute.flat import (
@@ -20,6 +20,7 @@ from utils.compute.flat import (
     without_batch_counts,
 )
 from utils.compute.labels import cross_entropy, likeliest
+from utils.compute.optimisers import Adam
 from utils.compute.sharpness import Sharpness
 
 CPU = torch.device("cpu")
@@ -34,14 +35,18 @@ Gradient = Callable[
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained, and how one step is taken: everything that a compiled step depends on."""
+    """What is trained, and how one step is taken: everything that a compiled step depends on.
+
+    A step is that of SGD with momentum and weight decay or, where it is given, of `adam`.
+    """
 
     model: str
     channels: int
     num_classes: int
     image_size: int
-    momentum: float
-    weight_decay: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    adam: Adam | None = None
     sharpness: Sharpness | None = None  # None: steps along the plain gradient
     execution: Execution = PLAIN
     dtype: torch.dtype | None = None  # that the network computes in; None: that of the images
@@ -92,7 +97,7 @@ class Cohort:
             without_batch_counts(recipe.build(seed)).to(device, dtype) for seed in seeds
         ]
         self._theta = torch.stack([flatten(net.parameters()).detach() for net in self.networks])
-        self._velocity = torch.zeros_like(self._theta)
+        self._velocity = _first_velocity(self._theta, recipe.adam)
         self._statistics = torch.stack(
             [
                 flatten([self._theta.new_empty(0), *float_buffers(net).values()])
@@ -137,19 +142,37 @@ class Cohort:
         if images.dim() == 5:
             images, labels = images.flatten(0, 1), torch.cat([labels] * k)
             offset = count
-        plan = zip(
-            *(
-                draw_batches(count, batch_size, dsa_groups, generator, first=j * offset)
-                for j, generator in enumerate(generators)
-            ),
-            strict=True,
+        plans = [
+            draw_batches(count, batch_size, dsa_groups, generator, first=j * offset)
+            for j, generator in enumerate(generators)
+        ]
+        losses, correct = self.train_on(
+            images, labels, plans, steps=epochs * -(-count // batch_size), lr=lr
         )
-        left = epochs * -(-count // batch_size)
+        return Progress(losses / (epochs * count), correct / (epochs * count))
+
+    def train_on(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        plans: Sequence[Iterator[Draw]],
+        *,
+        steps: int,
+        lr: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Take `steps` steps on images (N, C, H, W) and labels (N, ...), network j on the batches
+        of `plans[j]`, which at one step are of one size. Returns the sums of losses and of right
+        answers over the images seen, (k,) each.
+        """
+        k, left, drawn = len(self.networks), steps, zip(*plans, strict=True)
+        first = next(drawn)
+        plan = itertools.chain([first], drawn)
+        per_block = steps_per_block(images[0], k * len(first[0]))
         rates = torch.full((k,), lr, device=images.device, dtype=images.dtype)
         losses = torch.zeros_like(rates)
         correct = torch.zeros(k, device=images.device, dtype=torch.int64)
         while left > 0:
-            block = min(left, steps_per_block(images[0], k * min(batch_size, count)))
+            block = min(left, per_block)
             left -= block
             batches = Batches(list(itertools.islice(plan, block)), images.device)
             xs, ys = batches.images(images), batches.labels(labels)
@@ -166,7 +189,7 @@ class Cohort:
                     *ys[here],
                 )
         self._return_weights()
-        return Progress(losses / (epochs * count), correct / (epochs * count))
+        return losses, correct
 
     def follow(
         self, images: Tensor, labels: Tensor, batches: Sequence[Tensor], rates: Tensor
@@ -246,6 +269,8 @@ def _training_step(recipe: Recipe, rows: int, device: torch.device) -> Function:
     def update(
         theta: Tensor, velocity: Tensor, direction: Tensor, lr: Tensor
     ) -> tuple[Tensor, Tensor]:
+        if recipe.adam is not None:
+            return _adam_step(recipe.adam, theta, velocity, direction, lr)
         velocity = recipe.momentum * velocity + direction + recipe.weight_decay * theta
         return theta - lr * velocity, velocity
 
@@ -258,6 +283,20 @@ def _training_step(recipe: Recipe, rows: int, device: torch.device) -> Function:
     if recipe.sharpness is None:
         return prepare(step)
     return _flat_step(recipe.sharpness, gradient_and_value, update, prepare)
+
+
+def _first_velocity(theta: Tensor, adam: Adam | None) -> Tensor:
+    """What k networks remember of no step: (k, P), of Adam the moments and the number of steps."""
+    k, size = theta.shape
+    return theta.new_zeros(k, size if adam is None else (adam.vectors - 1) * size + 1)
+
+
+def _adam_step(
+    adam: Adam, theta: Tensor, velocity: Tensor, g: Tensor, lr: Tensor
+) -> tuple[Tensor, Tensor]:
+    time = velocity[-1:] + 1
+    state = adam.update(torch.cat([theta, velocity[:-1]])[None], g[None], lr, time)[0]
+    return state[: len(theta)], torch.cat([state[len(theta) :], time])
 
 
 def _gradient_and_value(recipe: Recipe, rows: int, device: torch.device) -> Gradient:

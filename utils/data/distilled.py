@@ -44,6 +44,7 @@ class SyntheticSet:
     soft_labels: Tensor | None = None  # (classes * ipc, classes), where they are learned
     label_form: str | None = None  # of soft labels: logits or probabilities
     step_lrs: Tensor | None = None  # (T,), where the steps on batches of the set are learned
+    train_steps: int | None = None  # of Adam, that train a network on the set, where they are known
 
     def save(self, path: Path, *, include_whitening: bool) -> None:
         """Write the set, atomically.
@@ -66,6 +67,8 @@ class SyntheticSet:
             values["label_form"] = self.label_form
         if self.step_lrs is not None:
             values["step_lrs"] = self.step_lrs.detach().cpu().float()
+        if self.train_steps is not None:
+            values["train_steps"] = self.train_steps
         torch_save(values | self.normalisation.to_dict(include_whitening), path)
 
     @classmethod
@@ -90,6 +93,7 @@ class SyntheticSet:
             soft_labels=values.get("soft_labels"),
             label_form=values.get("label_form"),
             step_lrs=values.get("step_lrs"),
+            train_steps=values.get("train_steps"),
             normalisation=Normalisation.from_dict(values),
         )
 
@@ -141,6 +145,10 @@ def _relations(values: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
         divides = batches > 0 and values["ipc"] % batches == 0 and len(rates) % batches == 0
         yield divides, f"{len(rates)} step_lrs are not of {batches} batches (config.distill_steps)"
         yield bool((rates > 0).all()), "step_lrs are not above 0"
+    if "train_steps" in values:
+        needed = ("soft_labels", "config.lr_adam", "config.batch_syn")
+        lacking = next((name for name in needed if name not in values), "")
+        yield not lacking, f"it has train_steps and lacks {lacking}"
     res = values["config.res"]
     yield res is None or size == [res, res], f"images of {size} pixels are not of res {res}"
     for name in ("mean", "std"):
@@ -218,6 +226,11 @@ _OPTIONAL = {
     "soft_labels": _Form("a finite float tensor (N, classes)", partial(_is_finite, dims=2)),
     "step_lrs": _Form("a finite float tensor (T,)", partial(_is_finite, dims=1)),
     "config.distill_steps": _COUNT,
+    "train_steps": _COUNT,
+    "config.lr_adam": _POSITIVE,
+    "config.batch_syn": _Form(
+        "a whole number above 0 or None", lambda v: v is None or _COUNT.fits(v)
+    ),
     "label_form": _Form(
         "logits or probabilities", lambda v: _TEXT.fits(v) and v in ("logits", "probabilities")
     ),

@@ -5,14 +5,18 @@ epochs, cross-entropy, DSA.
 """
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+from typing import Protocol as Interface
 
 import torch
 from torch import Tensor, nn
 
+from utils.compute.batches import Draw
 from utils.compute.cohort import Cohort, Recipe, answers
 from utils.compute.execution import PLAIN, Execution
+from utils.compute.optimisers import Adam
 from utils.core import ranks
 from utils.core.rng import derive_seed, stream
 from utils.data.dataset import Split
@@ -80,14 +84,79 @@ def mean_and_std(mean: float, std: float, n: int, *, unit: str = "") -> str:
     return f"{mean:5.2f}{unit}{spread}"
 
 
+class OwnTraining(Interface):
+    """How the method of a set trains networks on it, in place of the protocol; not augmented."""
+
+    @property
+    def optimiser(self) -> Mapping[str, Any]:
+        """That of the Recipe."""
+        ...
+
+    @property
+    def numbers(self) -> Tensor:
+        """The numbers (n,) that it depends on, beside images and labels."""
+        ...
+
+    def train(
+        self, cohort: Cohort, images: Tensor, labels: Tensor, generators: Sequence[torch.Generator]
+    ) -> None:
+        """Train a cohort on images (N, C, H, W); what is drawn for a network comes from its
+        generator.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class LearnedSteps:
     """Training that was learned itself: a step on each of `batches` at each of `rates` (T,), in
-    order, by plain SGD and without augmentation.
+    order, by plain SGD.
     """
 
     batches: Sequence[Tensor]  # numbers of the images, T times
     rates: Tensor
+
+    @property
+    def optimiser(self) -> Mapping[str, Any]:
+        return {}
+
+    @property
+    def numbers(self) -> Tensor:
+        return self.rates
+
+    def train(
+        self, cohort: Cohort, images: Tensor, labels: Tensor, generators: Sequence[torch.Generator]
+    ) -> None:
+        cohort.follow(images, labels, self.batches, self.rates)
+
+
+@dataclass(frozen=True)
+class AdamSteps:
+    """`steps` steps of Adam at the rate `lr`, each on `batch_size` random images."""
+
+    steps: int
+    batch_size: int
+    lr: float
+
+    @property
+    def optimiser(self) -> Mapping[str, Any]:
+        return {"adam": Adam()}
+
+    @property
+    def numbers(self) -> Tensor:
+        return torch.tensor([self.steps, self.batch_size, self.lr], dtype=torch.float64)
+
+    def train(
+        self, cohort: Cohort, images: Tensor, labels: Tensor, generators: Sequence[torch.Generator]
+    ) -> None:
+        plans = [self._batches(len(images), generator) for generator in generators]
+        cohort.train_on(images, labels, plans, steps=self.steps, lr=self.lr)
+
+    def _batches(self, count: int, generator: torch.Generator) -> Iterator[Draw]:
+        while True:
+            yield Draw(torch.randperm(count, generator=generator)[: self.batch_size], None)
+
+
+SGD = {"momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}
 
 
 @dataclass(frozen=True)
@@ -110,7 +179,7 @@ def evaluate(
     protocol: Protocol,
     seed: int,
     label_form: str | None = None,
-    learned_steps: LearnedSteps | None = None,
+    own_training: OwnTraining | None = None,
     run: EvalExecution = EvalExecution(),
     val: Split | None = None,
     known: Mapping[int, "Measured"] | None = None,
@@ -118,8 +187,8 @@ def evaluate(
 ) -> Accuracies:
     """Accuracies of `protocol.num_eval` fresh networks `model` trained on images (N, C, H, W), or
     on as many different sets of images for the same labels: (N,), or (N, classes) of a
-    `label_form`; measured on `test` and, where it is given, on `val`. Where there are
-    `learned_steps`, they take the place of the protocol's training.
+    `label_form`; measured on `test` and, where it is given, on `val`. An `own_training` takes the
+    place of the protocol's.
 
     Network k depends on `seed` and k alone. Several processes divide the networks among them, in
     rounds of `run.at_once` each; networks with a randomness of their own (dropout) train one by
@@ -132,11 +201,10 @@ def evaluate(
         channels=test.images.shape[1],
         num_classes=num_classes,
         image_size=test.images.shape[2],
-        momentum=MOMENTUM if learned_steps is None else 0.0,
-        weight_decay=WEIGHT_DECAY if learned_steps is None else 0.0,
         execution=run.execution,
         dtype=run.dtype,
         label_form=label_form,
+        **(SGD if own_training is None else own_training.optimiser),
     )
     measured: dict[int, list[Measured]] = {k: [each] for k, each in (known or {}).items()}
     missing = [k for k in range(protocol.num_eval) if k not in measured]
@@ -146,7 +214,7 @@ def evaluate(
         if numbers:
             seen = torch.stack([images[k] for k in numbers]) if isinstance(images, list) else images
             found = _train_and_measure(
-                recipe, numbers, seen, labels, splits, lr, protocol, seed, learned_steps
+                recipe, numbers, seen, labels, splits, lr, protocol, seed, own_training
             )
             own = dict(zip(numbers, found, strict=True))
         trained = {k: each for part in ranks.gather(own) for k, each in part.items()}
@@ -189,15 +257,13 @@ def measure(network: nn.Module, split: Split, num_classes: int) -> Measured:
 
 def _train(
     cohort: Cohort,
-    numbers: Sequence[int],
     images: Tensor,
     labels: Tensor,
     lr: float,
     protocol: Protocol,
-    seed: int,
+    generators: Sequence[torch.Generator],
 ) -> None:
-    """Train the networks `numbers` of a cohort by the protocol."""
-    generators = [stream(seed, "minibatch", k) for k in numbers]
+    """Train a cohort by the protocol."""
     before_decay = protocol.epochs // 2 if protocol.epochs > 1 else protocol.epochs
     for epochs, rate in ((before_decay, lr), (protocol.epochs - before_decay, 0.1 * lr)):
         if epochs > 0:
@@ -221,7 +287,7 @@ def _train_and_measure(
     lr: float,
     protocol: Protocol,
     seed: int,
-    learned_steps: LearnedSteps | None,
+    own_training: OwnTraining | None,
 ) -> list[list[Measured]]:
     """Of each of the networks `numbers` the accuracies on `splits`."""
     if not recipe.abilities.repeats:
@@ -232,10 +298,11 @@ def _train_and_measure(
         device=labels.device,
         dtype=splits[0].images.dtype,
     )
-    if learned_steps is None:
-        _train(cohort, numbers, images, labels, lr, protocol, seed)
+    generators = [stream(seed, "minibatch", k) for k in numbers]
+    if own_training is None:
+        _train(cohort, images, labels, lr, protocol, generators)
     else:
-        cohort.follow(images, labels, learned_steps.batches, learned_steps.rates)
+        own_training.train(cohort, images, labels, generators)
     return [
         [measure(network, split, recipe.num_classes) for split in splits]
         for network in cohort.networks

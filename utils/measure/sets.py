@@ -12,11 +12,11 @@ from utils.data.dataset import ImageDataset
 from utils.data.distilled import SyntheticSet, batches_in_order
 from utils.data.real_images import class_labels
 from utils.experts.features import ExpertFeatures
-from utils.measure.protocol import LearnedSteps
+from utils.measure.protocol import AdamSteps, LearnedSteps, OwnTraining
 from utils.measure.selection import SELECTIONS, select
 
 # Behind the names of sets that networks are trained on in another way than on images and classes.
-SOFT, STEPS = ", soft labels", ", learned steps"
+SOFT, STEPS, ADAM = ", soft labels", ", learned steps", ", Adam steps"
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class TrainingSet:
     lr: float
     epochs: int
     label_form: str | None = None
-    learned_steps: LearnedSteps | None = None
+    own_training: OwnTraining | None = None
 
     @cached_property
     def digest(self) -> Callable[[range], str]:
         """A checksum of what a range of networks is trained on."""
         images, labels = self.images, self.labels
-        if self.learned_steps is not None:
-            rates = self.learned_steps.rates
-            labels = torch.cat([labels.to(rates), rates])  # the steps are part of it
+        if self.own_training is not None:
+            numbers = self.own_training.numbers
+            labels = torch.cat([labels.flatten().to(numbers), numbers])  # the way is part of it
         if isinstance(images, Tensor):
             digest_of_all = checksum(images, labels)
             return lambda networks: digest_of_all
@@ -58,8 +58,19 @@ def _by_learned_steps(hard: TrainingSet, distilled: SyntheticSet, num_classes: i
         name=f"{hard.name}{STEPS}",
         lr=rates.mean().item(),
         epochs=epochs,
-        learned_steps=LearnedSteps(batches * epochs, rates.to(hard.images.device)),  # type: ignore[union-attr]
+        own_training=LearnedSteps(batches * epochs, rates.to(hard.images.device)),  # type: ignore[union-attr]
     )
+
+
+def _by_adam(soft: TrainingSet, name: str, distilled: SyntheticSet) -> TrainingSet:
+    """The set with soft labels and as many steps as the distillation has noted."""
+    assert distilled.train_steps is not None
+    count, config = len(soft.labels), distilled.config
+    training = AdamSteps(
+        distilled.train_steps, min(config["batch_syn"] or count, count), config["lr_adam"]
+    )
+    epochs = -(-training.steps * training.batch_size // count)
+    return replace(soft, name=name, lr=training.lr, epochs=epochs, own_training=training)
 
 
 def checksum(images: Tensor, labels: Tensor) -> str:
@@ -79,10 +90,10 @@ def training_sets(
     epochs: int,
     epochs_full: int,
 ) -> Iterator[TrainingSet]:
-    """Yield the distilled set, with its soft labels where it has some and with the classes
-    alone, then real images: as many by each of `selections`, and with `full`
-    all of them, at the rate `lr_real`. Each set is made when its turn comes; all processes must
-    take them together.
+    """Yield the distilled set: as its own method trains on it, with its soft labels, with the
+    classes alone, as far as it has these. Then real images: as many by each of `selections`, and
+    with `full` all of them, at the rate `lr_real`. Each set is made when its turn comes; all
+    processes must take them together.
     """
     device = data.test.images.device
     dtype = data.test.images.dtype
@@ -96,7 +107,10 @@ def training_sets(
     if distilled.soft_labels is not None:
         soft = distilled.soft_labels.to(device, dtype)
         name = f"{hard.name}{SOFT}"
-        yield replace(hard, name=name, labels=soft, label_form=distilled.label_form)
+        by_soft = replace(hard, name=name, labels=soft, label_form=distilled.label_form)
+        if distilled.train_steps is not None:
+            yield _by_adam(by_soft, f"{hard.name}{ADAM}", distilled)
+        yield by_soft
     if distilled.step_lrs is not None:
         yield _by_learned_steps(hard, distilled, data.num_classes)
     yield hard

@@ -36,8 +36,8 @@ class Method(Protocol):
     """One method at work in one run.
 
     Every draw follows from (seed, name, iteration), so any iteration can be repeated. What a step
-    needs from the past is in `state_dict`: plain values and copies of tensors on the CPU, {} for
-    most methods.
+    needs from the past is in `state_dict`: plain values and tensors that later steps do not write
+    to, {} for most methods.
     """
 
     def step(self, iteration: int, learned: Mapping[str, Tensor]) -> Step:
@@ -68,7 +68,7 @@ class Learned:
     changes, so that they stay positive. A gradient by which a step would move further than `bound`,
     as a root mean square, is scaled down to that. `start` names the flag of the initial value and
     one that is known to work. The step is that of SGD with `momentum` or, for all that a method
-    learns, of Adam.
+    learns, of Adam. What it leaves is mapped by `project` to allowed values.
     """
 
     name: str
@@ -81,6 +81,7 @@ class Learned:
     start: tuple[str, float] | None = None
     momentum: float = 0.5  # as in the field
     adam: tuple[float, float] | None = None  # its betas
+    project: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -205,11 +206,14 @@ class MethodSpec:
     syn_lr: Callable[[Any], float]  # the rate of networks that train on the set, where not learned
     if_not_finite: str  # what the loss is called then, and which flags to lower
     needs_experts: bool = False
+    learns_images: bool = True  # False: they stay what a run begins with
     # (options, data, experts) -> the images that a run begins with, and their soft labels, if any
     initial: Callable[[Any, ImageDataset, Any], tuple[Tensor, Tensor | None]] = real_or_noise
     # What soft labels are that networks train on, a key of LABEL_FORMS; None: labels are classes
     label_form: Callable[[Any], str | None] = lambda options: None
     takes_features: bool = False  # what goes into the last linear layer of networks
+    # From the method's state: how many steps train a network on the set, where the method says so
+    train_steps: Callable[[Mapping[str, Any]], int | None] = lambda state: None
     # What is found where nobody gives it; is_open(name) says so of a flag. Before the run from
     # (options, *, epochs, steps_an_epoch, is_open), of the experts; when it begins from (options,
     # method, initial images, *, is_open).
@@ -221,3 +225,8 @@ class MethodSpec:
     )
     check: Callable[[Any, Callable[[str], bool]], None] = lambda options, by_hand: None
     check_experts: Callable[[Any, Trajectories], None] = lambda options, experts: None
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The sets that a run keeps: raw and, where images are learned, their moving average."""
+        return ("raw", "ema") if self.learns_images else ("raw",)

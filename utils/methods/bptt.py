@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from utils.compute.cost import NetworkCost
+from utils.compute.optimisers import OPTIMISERS
 from utils.config.fields import option
 from utils.core.errors import UserError
 from utils.core.rng import stream
 from utils.methods.base import Learned, MethodSpec, Setting, Work
 from utils.methods.real_loss import BackPropagation
-from utils.methods.unroll.optimisers import OPTIMISERS
 from utils.methods.unroll.options import RealLossOptions, StepsOptions
 from utils.methods.unroll.problem import Problem, draw_problem
 from utils.methods.unroll.work import count_work

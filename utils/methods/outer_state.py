@@ -25,21 +25,28 @@ class Diverged(Exception):
 
 
 class OuterState:
-    """What is learned, by name: "images" (N, C, H, W) first.
+    """What is learned, by name, and the images (N, C, H, W), where they are not: "images" first.
 
     `iteration` counts the steps taken. `rewinds` are the times that the run went back after it had
     diverged, oldest first; each has halved one of the rates. `ema_images` is the exponential moving
     average of the images, which starts at the initial ones; after every step
     ema_images <- ema_decay * ema_images + (1 - ema_decay) * images. `syn_lr` is the rate of
     networks that train on the images: what was learned, or the given one. `if_not_finite` says what
-    to lower where the loss is not finite.
+    to lower where the loss is not finite. Images that are not learned are given as `images`.
     """
 
     def __init__(
-        self, learned: Sequence[Learned], *, syn_lr: float, ema_decay: float, if_not_finite: str
+        self,
+        learned: Sequence[Learned],
+        *,
+        images: Tensor | None = None,
+        syn_lr: float,
+        ema_decay: float,
+        if_not_finite: str,
     ) -> None:
         self.iteration = 0
-        self.learned = {each.name: each.initial.clone() for each in learned}
+        self.learned = {} if images is None else {"images": images.clone()}
+        self.learned |= {each.name: each.initial.clone() for each in learned}
         self.ema_images = self.images.clone()
         self.rewinds: list[dict[str, Any]] = []
         self._specs = list(learned)
@@ -90,6 +97,8 @@ class OuterState:
             if each.log:
                 self.learned[each.name].mul_(moved.exp())
                 moved.zero_()
+            if each.project:
+                self.learned[each.name].copy_(each.project(self.learned[each.name]))
         # The last of them, a scalar, is what makes the others diverge.
         for each in reversed(self._specs):
             if problem := _problem(each, self.learned[each.name]):

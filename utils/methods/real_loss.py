@@ -6,6 +6,7 @@ theta_n has taken n steps on the synthetic images; a Course says which.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 import torch
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 
 from utils.compute.execution import PLAIN, Execution
 from utils.compute.flat import FlatNetwork, flatten
+from utils.compute.optimisers import OPTIMISERS
 from utils.core.rng import derive_seed, stream
 from utils.data.dataset import Split
 from utils.methods.base import Setting, Step
-from utils.methods.unroll.losses import BatchLoss, training_loss
-from utils.methods.unroll.optimisers import OPTIMISERS
+from utils.methods.unroll.losses import BatchLoss, Found, training_loss
 from utils.methods.unroll.problem import Problem
 from utils.methods.unroll.students import Students
 
@@ -51,6 +52,56 @@ class Course(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class RealLoss:
+    """The loss of `students` on a batch of real images, another one in every outer step.
+
+    Processes that share the students' batches share this one, too.
+    """
+
+    loss: BatchLoss
+    students: Students
+    train: Split
+    batch: int
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        network: FlatNetwork,
+        students: Students,
+        train: Split,
+        *,
+        batch: int,
+        seed: int,
+        execution: Execution,
+    ) -> Self:
+        """That of `batch` images, or of all where there are fewer."""
+        loss = BatchLoss(network, execution, rows=len(students.own))
+        return cls(loss, students, train, min(batch, len(train.labels)), seed)
+
+    def __call__(self, theta: Tensor, iteration: int) -> Found:
+        """Measure theta (K, P) in an outer step."""
+        x, y = self.draw(iteration)
+        found = self.loss.with_slope(theta, x, y, whole=self.batch, size=self.students.micro_batch)
+        return Found(*map(self.students.sum_over_ranks, found))
+
+    def draw(self, iteration: int) -> tuple[Tensor, Tensor]:
+        """Different real images, of which this process has its share."""
+        generator = stream(self.seed, "bptt", iteration, "target")
+        chosen = torch.randperm(len(self.train.labels), generator=generator)[: self.batch]
+        rank, world = self.students.share
+        own = chosen[rank * len(chosen) // world : (rank + 1) * len(chosen) // world]
+        own = own.to(self.train.images.device)
+        return self.train.images[own], self.train.labels[own]
+
+
+def fresh_theta(fresh: Callable[[int], nn.Module], seed: int, number: int) -> Tensor:
+    """The parameters (P,) of random network `number` of a run, on the CPU."""
+    network = fresh(derive_seed(seed, "bptt", number, "init"))
+    return flatten(network.parameters()).detach()
+
+
 class BackPropagation:
     """BPTT on the training images `train`; `fresh` makes a random network from a seed.
 
@@ -77,24 +128,29 @@ class BackPropagation:
         micro_batch: int | None = None,
     ) -> None:
         self._fresh = fresh
-        self._train = train
         self._labels = labels
         self._course = course
         self._rate = rate
-        self._batch_target = min(batch_target, len(train.labels))
         self._clip = clip
         self._exact = exact
         self._norm: float | None = None  # moving average of the length of the images' gradient
-        network = execution.adapt(fresh(0)).to(labels.device)
+        network = FlatNetwork(execution.adapt(fresh(0)).to(labels.device), dtype=dtype)
         self._students = Students(
-            training_loss(FlatNetwork(network, dtype=dtype)),
+            training_loss(network),
             count=students,
             engine=engine,
             execution=execution,
             micro_batch=micro_batch,
             optimiser=OPTIMISERS[inner_opt],
         )
-        self._end = BatchLoss(self._students.loss, execution, rows=len(self._students.own))
+        self._target = RealLoss.of(
+            network,
+            self._students,
+            train,
+            batch=batch_target,
+            seed=course.seed,
+            execution=execution,
+        )
 
     @classmethod
     def of(
@@ -130,7 +186,7 @@ class BackPropagation:
         """Train students from random networks, and differentiate their loss on real images."""
         images, rate = learned["images"], learned[self._rate]
         length = self._course.length(iteration)
-        batch = max(self._batch_target, len(self._labels))
+        batch = max(self._target.batch, len(self._labels))
         loss, by_images, by_rate = self._students.attempt(
             lambda: self._differentiate(iteration, length, images, rate), batch=batch
         )
@@ -163,13 +219,9 @@ class BackPropagation:
             share=students.share,
         )
         unrolled = students.unroll(images, rate, self._labels, problem, exact=self._exact)
-        x, y = self._target(iteration)
-        values, slopes = self._end.with_slope(
-            unrolled.theta_n, x, y, whole=self._batch_target, size=students.micro_batch
-        )
-        values, slopes = students.sum_over_ranks(values), students.sum_over_ranks(slopes)
-        by = unrolled.pull_back(slopes / len(values))
-        loss = values.mean()
+        end = self._target(unrolled.theta_n, iteration)
+        by = unrolled.pull_back(end.slopes / len(end.values))
+        loss = end.values.mean()
         return (
             loss if students.shares_batches else students.mean_over_ranks(loss),
             students.mean_over_ranks(by.images),
@@ -177,17 +229,7 @@ class BackPropagation:
         )
 
     def _theta_0(self, number: int) -> Tensor:
-        network = self._fresh(derive_seed(self._course.seed, "bptt", number, "init"))
-        return flatten(network.parameters()).detach()
-
-    def _target(self, iteration: int) -> tuple[Tensor, Tensor]:
-        """Different real images, of which this process has its share."""
-        generator = stream(self._course.seed, "bptt", iteration, "target")
-        chosen = torch.randperm(len(self._train.labels), generator=generator)[: self._batch_target]
-        rank, world = self._students.share
-        own = chosen[rank * len(chosen) // world : (rank + 1) * len(chosen) // world]
-        own = own.to(self._train.images.device)
-        return self._train.images[own], self._train.labels[own]
+        return fresh_theta(self._fresh, self._course.seed, number)
 
     def _clipping(self, norm: float) -> float:
         """What a gradient of that length is multiplied with; its length enters the average."""

@@ -13,6 +13,7 @@ from utils.methods.base import MethodSpec
 from utils.methods.bptt import BPTT
 from utils.methods.dd import DD
 from utils.methods.distribution import DM
+from utils.methods.ld import LD
 from utils.methods.trajectory.family import FAMILY
 
 METHODS: dict[str, MethodSpec] = {
@@ -20,8 +21,10 @@ METHODS: dict[str, MethodSpec] = {
     "dm": DM,
     "bptt": BPTT,
     "dd": DD,
+    "ld": LD,
 }
 DEFAULT_METHOD = "att"
+OF_LEARNED_IMAGES = {"lr_img", "max_update", "ema_decay"}  # common flags
 
 # The flags of all methods together, to be part of the options of a distillation.
 MethodOptions: Any = make_dataclass(
@@ -38,13 +41,16 @@ def own_flags(method: str) -> set[str]:
 
 
 def foreign_flags(method: str) -> set[str]:
-    """The names of the flags that other methods declare, and `method` does not."""
-    return set().union(*map(own_flags, METHODS)) - own_flags(method)
+    """The names of the flags that `method` has no use for: those that others declare and, where it
+    does not learn the images, those of the images.
+    """
+    others = set().union(*map(own_flags, METHODS)) - own_flags(method)
+    return others if METHODS[method].learns_images else others | OF_LEARNED_IMAGES
 
 
 def check_own_flags(method: str, sources: Mapping[str, str]) -> None:
-    """Raise UserError where a flag or a YAML file sets what belongs to other methods alone; what
-    the codes of others take without effect gets a line.
+    """Raise UserError where a flag or a YAML file sets what `method` has no use for; what the codes
+    of others take without effect gets a line.
 
     `sources` says of each option where its value is from.
     """

@@ -13,6 +13,7 @@ from utils.core import ranks
 from utils.core.errors import UserError
 from utils.core.progress import duration
 from utils.methods.base import Work
+from utils.methods.registry import METHODS
 from utils.options import DistillOptions
 from utils.plan.machine import Kind, Machine
 from utils.plan.sizes import DataSize
@@ -84,7 +85,7 @@ def plan_run(
     eval_compiled = choose_compile(
         recorded_or(options.compile, "eval_compiled"),
         machine,
-        2 * evaluations_left(options) * evaluation,  # raw and EMA
+        len(METHODS[options.method].sets) * evaluations_left(options) * evaluation,
         layers=sum(training.layers for training in trainings),
     )
     plan = RunPlan(compiled, unroll, micro_batch, eval_compiled, at_once)

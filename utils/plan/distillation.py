@@ -83,7 +83,7 @@ class DistillCall:
             step,
             options.Iteration - max(self.iteration, 0),
             evaluations=evaluations_left(options, self.evaluated),
-            evaluation_seconds=2 * evaluation,  # raw and EMA
+            evaluation_seconds=len(METHODS[options.method].sets) * evaluation,
         )
 
     @property

@@ -45,10 +45,10 @@ BEST = {
 class Recorder:
     """Writes the files of one run; of several processes the main one, the others evaluate along.
 
-    `how` is what `auto` was taken for; `evaluations_left` counts those behind an iteration. Both
-    the raw and the EMA images are evaluated by those of `evaluation_models` that fit them; the
-    first decides which iteration is the best, per set, by `select`: a key of BEST. `best` holds
-    those accuracies, `evaluated` is the iteration of the last evaluation.
+    `how` is what `auto` was taken for; `evaluations_left` counts those behind an iteration. All
+    sets of the method are evaluated by those of `evaluation_models` that fit them; the first
+    decides which iteration is the best, per set, by `select`: a key of BEST. `best` holds those
+    accuracies, `evaluated` is the iteration of the last evaluation.
     """
 
     def __init__(
@@ -68,7 +68,8 @@ class Recorder:
         self.run, self.method, self.data, self.labels = run, method, data, labels
         self.identity = identity
         self.options, self.how, self.evaluations_left = options, how, evaluations_left
-        self.label_form = METHODS[options.method].label_form(options)
+        self.spec = METHODS[options.method]
+        self.label_form = self.spec.label_form(options)
         self.models, _ = fitting_models(
             options.evaluation_models,
             channels=data.channels,
@@ -180,7 +181,7 @@ class Recorder:
         self._latest.append((step.loss.item(), step.record))
         if len(self._latest) == STEPS_TO_LEARN:
             losses, records = zip(*self._latest, strict=True)
-            if complaint := METHODS[self.options.method].stalled(losses, records):
+            if complaint := self.spec.stalled(losses, records):
                 self.log.say(complaint)
             self._latest.clear()
 
@@ -209,7 +210,7 @@ class Recorder:
             return
         include_whitening = tag is not None
         tag = str(state.iteration) if tag is None else tag
-        images = state.images if set == "raw" else state.ema_images
+        images = _images(state, set)
         SyntheticSet(
             images=images,
             labels=self.labels,
@@ -228,21 +229,22 @@ class Recorder:
             soft_labels=state.soft_labels,
             label_form=self.label_form,
             step_lrs=state.learned.get("step_lrs"),
+            train_steps=self.spec.train_steps(self.method.state_dict()),
         ).save(self.run.distilled(tag), include_whitening=include_whitening)
         pixels = self.data.normalisation.inverse(images)
         save_grid(pixels, self.run.picture(tag), ipc=self.options.ipc)
 
     def save_last(self, state: OuterState) -> None:
-        self.save(state, "last")
-        self.save(state, "ema_last", set="ema")
+        for set in self.spec.sets:
+            self.save(state, _tag("last", set), set=set)
 
     def evaluate(self, state: OuterState) -> None:
-        """Train fresh networks on both sets, log their accuracies, keep the best of each set."""
+        """Train fresh networks on the sets, log their accuracies, keep the best of each set."""
         began = time.monotonic()
-        for set, images in (("raw", state.images), ("ema", state.ema_images)):
+        for set in self.spec.sets:
             for model in self.models:
                 accuracies = evaluate(
-                    images,
+                    _images(state, set),
                     self.labels if state.soft_labels is None else state.soft_labels,
                     self.data.test,
                     num_classes=self.data.num_classes,
@@ -268,7 +270,7 @@ class Recorder:
                 line = f"iteration {state.iteration:6}  {set:3}  {model:10} {accuracies}"
                 line += f"  held out {accuracies.val}" if accuracies.val else ""
                 if model == self.models[0] and self._is_best(set, accuracies):
-                    self.save(state, "best" if set == "raw" else "ema_best", set=set)
+                    self.save(state, _tag("best", set), set=set)
                     line += f"  {BEST[self.options.select]}"
                 self.log.say(line)
         self.evaluated = state.iteration
@@ -340,3 +342,13 @@ def _held_out_record(val: Accuracies | None) -> dict[str, Any]:
     if val is None:
         return {}
     return {"val_mean": val.mean, "val_std": val.std, "val_accs": list(val.accs)}
+
+
+def _images(state: OuterState, set: str) -> Tensor:
+    """Those of a set."""
+    return state.images if set == "raw" else state.ema_images
+
+
+def _tag(tag: str, set: str) -> str:
+    """The tag of a set's file."""
+    return tag if set == "raw" else f"{set}_{tag}"

@@ -8,13 +8,13 @@ from utils.config.fields import option
 from utils.core.errors import UserError
 from utils.methods.trajectory.lengths import DISTANCES, LENGTH_POLICIES
 from utils.methods.trajectory.starts import StartEpochs
-from utils.methods.unroll.options import StepsOptions
+from utils.methods.unroll.options import LabelOptions, StepsOptions
 
 _EXPERTS, _SET, _MATCHING, _FILES = "experts", "synthetic set", "trajectory matching", "files"
 
 
 @dataclass(frozen=True)
-class TrajectoryOptions(StepsOptions):
+class TrajectoryOptions(StepsOptions, LabelOptions):
     flat: bool = option(False, "experts trained by buffer.py --flat (FTD)", group=_EXPERTS)
     expert_epochs: int = option(
         2,
@@ -54,7 +54,6 @@ class TrajectoryOptions(StepsOptions):
         "learn what each image says of every class; it begins with the logits of the experts",
         group=_SET,
     )
-    lr_y: float = option(2.0, "learning rate of soft labels", group=_SET, minimum=0)
     mom_y: float = option(0.9, "momentum of soft labels", group=_SET, minimum=0, alias="Momentum_y")
     skip_above: float | None = option(
         None,

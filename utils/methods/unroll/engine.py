@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd import grad
 
 from utils.compute.batches import alike
-from utils.methods.unroll.optimisers import PLAIN_SGD, Optimiser, first_state, with_zeros
+from utils.compute.optimisers import PLAIN_SGD, Optimiser, first_state, with_zeros
 from utils.methods.unroll.problem import Problem, blocks
 from utils.methods.unroll.steps import Loss, Pieces, Steps, Sum, itself
 from utils.methods.unroll.stop import LAST_STEP, Stop

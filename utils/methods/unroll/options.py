@@ -1,5 +1,5 @@
-"""The flags of methods that unroll students: of all, of those with random batches, of those with
-a loss on real images at the end.
+"""The flags of methods that unroll students: of all, of those that learn rates or labels, of those
+with random batches, of those with a loss on real images at the end.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,18 @@ _SPEED = "speed and memory (the same result up to rounding)"
 
 
 @dataclass(frozen=True)
-class RateOptions:
+class UnrollOptions:
+    unroll: str = option(
+        "auto",
+        "constant-memory reverse sweep, or one autograd graph over all steps; same gradient",
+        group=_SPEED,
+        choices=("auto", "adjoint", "autograd"),
+        may_change=True,
+    )
+
+
+@dataclass(frozen=True)
+class RateOptions(UnrollOptions):
     lr_lr: float = option(
         1e-5, "learning rate of syn_lr, the students' rate", group=_SET, minimum=0, found=True
     )
@@ -23,17 +34,22 @@ class RateOptions:
         found="lr_lr",
     )
     lr_teacher: float = option(0.01, "initial syn_lr", group=_SET, above=0, found=True)
-    unroll: str = option(
-        "auto",
-        "constant-memory reverse sweep, or one autograd graph over all steps; same gradient",
-        group=_SPEED,
-        choices=("auto", "adjoint", "autograd"),
-        may_change=True,
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    lr_y: float = option(2.0, "learning rate of soft labels", group=_SET, minimum=0)
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    batch_syn: int | None = option(
+        None, "synthetic images per student step (default: all)", group=_STUDENTS, minimum=1
     )
 
 
 @dataclass(frozen=True)
-class StepsOptions(RateOptions):
+class StepsOptions(RateOptions, BatchOptions):
     syn_steps: int = option(
         50,
         "N_S, the most steps that a student takes",
@@ -41,9 +57,6 @@ class StepsOptions(RateOptions):
         minimum=1,
         maximum=100_000,
         found=True,
-    )
-    batch_syn: int | None = option(
-        None, "synthetic images per student step (default: all)", group=_STUDENTS, minimum=1
     )
     gradient: str = option(
         "exact",
@@ -54,10 +67,7 @@ class StepsOptions(RateOptions):
 
 
 @dataclass(frozen=True)
-class RealLossOptions(RateOptions):
-    students: int = option(
-        1, "networks that one outer step averages over", group=_STUDENTS, minimum=1, maximum=10_000
-    )
+class TargetOptions(UnrollOptions):
     batch_target: int = option(
         1024, "real images in the loss at the end", group=_STUDENTS, minimum=1
     )
@@ -66,4 +76,11 @@ class RealLossOptions(RateOptions):
         "learning rate of networks that train on the images, where none of theirs is learned",
         group=_STUDENTS,
         above=0,
+    )
+
+
+@dataclass(frozen=True)
+class RealLossOptions(RateOptions, TargetOptions):
+    students: int = option(
+        1, "networks that one outer step averages over", group=_STUDENTS, minimum=1, maximum=10_000
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import grad
 
 from utils.compute.execution import Execution, Function
-from utils.methods.unroll.optimisers import PLAIN_SGD, Optimiser, with_zeros
+from utils.compute.optimisers import PLAIN_SGD, Optimiser, with_zeros
 
 # (theta (P,), x (B, C, H, W), y (B, ...)) -> the scalar training loss, a mean over the batch
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -157,7 +157,7 @@ def _back(
         remembers = optimiser.vectors > 1
         g = _gradient_step(steps, pieces, state, x, y) if remembers else None
         back = optimiser.back(state, g, rate, time, lam)
-        # Compiled, theta must lie in memory as lam does: not as a part of the state.
+        # A part of a larger tensor is copied: the compiler cannot differentiate forward along it.
         theta = state[:, :size].clone() if remembers else state
         products = _adjoint_step(steps, pieces, theta, x, y, back.direction)
         # Behind its n a student may have diverged: its numbers are dropped, not multiplied.

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from utils.compute.execution import PLAIN, Execution
+from utils.compute.optimisers import PLAIN_SGD, Optimiser
 from utils.core import ranks
 from utils.core.errors import UserError
 from utils.methods.unroll.engine import Unrolled, unroll, unroll_by_autograd
-from utils.methods.unroll.optimisers import PLAIN_SGD, Optimiser
 from utils.methods.unroll.problem import Problem
 from utils.methods.unroll.steps import Loss, Steps, Sum, itself
 from utils.methods.unroll.stop import LAST_STEP, Stop
