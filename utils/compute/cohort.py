@@ -99,8 +99,15 @@ class Cohort:
                 for net in self.networks
             ]
         )
+        self._recipe, self._device = recipe, device
         self._steps = _training_steps(recipe, len(seeds), device)
         self._at_once = recipe.execution.calls_at_once
+
+    @property
+    def _plain_steps(self) -> Function:
+        """Steps on batches of a size that hardly comes again: none is compiled for it."""
+        plain = replace(self._recipe, execution=PLAIN)
+        return _training_steps(plain, len(self.networks), self._device)
 
     def state_dicts(self) -> list[dict[str, Tensor]]:
         """What each network's training goes on from: copies, on the CPU."""
@@ -127,19 +134,22 @@ class Cohort:
         batch_size: int,
         dsa_groups: tuple[str, ...] | None,
         generators: Sequence[torch.Generator],
+        seen: Tensor | None = None,
     ) -> Progress:
         """`epochs` passes by SGD over images (N, C, H, W), or (k, N, C, H, W) with different ones
-        for each network, and labels (N,), or (N, classes) of the recipe's form. Order and
-        augmentation of network j come from `generators[j]` (CPU). Every batch gets one draw of DSA
-        from `dsa_groups`, if there are any.
+        for each network, and labels (N,), or (N, classes) of the recipe's form; with `seen` (CPU)
+        over those of these numbers alone. Order and augmentation of network j come from
+        `generators[j]` (CPU). Every batch gets one draw of DSA from `dsa_groups`, if there are any.
         """
-        count, k, offset = len(labels), len(self.networks), 0
+        total, k, offset = len(labels), len(self.networks), 0
+        numbers = torch.arange(total) if seen is None else seen
+        count, usual = len(numbers), {min(batch_size, total), total % batch_size}
         if images.dim() == 5:
             images, labels = images.flatten(0, 1), torch.cat([labels] * k)
-            offset = count
+            offset = total
         plan = zip(
             *(
-                draw_batches(count, batch_size, dsa_groups, generator, first=j * offset)
+                draw_batches(numbers + j * offset, batch_size, dsa_groups, generator)
                 for j, generator in enumerate(generators)
             ),
             strict=True,
@@ -155,7 +165,8 @@ class Cohort:
             xs, ys = batches.images(images), batches.labels(labels)
             for chosen in alike([y.shape for y in ys], self._at_once):
                 here = slice(chosen.start, chosen.stop)
-                self._theta, self._velocity, self._statistics, losses, correct = self._steps(
+                steps = self._steps if ys[here.start].shape[1] in usual else self._plain_steps
+                self._theta, self._velocity, self._statistics, losses, correct = steps(
                     self._theta,
                     self._velocity,
                     self._statistics,
