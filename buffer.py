@@ -211,7 +211,8 @@ def trainer(
         dsa_groups=active_groups(dsa=options.dsa, strategy=options.dsa_strategy),
     )
     seen = None
-    if judges and options.by_difficulty:
+    if options.by_difficulty:
+        assert judges is not None
         train = data.require_train()
         difficulty = judges.difficulty(train, folder)
         seen = images_by_epoch(options.by_difficulty, difficulty, train.labels.cpu())
