@@ -7,7 +7,7 @@ Learning on a Data Diet", NeurIPS 2021.
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -46,7 +46,7 @@ class EasyFirstOptions:
     )
     all_from: int | None = option(
         None,
-        "epochs in which that share grows to all images (default: "
+        "first epoch, counted from 0, that sees all images; the share grows until then (default: "
         f"{ALL_FROM_ELSEWHERE} of {PUBLISHED_EPOCHS}, for CIFAR100 and Tiny 40)",
         group=GROUP,
         minimum=0,
@@ -79,7 +79,7 @@ class EasyFirstOptions:
 
 def easy_first_flags() -> tuple[str, ...]:
     """The names of the flags that mean something with --easy_first alone."""
-    return tuple(name for name in EasyFirstOptions.__dataclass_fields__ if name != "easy_first")
+    return tuple(field.name for field in fields(EasyFirstOptions) if field.name != "easy_first")
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class Judges:
 
     def __str__(self) -> str:
         experts = self.experts.experts
-        last = ", their last," if self.epoch == experts.epochs else ""
+        last = " (their last)" if self.epoch == experts.epochs else ""
         return f"{len(experts)} experts in {experts.folder} after epoch {self.epoch}{last}"
 
     def difficulty(self, train: Split, folder: Path) -> Tensor:
