@@ -144,7 +144,7 @@ def test_other_names_are_translated(capsys):
     assert str(options.by_difficulty).startswith("of each class the easiest 75% at first, all from")
     assert (options.easy_share, options.all_from, options.train_epochs) == (0.75, 20, 100)
     assert (options.drop_after, options.drop_easiest) == ([40, 60], [0.1, 0.2])
-    with pytest.raises(UserError, match=r"^--rm_epoch_first: give --rm_epoch_first and --rm_epoch_"):
+    with pytest.raises(UserError, match=r"^--rm_epoch_first: give --rm_epoch_first and --"):
         buffer.parse(["--rm_epoch_first", "3"])
     options = distill_att.parse("--min_start_epoch 5 --max_start_epoch 30".split()).options
     assert options.start_epochs == [5, 30]

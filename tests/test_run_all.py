@@ -298,7 +298,10 @@ def test_the_command_for_several_gpus_trains_the_experts(tmp_path):
     [
         (["--only", "CIFAR10/ipc2"], ["'CIFAR10/ipc2'", "CIFAR10/ipc10", "experts/Tiny"]),
         (["--only", ""], ["''", "CIFAR10/ipc1"]),
-        (["--only", "CIFAR10/ipc1/FTD"], ["'CIFAR10/ipc1/FTD'", "DATM, DD, DM, FTD, MTT, TESLA"]),
+        (
+            ["--only", "CIFAR10/ipc1/FTD"],
+            ["'CIFAR10/ipc1/FTD'", "DATM, DD, DM, FTD, MTT, PAD, TESLA"],
+        ),
         (["--onyl", "Tiny"], ["--onyl", "flags: --help, --only, --rivals, --dry-run, --smoke"]),
         (["Tiny"], ["Tiny", "--only"]),
         (["--list", "cells"], ["cells", "rows", "experts"]),
