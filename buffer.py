@@ -11,6 +11,7 @@ import utils.core.early  # noqa: F401 - hears signals from here on
 # isort: split
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from networks import elsewhere
 from utils.compute.cohort import Recipe
-from utils.compute.contract import check_known, check_repeatable
+from utils.compute.contract import check_batches, check_known, check_repeatable
 from utils.compute.device import compute_dtype, default_device, storage_dtype, use_device
 from utils.compute.execution import Execution
 from utils.config.resolve import Resolved, fixed_values, packaged_yaml, resolve
@@ -32,8 +33,9 @@ from utils.core.progress import progress_bar, time_left
 from utils.core.script import run_script
 from utils.data.augment import active_groups
 from utils.data.dataset import read_dataset
-from utils.data.identity import identity_of
+from utils.data.identity import DataIdentity, identity_of
 from utils.data.source import Source
+from utils.experts.easy_first import Judges, easy_first_flags, images_by_epoch
 from utils.experts.files import (
     Expert,
     check_images,
@@ -46,7 +48,7 @@ from utils.experts.files import (
 from utils.experts.kind import ExpertKind
 from utils.experts.unfinished import ExpertTraining, Schedule
 from utils.options import BufferOptions
-from utils.plan.experts import ExpertsCall
+from utils.plan.experts import ExpertsCall, ExpertsToMake
 from utils.plan.machine import Machine
 from utils.plan.room import check_room
 from utils.plan.sizes import DataSize, settle_images
@@ -76,6 +78,7 @@ def run(resolved: Resolved[BufferOptions]) -> Path:
     source = settle_images(resolved)
     options, size = resolved.options, DataSize.of(source)
     check_repeatable(options.model, **size.shape)
+    check_epochs(options, source)
     kind = ExpertKind.of(options)
     folder = kind.folder(options.buffer_path)
     check_writable(folder)
@@ -86,8 +89,13 @@ def run(resolved: Resolved[BufferOptions]) -> Path:
     in_files = {"experts_per_file": options.save_interval}
     missing = missing_experts(folder, numbers, **in_files) if ranks.is_main() else []
     missing = ranks.from_main(missing)
+    judges = open_judges(options, source, images) if missing and options.easy_first else None
     print(f"buffer.py -> {folder}\n{resolved.table(whole=options.dry_run)}")
     print(source.describe())
+    if options.by_difficulty:
+        print(f"--easy_first: {options.by_difficulty}")
+    if judges:
+        print(f"difficulty: mean EL2N of {judges}")
     print(f"{len(numbers) - len(missing)} of {len(numbers)} experts are in {folder}")
     machine = Machine.here(default_device())
     call = ExpertsCall.planned(options, size, missing, machine)
@@ -99,12 +107,12 @@ def run(resolved: Resolved[BufferOptions]) -> Path:
     ranks.barrier()  # nothing is written before everyone has looked
     if options.dry_run:
         return folder
-    settings = fixed_values(options)
+    settings = recorded_settings(options)
     if elsewhere.is_elsewhere(options.model):  # its code may change
         settings["parameters"] = call.plan.training.cost.parameters
     with lock_and_list_missing(folder, settings, numbers, **in_files, images=images) as missing:
         if missing:
-            train_missing(call, trainer(call, source, folder), folder, missing)
+            train_missing(call, trainer(call, source, folder, judges), folder, missing)
             print(f"{len(numbers)} experts of {options.train_epochs} epochs are in {folder}")
     print(f"next: {kind.command(options.buffer_path, 'distill_att.py')} --ipc 1")
     return folder
@@ -124,6 +132,14 @@ def check_flags(resolved: Resolved[BufferOptions]) -> None:
             print(f"--{name}: taken with --flat, for sharpness-aware steps (FTD)")
             resolved.set("flat", True, f"--{name}")
     options = resolved.options
+    for name in easy_first_flags():
+        if resolved.given_by_hand(name) and not options.easy_first:
+            raise UserError(f"--{name} is for --easy_first: add that, or leave --{name} out")
+    if plan := options.by_difficulty:
+        taken = {"all_from": plan.all_from, "drop_after": [after for after, _ in plan.drops]}
+        for name, value in taken.items():
+            if getattr(options, name) is None:
+                resolved.set(name, value, f"PAD's for {options.train_epochs} epochs")
     count = options.num_experts - options.first_expert
     if count <= 0 or options.first_expert % options.save_interval:
         raise UserError(
@@ -135,10 +151,43 @@ def check_flags(resolved: Resolved[BufferOptions]) -> None:
         raise UserError(f"{ranks.world()} processes are more than the {count} experts: start fewer")
 
 
+def check_epochs(options: BufferOptions, source: Source) -> None:
+    """UserError where an epoch that goes without some images has a batch that cannot be trained."""
+    if plan := options.by_difficulty:
+        sizes = Counter(map(int, source.labels["train"])).values()
+        shape = DataSize.of(source).shape
+        for images in set(plan.counts(options.train_epochs, [*sizes])):
+            check_batches(options.model, images, options.batch_train, **shape)
+
+
+def open_judges(options: BufferOptions, source: Source, images: DataIdentity) -> Judges:
+    """Open the ordinary experts that rank the images of experts trained easy-first."""
+    kind = ExpertKind.of(options).ordinary
+    number = options.el2n_experts
+    to_make = ExpertsToMake.of(kind, options.buffer_path, epochs=1, flags=f"--num_experts {number}")
+    return Judges.open(
+        source,
+        images,
+        kind,
+        options.buffer_path,
+        number=number,
+        epoch=options.el2n_epoch,
+        command=to_make.command,
+    )
+
+
+def recorded_settings(options: BufferOptions) -> dict[str, Any]:
+    """What experts.json says of experts; earlier versions knew none that are trained easy-first."""
+    unknown = () if options.easy_first else ("easy_first", *easy_first_flags())
+    return {name: value for name, value in fixed_values(options).items() if name not in unknown}
+
+
 def trainer(
-    call: ExpertsCall, source: Source, folder: Path
+    call: ExpertsCall, source: Source, folder: Path, judges: Judges | None = None
 ) -> Callable[[Sequence[int]], ExpertTraining]:
-    """Read the images; returns what begins, or continues, the training of experts by number."""
+    """Read the images, and rank them where there are `judges`; returns what begins, or continues,
+    the training of experts by number.
+    """
     options, device = call.options, default_device()
     data = read_dataset(source, zca=options.zca).to(device, storage_dtype(options.precision))
     recipe = Recipe(
@@ -161,7 +210,15 @@ def trainer(
         batch_size=options.batch_train,
         dsa_groups=active_groups(dsa=options.dsa, strategy=options.dsa_strategy),
     )
-    return partial(ExpertTraining, recipe, schedule, data=data, seed=options.seed, folder=folder)
+    seen = None
+    if options.by_difficulty:
+        assert judges is not None
+        train = data.require_train()
+        difficulty = judges.difficulty(train, folder)
+        seen = images_by_epoch(options.by_difficulty, difficulty, train.labels.cpu())
+    return partial(
+        ExpertTraining, recipe, schedule, data=data, seed=options.seed, folder=folder, seen=seen
+    )
 
 
 def train_missing(

@@ -118,7 +118,8 @@ def announce_experts(
     """
     print(f"no experts are complete in {experts.folder}; make them with: {experts.command}")
     least = least_epochs(resolved)
-    enough = f" ({least} would do: --train_epochs {least})" if least < experts.epochs else ""
+    would_do = least < experts.epochs and not experts.options.easy_first  # whose order is by length
+    enough = f" ({least} would do: --train_epochs {least})" if would_do else ""
     print(f"{len(experts)} experts of {experts.epochs} epochs{enough}")
     call = ExpertsCall.planned(experts.options, DataSize.of(source), experts.missing, machine)
     print(f"estimated: {call.time}")

@@ -192,6 +192,7 @@ def open_expert_features(
         model=distilled.model,
         data_path=options.data_path or config["data_path"],
         flat=config.get("flat", False),
+        easy_first=config.get("easy_first", False),
         val_fraction=source.val_fraction,
         fit=config.get("fit", "crop"),
         test_fraction=config.get("test_fraction", 0.0),

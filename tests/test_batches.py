@@ -30,7 +30,8 @@ def some_draws(
     seed: int = 0,
     first: int = 0,
 ) -> list[Draw]:
-    return list(islice(draw_batches(count, size, groups, generator(seed), first=first), steps))
+    numbers = torch.arange(first, first + count)
+    return list(islice(draw_batches(numbers, size, groups, generator(seed)), steps))
 
 
 def for_networks(k: int, steps: int, **keywords) -> list[list[Draw]]:

@@ -301,6 +301,11 @@ def test_a_damaged_file_is_not_replaced(tmp_path):
         ),
         ({"flat": True}, "CIFAR10_FLAT/ConvNetD3", "--data_path data --zca --flat"),
         (
+            {"flat": True, "easy_first": True},
+            "CIFAR10_FLAT_EASY_FIRST/ConvNetD3",
+            "--data_path data --zca --flat --easy_first",
+        ),
+        (
             {"zca": False, "flat": True, "val_fraction": 0.1},
             "CIFAR10_NO_ZCA_FLAT_VAL0.1/ConvNetD3",
             "--data_path data --val_fraction 0.1 --flat",
@@ -346,6 +351,7 @@ def test_each_kind_has_a_folder_and_a_command_that_is_named_where_it_is_empty(
         (["CIFAR10/MLP"], "model", None),
         # another data set is never taken, nor other training
         (["CIFAR10_FLAT/ConvNetD3", "CIFAR10_VAL0.1/ConvNetD3"], "", None),
+        (["CIFAR10_FLAT/ConvNetD3", "CIFAR10_EASY_FIRST/ConvNetD3"], "", None),
         (["CIFAR100/ConvNetD3"], "", None),
     ],
 )

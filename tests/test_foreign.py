@@ -19,6 +19,10 @@ MTT_IMAGENET = f"{MTT} --dataset=ImageNet --model=ConvNetD5 --ipc=1 --expert_epo
 MTT_IMAGENET += "--max_start_epoch=10 --lr_lr=1e-06"
 FTD = "--expert_epochs=2 --zca --lr_lr=1e-05 --ema_decay=0.9995 --Iteration=5000 --ipc=10"
 ATT = "--lr_teacher=1e-2 --buffer_path=buffer --data_path=data"
+PAD = (
+    "--sort_method=CIFAR10_GraNd --init_ratio=0.75 --add_end_epoch=20 --rm_epoch_first=40 "
+    "--rm_epoch_second=60 --rm_easy_ratio_first=0.1 --rm_easy_ratio_second=0.2"
+)
 EXPERTS = "--train_epochs=50 --num_experts=100"
 DATM = "--train_epochs=100 --num_experts=100 --zca --alpha=0.3 --lr_teacher=0.01 --mom=0."
 PUBLISHED = {
@@ -29,6 +33,7 @@ PUBLISHED = {
         f"--dataset=CIFAR10 --model=ConvNet {EXPERTS} --zca",
         "--dataset=ImageNet --model=ConvNetD4 --train_epochs=50 --num_experts=50",
         f"--dataset=CIFAR10 --model=ConvNet {DATM} --batch_train=256 --rho_max=0.01 --rho_min=0.01",
+        f"--dataset=CIFAR10 --model=ConvNet {DATM} --rho_max=0.01 --rho_min=0.01 {PAD}",
         f"--dataset=CIFAR10 --model=ConvNetD3 {EXPERTS} --zca --data_path=data",
         f"--dataset=Tiny --model=ConvNetD4 {EXPERTS} --data_path=data --buffer_path=buffer",
         f"--dataset=ImageNet --subset=imagenette --model=ConvNetD5 {EXPERTS} "
@@ -135,6 +140,12 @@ def test_other_names_are_translated(capsys):
     options = buffer.parse("--rho_max=0.05 --rho_min=0.05".split()).options
     assert (options.flat, options.rho) == (True, 0.05)
     assert "--rho_max: taken as --flat true --rho 0.05" in capsys.readouterr().out
+    options = buffer.parse(PAD.split()).options
+    assert str(options.by_difficulty).startswith("of each class the easiest 75% at first, all from")
+    assert (options.easy_share, options.all_from, options.train_epochs) == (0.75, 20, 100)
+    assert (options.drop_after, options.drop_easiest) == ([40, 60], [0.1, 0.2])
+    with pytest.raises(UserError, match=r"^--rm_epoch_first: give --rm_epoch_first and --"):
+        buffer.parse(["--rm_epoch_first", "3"])
     options = distill_att.parse("--min_start_epoch 5 --max_start_epoch 30".split()).options
     assert options.start_epochs == [5, 30]
     assert evaluation.parse(["--dsa_strategy", "none"]).dsa is False

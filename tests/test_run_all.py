@@ -17,6 +17,7 @@ import forking
 import pytest
 import torch
 
+import buffer
 from scripts.plan import __main__ as plan
 from scripts.plan import cells as planned
 from scripts.plan import devices
@@ -105,6 +106,12 @@ def test_rivals_have_rows_when_they_are_asked_for():
     own, _ = chosen()
     assert own.items() < experts.items()
     late = experts["experts/CIFAR100_FLAT/ConvNetD3"]  # DATM's
+    ranked = experts["experts/CIFAR100_FLAT_EASY_FIRST/ConvNetD3"]  # PAD's, by ten of those
+    few, whole = (buffer.parse(shlex.split(each)[1:]).options for each in ranked.commands)
+    assert (few.flat, few.easy_first, few.num_experts, few.train_epochs) == (True, False, 10, 71)
+    assert (whole.flat, whole.easy_first, whole.num_experts) == (True, True, 100)
+    assert (whole.train_epochs, whole.all_from) == (100, None)
+    assert ranked.estimate.hours > late.estimate.hours * (0.1 + 100 / 71 * 0.8)
     assert "--train_epochs 71" in late.commands[0]
 
 
@@ -129,7 +136,11 @@ TINY, IMAGENETTE = "experts/Tiny/ConvNetD4", "experts/ImageNet/imagenette/128/Co
         ("experts/CIFAR100_NO_ZCA", "", "experts/CIFAR100_NO_ZCA/ConvNetD3"),
         ("experts/tiny CIFAR10/ipc1", "CIFAR10/ipc1", f"{CIFAR10} {TINY}"),
         # What ATT does not have is a rival's.
-        ("Tiny/ipc50", "Tiny/ipc50/datm Tiny/ipc50/mtt", f"{TINY} experts/Tiny_ZCA_FLAT/ConvNetD4"),
+        (
+            "Tiny/ipc50",
+            "Tiny/ipc50/datm Tiny/ipc50/mtt Tiny/ipc50/pad",
+            f"{TINY} experts/Tiny_ZCA_FLAT/ConvNetD4 experts/Tiny_ZCA_FLAT_EASY_FIRST/ConvNetD4",
+        ),
         ("FTD", "CIFAR10/ipc10/ftd CIFAR100/ipc10/ftd", f"{FLAT.format(10)} {FLAT.format(100)}"),
         ("CIFAR10/ipc10/ftd", "CIFAR10/ipc10/ftd", FLAT.format(10)),
         ("CIFAR10/ipc1/DM", "CIFAR10/ipc1/dm", ""),
@@ -148,7 +159,7 @@ def test_a_part_of_names_selects_all_that_have_it():
     assert all(name.endswith("/ipc1") or name == "CIFAR10/ipc10" for name in rows)
     assert len(experts) == 3 + 6  # no rows without ZCA among them
     _, rows = chosen("CIFAR10/ipc10", rivals=True)
-    methods = ("", "/datm", "/dd", "/dm", "/ftd", "/ld", "/mtt")
+    methods = ("", "/datm", "/dd", "/dm", "/ftd", "/ld", "/mtt", "/pad")
     assert list(rows) == [f"CIFAR10/ipc10{m}" for m in methods]
 
 
@@ -191,13 +202,19 @@ def test_rivals_run_in_miniature_too():
     assert "--start_epochs 0 1" in command
     assert "--max_start_epoch" not in command
     assert list(experts) == ["experts/digits_ZCA_FLAT/ConvNetD1"]
+    experts, _ = chosen("CIFAR10/ipc10/pad", smoke=True)
+    (cell,) = experts.values()
+    assert cell.name == "experts/digits_ZCA_FLAT_EASY_FIRST/ConvNetD1"
+    ends = [command.split("--flat ")[1] for command in cell.commands]
+    few = "--num_experts 2 --train_epochs 2"
+    assert ends == [few, f"--easy_first {few} --el2n_experts 2"]
 
 
 @pytest.mark.parametrize(
     ("table", "rows", "rivals"),
     [
         (1, r"CIFAR10/ipc[15]0", 10),
-        (2, r"(CIFAR10|CIFAR100|Tiny)/.*", 35),
+        (2, r"(CIFAR10|CIFAR100|Tiny)/.*", 44),
         (3, r"ImageNet/image(nette|woof|fruit|meow)/.*", 8),
     ],
 )
@@ -280,7 +297,10 @@ def test_the_command_for_several_gpus_trains_the_experts(tmp_path):
     [
         (["--only", "CIFAR10/ipc2"], ["'CIFAR10/ipc2'", "CIFAR10/ipc10", "experts/Tiny"]),
         (["--only", ""], ["''", "CIFAR10/ipc1"]),
-        (["--only", "CIFAR10/ipc1/FTD"], ["'CIFAR10/ipc1/FTD'", "DATM, DD, DM, FTD, LD, MTT"]),
+        (
+            ["--only", "CIFAR10/ipc1/FTD"],
+            ["'CIFAR10/ipc1/FTD'", "DATM, DD, DM, FTD, LD, MTT, PAD, TESLA"],
+        ),
         (["--onyl", "Tiny"], ["--onyl", "flags: --help, --only, --rivals, --dry-run, --smoke"]),
         (["Tiny"], ["Tiny", "--only"]),
         (["--list", "cells"], ["cells", "rows", "experts"]),

@@ -12,6 +12,7 @@ from utils.data.augment import DSA_STRATEGY, parse_strategy
 from utils.data.dataset import DATASETS
 from utils.data.decode import FITS
 from utils.data.imagenet_subsets import IMAGENET_SUBSETS
+from utils.experts.easy_first import PUBLISHED_EPOCHS, EasyFirst, EasyFirstOptions
 from utils.measure.selection import SELECTIONS
 from utils.methods.registry import DEFAULT_METHOD, METHODS, MethodOptions
 
@@ -118,7 +119,7 @@ class RoomOptions:
 
 
 @dataclass(frozen=True)
-class BufferOptions(RoomOptions, ExecutionOptions, DsaOptions, DataOptions):
+class BufferOptions(EasyFirstOptions, RoomOptions, ExecutionOptions, DsaOptions, DataOptions):
     model: str = option(
         "ConvNet", f"network of the experts: {_MODELS}", group=_EXPERTS, check=check_name
     )
@@ -158,9 +159,29 @@ class BufferOptions(RoomOptions, ExecutionOptions, DsaOptions, DataOptions):
     )
     save_interval: int = option(10, "experts in one buffer file", group=_FILES, minimum=1)
 
+    @staticmethod
+    def presets(known: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+        """What experts trained easy-first have instead of the common defaults."""
+        epochs = {"train_epochs": PUBLISHED_EPOCHS} if known.get("easy_first") else {}
+        return "--easy_first", epochs
+
     @property
     def sharpness(self) -> Sharpness | None:
         return Sharpness(self.rho, self.alpha) if self.flat else None
+
+    @property
+    def by_difficulty(self) -> EasyFirst | None:
+        """Which images the epochs see; None for all. UserError where the flags contradict."""
+        if not self.easy_first:
+            return None
+        return EasyFirst.of(
+            dataset=self.dataset,
+            train_epochs=self.train_epochs,
+            share=self.easy_share,
+            all_from=self.all_from,
+            drop_after=self.drop_after,
+            drop_easiest=self.drop_easiest,
+        )
 
 
 @dataclass(frozen=True)

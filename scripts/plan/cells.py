@@ -6,7 +6,7 @@ refused before any work, and estimates are of what will be run.
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,7 @@ def experts_cells(rows: Sequence[Cell], settings: Settings) -> list[Cell]:
     for options in (cell.options[0] for cell in rows if cell.needs):
         kind = ExpertKind.of(options)
         epochs[kind] = max(options.last_epoch, epochs.get(kind, 0))
-    return [experts_cell(kind, number, settings) for kind, number in epochs.items()]
+    return [experts_cell(kind, epochs, settings) for kind in epochs]
 
 
 def table_rows(*, one_subset: bool = False, rivals: bool = False) -> list[Row]:
@@ -294,22 +294,40 @@ def evaluation_flags(options: DistillOptions, settings: Settings) -> list[list[s
     return [raw, ema] if "ema" in METHODS[options.method].sets and not settings.smoke else [raw]
 
 
-def experts_cell(kind: ExpertKind, epochs: int, settings: Settings) -> Cell:
-    """Of experts that are at least `epochs` epochs long."""
-    experts = ExpertsToMake.of(
-        kind, settings.buffer_path, epochs=epochs, flags=SMOKE_EXPERTS if settings.smoke else ""
-    )
-    options = experts.options
+def experts_cell(kind: ExpertKind, epochs: Mapping[ExpertKind, int], settings: Settings) -> Cell:
+    """Of experts of `kind`; each kind of a plan is at least as long as `epochs` says.
+
+    Experts trained easy-first need some of the ordinary ones, which another cell may want, too:
+    whoever comes later finds them there.
+    """
+
+    def to_make(kind: ExpertKind, flags: str) -> ExpertsToMake:
+        least = epochs.get(kind, 1)
+        return ExpertsToMake.of(kind, settings.buffer_path, epochs=least, flags=flags)
+
+    calls = [experts := to_make(kind, smoke_experts(kind) if settings.smoke else "")]
+    text = f"{len(experts)} experts of {experts.epochs} epochs"
+    if kind.easy_first:
+        number = experts.options.el2n_experts
+        few = SMOKE_EXPERTS if settings.smoke else f"--num_experts {number}"
+        calls.insert(0, to_make(kind.ordinary, few))
+        text += f", and {number} that rank the images"
+    estimates = [experts_estimate(call.options, res=kind.res) for call in calls]
     return Cell(
         experts_name(kind),
-        f"{len(experts)} experts of {experts.epochs} epochs",
-        (experts.command.removeprefix("python "),),
-        experts_estimate(options, res=kind.res),
-        options=(options,),
+        text,
+        tuple(call.command.removeprefix("python ") for call in calls),
+        Estimate.of_all(estimates),
+        options=tuple(call.options for call in calls),
         outputs=(experts.folder,),
         inputs=(Path(settings.data_path),),
         is_experts=True,
     )
+
+
+def smoke_experts(kind: ExpertKind) -> str:
+    """The flags of experts in miniature."""
+    return SMOKE_EXPERTS + (" --el2n_experts 2" if kind.easy_first else "")
 
 
 def experts_name(kind: ExpertKind) -> str:

@@ -1,5 +1,6 @@
 """What a cell of the plan takes on one A100 (time, memory, disk), as the scripts estimate it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from networks import CROSS_ARCHITECTURE
@@ -32,6 +33,15 @@ class Estimate:
     @classmethod
     def of(cls, *, seconds: float, memory: int, disk: int) -> "Estimate":
         return cls(seconds / 3600, memory / 1e9, disk / 1e9)
+
+    @classmethod
+    def of_all(cls, calls: Sequence["Estimate"]) -> "Estimate":
+        """Of calls that follow one another."""
+        return cls(
+            hours=sum(each.hours for each in calls),
+            memory=max(each.memory for each in calls),
+            disk=sum(each.disk for each in calls),
+        )
 
 
 def size_of(dataset: str, res: int | None = None) -> DataSize:

@@ -16,6 +16,7 @@ from networks import CROSS_ARCHITECTURE, canonical_name
 from scripts.plan.cells import RUN_NAME, Settings, make_cells
 from scripts.results.evaluations import COLUMNS, measured
 from scripts.results.runs import EXPERT_SETTINGS, Run, comparable, option_settings
+from utils.experts.easy_first import PUBLISHED_EPOCHS
 from utils.methods.registry import own_flags, title
 from utils.options import BufferOptions, DistillOptions, EvaluationOptions
 
@@ -39,7 +40,8 @@ DIGITS = {"mean": 4, "std": 4, "difference": 4, "gpu_hours": 2, "expert_gpu_hour
 # Settings that columns of the list of all runs show, or the method's name does.
 IN_COLUMNS = {
     *("dataset", "subset", "res", "ipc", "model", "syn_steps", "expert_epochs", "Iteration"),
-    *("method", "length", "flat", "gradient", "select", "experts' number", "experts' epochs"),
+    *("method", "length", "flat", "easy_first", "gradient", "select"),
+    *("experts' number", "experts' epochs"),
 }
 FREE = ("seed", "select")  # every run may choose its seed; `select` has a column of its own
 # Of a group of runs, beside the images and the method.
@@ -280,7 +282,8 @@ def _expert_differences(run: Run, row: DistillOptions) -> list[str]:
         return ["experts that are not on record"]
     found = []
     number, epochs = run.experts.get("number"), run.experts.get("epochs")
-    needed = max(BufferOptions.train_epochs, row.last_epoch)
+    usual_epochs = PUBLISHED_EPOCHS if row.easy_first else BufferOptions.train_epochs
+    needed = max(usual_epochs, row.last_epoch)
     if number != BufferOptions.num_experts:
         found.append(f"{number} experts instead of {BufferOptions.num_experts}")
     if not isinstance(epochs, int) or epochs < needed:
@@ -334,8 +337,9 @@ def _shown_settings(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
 def _experts(run: Run) -> str:
     if run.experts is None:
         return "not on record"
-    flat = " flat" if run.options.flat else ""
-    return f"{run.experts.get('number')}{flat} of {run.experts.get('epochs')} epochs"
+    marks = {" flat": run.options.flat, " easy-first": run.options.easy_first}
+    kind = "".join(mark for mark, is_so in marks.items() if is_so)
+    return f"{run.experts.get('number')}{kind} of {run.experts.get('epochs')} epochs"
 
 
 def _also(run: Run, groups: Sequence[Group]) -> list[str]:

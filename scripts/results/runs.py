@@ -32,7 +32,10 @@ NEEDED = tuple(
     "dataset model ipc lr_img lr_lr syn_steps expert_epochs length Iteration seed".split()
 )
 # How experts are trained, as far as the settings of the run that uses them do not say it.
-EXPERT_SETTINGS = tuple("batch_train lr_teacher mom l2 decay dsa dsa_strategy rho alpha".split())
+EXPERT_SETTINGS = tuple(
+    "batch_train lr_teacher mom l2 decay dsa dsa_strategy rho alpha easy_share el2n_experts "
+    "el2n_epoch".split()
+)
 
 
 @dataclass(frozen=True, eq=False)

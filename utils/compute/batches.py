@@ -41,23 +41,22 @@ class Draw:
 
 
 def draw_batches(
-    count: int,
+    numbers: Tensor,
     size: int,
     dsa_groups: tuple[str, ...] | None,
     generator: torch.Generator,
-    *,
-    first: int = 0,
 ) -> Iterator[Draw]:
-    """Endless passes over first ... first + count - 1 in random order, `size` at a time; the last
-    of a pass may be short. Every batch gets one draw of DSA from `dsa_groups`; None leaves them as
+    """Endless passes over the images `numbers` (N,) in random order, `size` at a time; the last of
+    a pass may be short. Every batch gets one draw of DSA from `dsa_groups`; None leaves them as
     they are.
     """
     while True:
-        for indices in torch.randperm(count, generator=generator).split(size):
+        order = torch.randperm(len(numbers), generator=generator)
+        for indices in numbers[order].split(size):
             augmentation = None
             if dsa_groups is not None:
                 augmentation = augment.draw(dsa_groups, len(indices), generator)
-            yield Draw(first + indices, augmentation)
+            yield Draw(indices, augmentation)
 
 
 def steps_per_block(image: Tensor, images_per_step: int) -> int:

@@ -1,7 +1,7 @@
 """Train networks on images that lie on their device, several together, and measure them."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -104,8 +104,15 @@ class Cohort:
                 for net in self.networks
             ]
         )
+        self._recipe, self._device = recipe, device
         self._steps = _training_steps(recipe, len(seeds), device)
         self._at_once = recipe.execution.calls_at_once
+
+    @property
+    def _plain_steps(self) -> Function:
+        """Steps on batches of a size that hardly comes again: none is compiled for it."""
+        plain = replace(self._recipe, execution=PLAIN)
+        return _training_steps(plain, len(self.networks), self._device)
 
     def state_dicts(self) -> list[dict[str, Tensor]]:
         """What each network's training goes on from: copies, on the CPU."""
@@ -132,23 +139,25 @@ class Cohort:
         batch_size: int,
         dsa_groups: tuple[str, ...] | None,
         generators: Sequence[torch.Generator],
+        seen: Tensor | None = None,
     ) -> Progress:
         """`epochs` passes by SGD over images (N, C, H, W), or (k, N, C, H, W) with different ones
-        for each network, and labels (N,), or (N, classes) of the recipe's form. Order and
-        augmentation of network j come from `generators[j]` (CPU). Every batch gets one draw of DSA
-        from `dsa_groups`, if there are any.
+        for each network, and labels (N,), or (N, classes) of the recipe's form; with `seen` (CPU)
+        over those of these numbers alone. Order and augmentation of network j come from
+        `generators[j]` (CPU). Every batch gets one draw of DSA from `dsa_groups`, if there are any.
         """
-        count, k, offset = len(labels), len(self.networks), 0
+        total, k, offset = len(labels), len(self.networks), 0
+        numbers = torch.arange(total) if seen is None else seen
+        count, usual = len(numbers), {min(batch_size, total), total % batch_size}
         if images.dim() == 5:
             images, labels = images.flatten(0, 1), torch.cat([labels] * k)
-            offset = count
+            offset = total
         plans = [
-            draw_batches(count, batch_size, dsa_groups, generator, first=j * offset)
+            draw_batches(numbers + j * offset, batch_size, dsa_groups, generator)
             for j, generator in enumerate(generators)
         ]
-        losses, correct = self.train_on(
-            images, labels, plans, steps=epochs * -(-count // batch_size), lr=lr
-        )
+        steps = epochs * -(-count // batch_size)
+        losses, correct = self.train_on(images, labels, plans, steps=steps, lr=lr, usual=usual)
         return Progress(losses / (epochs * count), correct / (epochs * count))
 
     def train_on(
@@ -159,10 +168,12 @@ class Cohort:
         *,
         steps: int,
         lr: float,
+        usual: Collection[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Take `steps` steps on images (N, C, H, W) and labels (N, ...), network j on the batches
-        of `plans[j]`, which at one step are of one size. Returns the sums of losses and of right
-        answers over the images seen, (k,) each.
+        of `plans[j]`, which at one step are of one size; steps on batches of other than `usual`
+        sizes are not compiled. Returns the sums of losses and of right answers over the images
+        seen, (k,) each.
         """
         k, left, drawn = len(self.networks), steps, zip(*plans, strict=True)
         first = next(drawn)
@@ -178,7 +189,9 @@ class Cohort:
             xs, ys = batches.images(images), batches.labels(labels)
             for chosen in alike([y.shape for y in ys], self._at_once):
                 here = slice(chosen.start, chosen.stop)
-                self._theta, self._velocity, self._statistics, losses, correct = self._steps(
+                is_usual = usual is None or ys[here.start].shape[1] in usual
+                step = self._steps if is_usual else self._plain_steps
+                self._theta, self._velocity, self._statistics, losses, correct = step(
                     self._theta,
                     self._velocity,
                     self._statistics,

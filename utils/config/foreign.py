@@ -1,4 +1,4 @@
-"""Flags of other codes (MTT, FTD, TESLA, DATM, ATT) that the scripts here do not have.
+"""Flags of other codes (MTT, FTD, TESLA, DATM, PAD, ATT) that the scripts here do not have.
 
 Their published command lines are pasted: what has no effect here is taken with a line, what has
 another name is translated, and what belongs to a feature that is not here is refused by name. The
@@ -48,6 +48,21 @@ def _rho(name: str, given: Written) -> Written:
     return {"flat": ["true"], "rho": given[name]}
 
 
+def _easy_first(flag: str) -> Translated:
+    """A setting of PAD's experts, which has no other here."""
+    return Translated(lambda name, given: {"easy_first": ["true"], flag: given[name]})
+
+
+def _drops(name: str, given: Written) -> Written:
+    """PAD's two epochs, or two shares, are one list here."""
+    stem = name.removesuffix("_first").removesuffix("_second")
+    both = [f"{stem}_first", f"{stem}_second"]
+    if not given.keys() >= {*both}:
+        raise ValueError(f"give --{both[0]} and --{both[1]}")
+    flag = {"rm_epoch": "drop_after", "rm_easy_ratio": "drop_easiest"}[stem]
+    return {"easy_first": ["true"], flag: [value for each in both for value in given[each]]}
+
+
 def _start_epochs(name: str, given: Written) -> Written:
     if "max_start_epoch" not in given:
         raise ValueError("give --max_start_epoch too: both are --start_epochs FROM TO here")
@@ -95,6 +110,15 @@ FOREIGN: Mapping[str, NoEffect | NotHere | Translated] = {
     "record_loss": NoEffect("every loss is logged"),
     "project": NoEffect("runs at Weights & Biases are in the project att"),
     "device": NoEffect("--device or CUDA_VISIBLE_DEVICES chooses the GPU"),
+    # PAD: experts trained easy-first
+    "sort_method": NoEffect("--easy_first ranks images by the EL2N of experts"),
+    "init_ratio": _easy_first("easy_share"),
+    "add_end_epoch": _easy_first("all_from"),
+    "rm_epoch_first": Translated(_drops),
+    "rm_epoch_second": Translated(_drops),
+    "rm_easy_ratio_first": Translated(_drops),
+    "rm_easy_ratio_second": Translated(_drops),
+    "loss_ratio": NoEffect("--depth_ratio is the filter of parameters"),
     # Their evaluation
     "data_dir": _THREE_FILES,
     "label_dir": _THREE_FILES,

@@ -252,7 +252,7 @@ def _help(field: dataclasses.Field) -> str:
     default = "the row's, or found on the data" if field.metadata["found"] is True else default
     if default is None or "(default: " in text:
         return text + shown
-    value = " ".join(default) if isinstance(default, list) else default
+    value = " ".join(map(str, default)) if isinstance(default, list) else default
     return f"{text}{shown} (default: {value})"
 
 

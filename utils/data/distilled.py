@@ -236,6 +236,7 @@ _OPTIONAL = {
     ),
     "config.buffer_path": _TEXT,
     "config.flat": _BOOL,
+    "config.easy_first": _BOOL,
     "config.val_fraction": _FRACTION,
     "config.test_fraction": _FRACTION,
     "config.fit": _Form("a known fit", lambda v: _TEXT.fits(v) and v in FITS),

@@ -37,10 +37,11 @@ class ExpertFeatures:
         *,
         most: int,
         skip_bad: bool,
+        command: str | None = None,
     ) -> "ExpertFeatures":
         """Open at most `most` experts of exactly this `kind`, trained on `images`.
 
-        UserError where there are none names the command that makes them.
+        NoExperts where there are none names the `command` that makes them.
         """
         _, experts = open_experts(
             kind,
@@ -50,6 +51,7 @@ class ExpertFeatures:
             num_classes=len(source.class_names),
             model_fixed=True,
             zca_fixed=True,
+            command=command,
             max_experts=most,
             skip_bad=skip_bad,
         )
@@ -97,9 +99,11 @@ class ExpertFeatures:
         logits = self.logits(expert, split.images)
         return F.cross_entropy(logits, split.labels, reduction="none")[:, None]
 
-    def logits(self, expert: int, images: Tensor) -> Tensor:
-        """Compute what `expert` says of images (N, C, H, W) after its last epoch: (N, classes)."""
-        return self._logits(expert, self.experts.epochs, images)
+    def logits(self, expert: int, images: Tensor, *, epoch: int | None = None) -> Tensor:
+        """Compute what `expert` says of images (N, C, H, W) after `epoch` epochs, by default its
+        last: (N, classes).
+        """
+        return self._logits(expert, self.experts.epochs if epoch is None else epoch, images)
 
     def _answers(self, expert: int, epoch: int, images: Tensor) -> Tensor:
         """Predict the labels (N,) by `expert` after `epoch` epochs."""

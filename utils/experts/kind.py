@@ -26,6 +26,7 @@ class ExpertKind:
     model: str
     data_path: str
     flat: bool = False
+    easy_first: bool = False
     val_fraction: float = 0.0
     fit: str = "crop"
     test_fraction: float = 0.0
@@ -36,19 +37,25 @@ class ExpertKind:
         values = {field.name: getattr(options, field.name) for field in fields(cls)}
         return cls(**values | {"res": side_of(options.dataset, options.res)})
 
+    @property
+    def ordinary(self) -> "ExpertKind":
+        """The same trained on all images in every epoch."""
+        return replace(self, easy_first=False)
+
     def folder(self, buffer_path: str) -> Path:
         """The field's folder of these experts.
 
         `_NO_ZCA` marks CIFAR without whitening, as in the field; data sets that the field does not
-        whiten get `_ZCA` when they are. `_FLAT` marks sharpness-aware steps, `_VAL<fraction>`
-        experts that have not seen the images held out; so do `_TEST<fraction>`, and `_PAD` and
-        `_SQUEEZE` for other pixels.
+        whiten get `_ZCA` when they are. `_FLAT` marks sharpness-aware steps, `_EASY_FIRST` easy
+        images first, `_VAL<fraction>` experts that have not seen the images held out; so do
+        `_TEST<fraction>`, and `_PAD` and `_SQUEEZE` for other pixels.
         """
         whitened_in_the_field = self.dataset in ("CIFAR10", "CIFAR100")
         marks = {
             "_NO_ZCA": whitened_in_the_field and not self.zca,
             "_ZCA": not whitened_in_the_field and self.zca,
             "_FLAT": self.flat,
+            "_EASY_FIRST": self.easy_first,
             f"_VAL{self.val_fraction}": self.val_fraction > 0,
             f"_TEST{self.test_fraction}": self.test_fraction > 0,
             f"_{self.fit.upper()}": self.fit != "crop",
@@ -84,7 +91,7 @@ class ExpertKind:
             for name, value in flags.items()
             if value is not None
         ]
-        switches = {"--zca": self.zca, "--flat": self.flat}
+        switches = {"--zca": self.zca, "--flat": self.flat, "--easy_first": self.easy_first}
         given += [switch for switch, is_on in switches.items() if is_on]
         return " ".join([f"python {script}", *given])
 
@@ -121,10 +128,14 @@ def find_experts(
             f"no buffer file is complete in {folder} yet, where {len(kept)} experts are begun or "
             f"finished; wait for buffer.py, or go on with: {command}"
         )
-    others_there = replace(kind, flat=not kind.flat).folder(buffer_path)
     found = ""
-    if buffer_files(others_there):
-        found = f", but in {others_there}, for --{'no_' * kind.flat}flat"
+    variants = {
+        f"--{'no_' * kind.flat}flat": replace(kind, flat=not kind.flat),
+        f"--{'no_' * kind.easy_first}easy_first": replace(kind, easy_first=not kind.easy_first),
+    }
+    for flag, other in variants.items():
+        if buffer_files(there := other.folder(buffer_path)):
+            found += f", but in {there}, for {flag}"
     raise NoExperts(f"no expert buffers in {folder}{found}; make them with: {command}")
 
 

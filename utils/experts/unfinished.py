@@ -5,7 +5,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ class ExpertTraining:
     """The experts `numbers`, trained together, each exactly as it would be trained alone.
 
     They continue from their files in `folder`, if there are any. Expert i depends on `seed` and i
-    alone.
+    alone. `seen` gives the numbers of the images that an epoch sees; without it, all of them.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class ExpertTraining:
         *,
         seed: int,
         folder: Path,
+        seen: Callable[[int], Tensor] | None = None,
     ) -> None:
         self.numbers = list(numbers)
         self._train, self._test = data.require_train(), data.test
@@ -99,7 +100,7 @@ class ExpertTraining:
         )
         self._generators = [stream(seed, "expert", number, "minibatch") for number in numbers]
         self._schedule = schedule
-        self._folder = folder
+        self._folder, self._seen = folder, seen
         self._state = self._snapshot([[] for _ in numbers])
         self._resume()
         self._saved_epoch, self._saved_at = self.epochs, time.monotonic()
@@ -135,6 +136,7 @@ class ExpertTraining:
                 batch_size=self._schedule.batch_size,
                 dsa_groups=self._schedule.dsa_groups,
                 generators=self._generators,
+                seen=None if self._seen is None else self._seen(self.epochs),
             )
         for number, loss in zip(self.numbers, trained.losses.tolist(), strict=True):
             if not math.isfinite(loss):

@@ -1,6 +1,7 @@
 """How many images of what size a call works on, and what trainings that makes."""
 
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from utils.compute.cohort import images_per_test_batch
@@ -76,6 +77,9 @@ class DataSize:
         training = self.training(
             options.model, self.train, batch=options.batch_train, epochs=options.train_epochs
         )
+        if options.by_difficulty is not None:  # of an epoch, on average
+            seen = options.by_difficulty.counts(options.train_epochs, [self.train])
+            training = replace(training, images=round(fmean(seen)))
         return replace(training, flat=options.flat)
 
     def evaluation_trainings(self, options: DistillOptions) -> list[Training]:

@@ -94,8 +94,8 @@ def _check(options: Any, by_hand: Callable[[str], bool]) -> None:
 def _check_datm(options: Any, by_hand: Callable[[str], bool]) -> None:
     if options.start_epochs is None:
         raise UserError(
-            "--method datm draws start epochs from a range of its own: give --start_epochs FROM "
-            "TO, or a --config with them"
+            f"--method {options.method} draws start epochs from a range of its own: give "
+            "--start_epochs FROM TO, or a --config with them"
         )
     _check(options, by_hand)
 
@@ -136,6 +136,14 @@ def _relative(summary: str, check: Any = _check, **presets: Any) -> MethodSpec:
     )
 
 
+DATM: Mapping[str, Any] = {
+    "length": "fixed",
+    "flat": True,
+    "soft_labels": True,
+    "pix_init": "samples_predicted_correctly",
+    "skip_above": 1.0,
+}
+
 FAMILY: Mapping[str, MethodSpec] = {
     "att": _relative("match the student at its step nearest to the expert's target"),
     "mtt": _relative("match it at its last step", length="fixed"),
@@ -147,10 +155,13 @@ FAMILY: Mapping[str, MethodSpec] = {
     "datm": _relative(
         "ftd from late or early start epochs, with soft labels that experts begin",
         _check_datm,
-        length="fixed",
-        flat=True,
-        soft_labels=True,
-        pix_init="samples_predicted_correctly",
-        skip_above=1.0,
+        **DATM,
+    ),
+    "pad": _relative(
+        "datm on experts trained by buffer.py --easy_first, without the shallow parameters",
+        _check_datm,
+        easy_first=True,
+        depth_ratio=0.25,
+        **DATM,
     ),
 }

@@ -16,6 +16,9 @@ _EXPERTS, _SET, _MATCHING, _FILES = "experts", "synthetic set", "trajectory matc
 @dataclass(frozen=True)
 class TrajectoryOptions(StepsOptions, LabelOptions):
     flat: bool = option(False, "experts trained by buffer.py --flat (FTD)", group=_EXPERTS)
+    easy_first: bool = option(
+        False, "experts trained by buffer.py --easy_first (PAD)", group=_EXPERTS
+    )
     expert_epochs: int = option(
         2,
         "N_T, epochs between an expert's start and target",
@@ -147,18 +150,23 @@ class TrajectoryOptions(StepsOptions, LabelOptions):
 def title(config: Mapping[str, Any]) -> str:
     """Name what a configuration amounts to: ATT, MTT, or what is added to it, as ATT + PP.
 
-    DATM trains on FTD's experts and has soft labels, so both are part of it.
+    DATM trains on FTD's experts and has soft labels, so both are part of it; PAD is DATM on experts
+    trained easy-first, with its filter of parameters or, as at one image per class, without.
     """
-    from_two = config["start_epochs"] is not None
+    from_two, soft = config["start_epochs"] is not None, config.get("soft_labels", False)
+    easy_first = config.get("easy_first", False)
+    is_pad = from_two and soft and easy_first
     parts = {
         "ATT": config["length"] == "att",
         config["length"]: config["length"] not in ("att", "fixed"),  # a policy of one's own
         "FTD": config["flat"] and not from_two,
-        "DATM": from_two and config.get("soft_labels", False),
-        "DATM, hard labels": from_two and not config.get("soft_labels", False),
+        "PAD": is_pad,
+        "DATM": from_two and soft and not is_pad,
+        "DATM, hard labels": from_two and not soft,
         "PP": config["prune_threshold"] is not None,
-        "PAD's depth": config.get("depth_ratio", 0) > 0,
+        "PAD's experts": easy_first and not is_pad,
+        "PAD's depth": config.get("depth_ratio", 0) > 0 and not is_pad,
         "TESLA": config["gradient"] == "tesla",
-        "soft labels": config.get("soft_labels", False) and not from_two,
+        "soft labels": soft and not from_two,
     }
     return " + ".join(name for name, is_in in parts.items() if is_in) or "MTT"

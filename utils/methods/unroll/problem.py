@@ -92,10 +92,11 @@ def draw_problem(
     through the steps before `first`.
     """
     size = min(batch_syn or count, count)
-    plans = [draw_batches(count, size, dsa_groups, generator) for generator in generators]
+    numbers = torch.arange(count)
+    plans = [draw_batches(numbers, size, dsa_groups, generator) for generator in generators]
     whole = [list(step) for step in itertools.islice(zip(*plans, strict=True), syn_steps)]
     if size == count:  # all of them: in their own order
-        whole = [[replace(draw, indices=torch.arange(count)) for draw in step] for step in whole]
+        whole = [[replace(draw, indices=numbers) for draw in step] for step in whole]
     drawn = [[draw.shard(*share) for draw in step] for step in whole]
     per_block = steps_per_block(image, len(generators) * size)
     batches = StudentBatches(drawn, per_block, theta_0.device, first=first)
