@@ -75,6 +75,10 @@ def run(options: EvalOptions) -> Path:
     device, path = use_device(options.device), Path(options.distilled)
     options = replace(options, precision=use_precision(options.precision, device))
     distilled = SyntheticSet.load(path)
+    if options.random is None:
+        options = replace(options, random=distilled.soft_labels is not None)
+        if options.random:
+            print("soft labels: random real images are measured beside them, without --no_random")
     check_known(options.model or [distilled.model])
     check_writable(path.parent)
     record = EvalRecord(path.parent)
@@ -314,6 +318,7 @@ def fill_table(
         distilled,
         measurement.data,
         expert_features,
+        hard_labels=options.hard_labels,
         selections=options.selections,
         full=options.full,
         networks=options.num_eval,

@@ -4,6 +4,7 @@
 #
 #     bash scripts/run_study.sh digits       every method, 8x8 and 32x32, IPC 1 and 10, three seeds
 #     bash scripts/run_study.sh exactness    exact gradients beside truncated and approximate ones
+#     bash scripts/run_study.sh lengths      ATT beside the fixed length at several N_S
 #     bash scripts/run_study.sh --help       the other flags
 #
 # Exit status: 0 all runs are done, 1 some are not, 2 bad input.

@@ -147,8 +147,12 @@ def test_a_run_that_is_cut_off_goes_on_alike(soft_run, experts, tmp_path, monkey
 
 
 def test_soft_and_hard_stand_beside_each_other_and_never_in_one_column(soft_run, capsys):
-    flags = "--num_eval 1 --epoch_eval_train 2 --random".split()
-    assert evaluation_script.main(["--distilled", str(soft_run / "distilled_best.pt"), *flags]) == 0
+    flags = ["--distilled", str(soft_run / "distilled_best.pt"), "--num_eval", "1"]
+    flags += ["--epoch_eval_train", "2"]
+    assert evaluation_script.main([*flags, "--no_random", "--no_hard_labels"]) == 0
+    alone = [line for line in capsys.readouterr().out.splitlines() if "%" in line]
+    assert [line.split("  ")[0] for line in alone] == ["distilled raw, soft labels"]
+    assert evaluation_script.main(flags) == 0  # random images and the classes beside them
     said = capsys.readouterr().out
     assert "distilled raw, soft labels" in said and "random real" in said
     run = read_run(soft_run)

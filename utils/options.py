@@ -346,7 +346,16 @@ class DistillOptions(MethodOptions, SetOptions):
 @dataclass(frozen=True)
 class EvalOptions(EvaluationOptions):
     distilled: str = option("", "distilled set, a file distilled_<tag>.pt", group=_SET)
-    random: bool = option(False, "also evaluate random real images at the same IPC", group=_EVAL)
+    hard_labels: bool = option(
+        True,
+        "of a set with soft labels or learned steps, also evaluate images and classes alone",
+        group=_EVAL,
+    )
+    random: bool | None = option(
+        None,
+        "also evaluate random real images at the same IPC (default: beside soft labels)",
+        group=_EVAL,
+    )
     herding: bool = option(
         False,
         "also evaluate real images that keep the class mean of an expert's features",

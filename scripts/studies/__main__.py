@@ -14,7 +14,7 @@ from scripts.plan.cells import Settings
 from scripts.plan.devices import find_devices
 from scripts.plan.queue import run_command, run_plan
 from scripts.plan.tables import show
-from scripts.studies import digits, exactness
+from scripts.studies import digits, exactness, lengths
 from scripts.studies.page import write_page
 from scripts.studies.trials import cells_of, runs_of
 from utils.core.errors import UserError
@@ -22,7 +22,7 @@ from utils.core.files import check_writable
 from utils.core.script import Parser
 from utils.options import DistillOptions
 
-STUDIES = {"digits": digits, "exactness": exactness}
+STUDIES = {"digits": digits, "exactness": exactness, "lengths": lengths}
 
 
 def main(argv: Sequence[str]) -> int:

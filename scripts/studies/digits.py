@@ -79,11 +79,13 @@ def methods(place: Place) -> dict[str, tuple[str, str]]:
         "TESLA": f"--method tesla {early}",
         "ATT + soft labels": f"--method att --soft_labels {early}",
         "DATM": f"--method datm {late}",
+        "PAD": f"--method pad {late}",
         "BPTT": f"--method bptt --syn_steps 20 {real_loss} {batch}",
         "DD": f"--method dd --distill_steps {place.ipc} {real_loss}",
+        "LD": "--method ld --lr_y 0.01 --batch_target 256 --Iteration 500",  # small steps
         "DM": "--method dm --lr_img 10",
     }
-    rows = {"BPTT": "ipc1_bptt", "DM": "ipc1_dm", "DD": ""}
+    rows = {"BPTT": "ipc1_bptt", "DM": "ipc1_dm", "DD": "", "LD": ""}
     return {line: (rows.get(line, "ipc1"), flags) for line, flags in found.items()}
 
 

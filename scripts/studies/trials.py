@@ -28,6 +28,7 @@ class Trial:
     row: str
     flags: str
     evaluations: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    name: str = ""  # of its runs; the line where that tells them apart
 
     def is_named(self, names: Sequence[str]) -> bool:
         """Whether one of the names is its line, its place or a part of that."""
@@ -36,7 +37,7 @@ class Trial:
 
     def words(self, settings: Settings, seed: int) -> list[str]:
         """The flags of distill_att.py; the user's own come last, and win."""
-        run_name = f"{slug(self.line)}_seed{seed}"
+        run_name = f"{self.name or slug(self.line)}_seed{seed}"
         where = ["--save_path", settings.save_path, "--buffer_path", settings.buffer_path]
         where += ["--data_path", settings.data_path]
         config = ["--config", str(self._yaml)] if self._yaml else []

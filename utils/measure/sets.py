@@ -82,6 +82,7 @@ def training_sets(
     data: ImageDataset,
     expert_features: ExpertFeatures | None,
     *,
+    hard_labels: bool,
     selections: Sequence[str],
     full: bool,
     networks: int,
@@ -90,10 +91,10 @@ def training_sets(
     epochs: int,
     epochs_full: int,
 ) -> Iterator[TrainingSet]:
-    """Yield the distilled set: as its own method trains on it, with its soft labels, with the
-    classes alone, as far as it has these. Then real images: as many by each of `selections`, and
-    with `full` all of them, at the rate `lr_real`. Each set is made when its turn comes; all
-    processes must take them together.
+    """Yield the distilled set: as its own method trains on it and with its soft labels, as far as
+    it has these; with the classes alone unless there is another way and `hard_labels` are not
+    wanted. Then real images: as many by each of `selections`, and with `full` all of them, at the
+    rate `lr_real`. Each set is made when its turn comes; all processes must take them together.
     """
     device = data.test.images.device
     dtype = data.test.images.dtype
@@ -113,7 +114,9 @@ def training_sets(
         yield by_soft
     if distilled.step_lrs is not None:
         yield _by_learned_steps(hard, distilled, data.num_classes)
-    yield hard
+    has_more = distilled.soft_labels is not None or distilled.step_lrs is not None
+    if hard_labels or not has_more:
+        yield hard
     labels = class_labels(data.num_classes, distilled.ipc, device)
     for name in selections:
         chosen = select(
