@@ -1,6 +1,6 @@
 """The study of all methods: digits at 8x8 and 32x32 pixels, one image a class and ten.
 
-What is common to all is cheap enough for two CPU cores: 60 to 100 outer steps, small networks,
+What is common to all is cheap enough for two CPU cores: 40 to 100 outer steps, small networks,
 students of 20 steps. Rates are those of the rows in configs/digits where a method has one, else the
 ones that were found to work; nothing else is tuned.
 """
@@ -44,10 +44,10 @@ class Place:
         return [own, OTHERS] if seed in self.others else [own]
 
 
-LARGE = "--res 32 --model ConvNetW32", "--lr_img 300", 60
+LARGE = "--res 32 --model ConvNetW32", "--lr_img 300", 40
 PLACES = (
     Place(8, 1, "--model ConvNetD2", "--lr_img 3", 100, 300),
-    Place(8, 10, "--model ConvNetD2", "--lr_img 3", 60, 150),
+    Place(8, 10, "--model ConvNetD2", "--lr_img 3", 40, 150),
     Place(32, 1, *LARGE, 300, others=(0, 1, 2)),
     Place(32, 10, *LARGE, 150, others=(0,)),
 )
@@ -92,7 +92,7 @@ def methods(place: Place) -> dict[str, tuple[str, str]]:
 TITLE = "# Every method on the same digits"
 ABOUT = """
 Test accuracies in percent, mean ± population standard deviation over the means of three seeds. All
-methods take as many outer steps (100 at 8x8 and IPC 1, else 60) from the same draws; students take
+methods take as many outer steps (100 at 8x8 and IPC 1, else 40) from the same draws; students take
 20 steps, of DD and LD as many as the method says. It is a comparison of short runs on small images,
 no reproduction of anything.
 """
