@@ -43,6 +43,7 @@ from utils.compute.device import (
 )
 from utils.compute.execution import PLAIN, Execution
 from utils.compute.flat import FlatNetwork, flatten
+from utils.compute.optimisers import OPTIMISERS
 from utils.core import ranks
 from utils.core.files import write_text
 from utils.core.provenance import describe_environment
@@ -224,8 +225,10 @@ class OuterSteps:
 
     def twin(self) -> Work:
         """As the field does it: the whole graph, uncompiled."""
-        loss = self._loss(PLAIN, self.args.precision)
-        return self._in_turn(partial(match_by_autograd, loss=loss, objective=FIXED))
+        loss, optimiser = self._loss(PLAIN, self.args.precision), OPTIMISERS[self.args.inner_opt]
+        return self._in_turn(
+            partial(match_by_autograd, loss=loss, objective=FIXED, optimiser=optimiser)
+        )
 
     def adjoint(
         self, execution: Execution, *, micro_batch: int | None = None, precision: str | None = None
@@ -234,7 +237,12 @@ class OuterSteps:
         asked = micro_batch or self.args.micro_batch
         match = partial(
             match_by_adjoint,
-            steps=Steps.of(loss, execution, one_by_one=ranks.world() > 1),
+            steps=Steps.of(
+                loss,
+                execution,
+                one_by_one=ranks.world() > 1,
+                optimiser=OPTIMISERS[self.args.inner_opt],
+            ),
             objective=FIXED,
             micro_batch=choose_micro_batch(asked, self.work, self.machine),
             sum_over_ranks=ranks.sum_over_ranks,
@@ -455,6 +463,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     unrolled = parser.add_argument_group("unroll")
     unrolled.add_argument("--syn_steps", type=int, default=20)
     unrolled.add_argument("--batch_syn", type=int)
+    unrolled.add_argument("--inner_opt", choices=OPTIMISERS, default="sgd", help="of the students")
     unrolled.add_argument("--micro_batch", type=int)
     unrolled.add_argument("--peak_only", action="store_true", help="of one variant, no times")
     unrolled.add_argument("--no_peaks", action="store_true", help="no memory, on a CPU")

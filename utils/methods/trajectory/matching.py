@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from utils.compute.optimisers import PLAIN_SGD, Optimiser
 from utils.methods.trajectory.lengths import att
 from utils.methods.unroll.engine import unroll, unroll_by_autograd
 from utils.methods.unroll.problem import Problem
@@ -120,8 +121,9 @@ def match_by_autograd(
     objective: Objective,
     *,
     watched: Mapping[str, Distance] = NOTHING,
+    optimiser: Optimiser = PLAIN_SGD,
 ) -> Matching:
-    """Return the same by differentiating J through the graph of all steps."""
+    """Return the same by differentiating J through the graph of all steps of `optimiser`."""
     stop = Stop(objective.policy, objective.distance, watched)
     unrolled = unroll_by_autograd(
         images.detach(),
@@ -131,6 +133,7 @@ def match_by_autograd(
         loss,
         stop=stop,
         exact=objective.exact,
+        optimiser=optimiser,
     )
     with torch.enable_grad():
         j = _mismatch(problem, objective)(unrolled.theta_n).mean()
