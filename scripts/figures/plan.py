@@ -163,7 +163,8 @@ def cell(dataset: str, flags: str, settings: Settings, *, repeats: int = 0) -> C
 def experts_of(dataset: str, settings: Settings) -> Cell:
     options = resolved(words(dataset, "", settings))
     epochs = options.starts.end + options.expert_epochs
-    return experts_cell(ExpertKind.of(options), epochs, settings)
+    kind = ExpertKind.of(options)
+    return experts_cell(kind, {kind: epochs}, settings)
 
 
 def words(dataset: str, flags: str, settings: Settings) -> list[str]:
