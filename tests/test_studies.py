@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from made_runs import CALL, entry, evaluation, steps, steps_without_lengths, write_run
@@ -117,6 +117,15 @@ def test_missing_runs_are_named_and_an_empty_page_is_refused(settings, tmp_path,
     page = (tmp_path / "study_exactness.md").read_text()
     assert page.count("there is no") + page.count("config.yaml") >= 3 * (len(trials) - 1)
     assert "## Left out" in page and CALL["git_commit"] in page
+
+
+def test_a_run_of_other_settings_is_no_part_of_the_page(settings):
+    trial = next(iter(exactness.trials()))
+    write_runs([trial], settings, records=lambda trial, seed: [])
+    assert len(runs_of([trial], settings)[0]) == len(SEEDS)
+    other = replace(trial, flags=f"{trial.flags} --lr_img 0.02")
+    runs, problems = runs_of([other], settings)
+    assert not runs and problems[0].endswith("exact_seed0: lr_img is 0.01, not 0.02")
 
 
 def test_only(capsys):

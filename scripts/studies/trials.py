@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from scripts.plan.cells import Cell, Cells, Settings, experts_cells, run_cell, run_of
-from scripts.results.runs import Run, read_run
+from scripts.results.runs import Run, option_settings, read_run
 from utils.config.resolve import packaged_yaml, resolve
 from utils.core.errors import UserError
 from utils.methods.registry import check_own_flags
@@ -104,12 +104,22 @@ def cells_of(trials: Iterable[Trial], settings: Settings, *, memory: bool) -> Ce
 def runs_of(
     trials: Iterable[Trial], settings: Settings
 ) -> tuple[list[tuple[Trial, Run]], list[str]]:
-    """The runs that have ended, each with its trial, and a line for each that has not."""
+    """The runs that have ended, each with its trial, and a line for each that has not, or that was
+    made with other settings.
+    """
     runs, problems = [], []
     for trial in trials:
         for seed in SEEDS:
+            options = trial.options(settings, seed)
             try:
-                runs.append((trial, read_run(run_of(trial.options(settings, seed)).path)))
+                run = read_run(run_of(options).path)
             except UserError as error:
                 problems.append(" ".join(str(error).split()))
+                continue
+            own, asked = option_settings(run.options), option_settings(options)
+            if unlike := [name for name, value in asked.items() if own[name] != value]:
+                name = unlike[0]
+                problems.append(f"{run.path}: {name} is {own[name]}, not {asked[name]}")
+            else:
+                runs.append((trial, run))
     return runs, problems
