@@ -39,9 +39,10 @@ class Place:
     def __str__(self) -> str:
         return f"{self.side}x{self.side}, IPC {self.ipc}"
 
-    def evaluations(self, seed: int) -> list[str]:
-        own = f"--num_eval 2 --epoch_eval_train {self.epochs}"
-        return [own, OTHERS] if seed in self.others else [own]
+    def evaluations(self, seed: int, more: str) -> tuple[str, ...]:
+        """The flags of each call of eval.py, with `more` of them."""
+        own = f"--num_eval 2 --epoch_eval_train {self.epochs} {more}"
+        return (own, f"{OTHERS} {more}") if seed in self.others else (own,)
 
 
 LARGE = "--res 32 --model ConvNetW32", "--lr_img 300", 40
@@ -58,9 +59,9 @@ def trials() -> Iterator[Trial]:
     for place in PLACES:
         common = f"{COMMON} --Iteration {place.steps} {place.network} --ipc {place.ipc}"
         for line, (row, flags) in methods(place).items():
-            real = f" {REAL}" if line == "ATT" else ""
             evaluations = {
-                seed: tuple(each + real for each in place.evaluations(seed)) for seed in SEEDS
+                seed: place.evaluations(seed, f"{REAL} --seed {seed}" if line == "ATT" else "")
+                for seed in SEEDS
             }
             yield Trial(line, str(place), row, f"{common} {flags}", evaluations)
 
