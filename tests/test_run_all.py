@@ -213,7 +213,7 @@ def test_rivals_run_in_miniature_too():
 @pytest.mark.parametrize(
     ("table", "rows", "rivals"),
     [
-        (1, r"CIFAR10/ipc[15]0", 10),
+        (1, r"CIFAR10/ipc[15]0", 12),
         (2, r"(CIFAR10|CIFAR100|Tiny)/.*", 44),
         (3, r"ImageNet/image(nette|woof|fruit|meow)/.*", 8),
     ],

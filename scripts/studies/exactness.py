@@ -20,7 +20,7 @@ from scripts.studies.trials import Trial
 STEPS = 100
 WINDOWS = (50, 20, 5)
 COMMON = (
-    f"--dataset digits --ipc 1 --method bptt --syn_steps {STEPS} --model ConvNetD2 --lr_img 0.01 "
+    f"--dataset digits --ipc 1 --method bptt --syn_steps {STEPS} --model ConvNetD1 --lr_img 0.01 "
     "--batch_target 256 --Iteration 80 --eval_it 20 --num_eval 2 --epoch_eval_train 200 "
     "--compile off --unroll adjoint"
 )
