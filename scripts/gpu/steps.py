@@ -7,7 +7,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,18 +77,25 @@ class Session:
         """
         variables = {**self._environment, **(environment or {})}
         interrupted = Event()
-        running: list[Future[Outcome]] = []
+        found: dict[str, Outcome] = {}  # kept by the threads: an interrupt may lose their futures
+
+        def work(step: Step, limit: float) -> None:
+            log = self.results / f"{step.name}.log"
+            found[step.name] = _run(step, limit, log, variables, interrupted)
+
         with ThreadPoolExecutor(len(steps)) as pool:
             try:
+                running = []
                 for step in steps:
                     limit = max(0.0, min(step.seconds, self.left() - step.grace))
                     print(f"== {step.name}: at most {limit:.0f} s", flush=True)
-                    log = self.results / f"{step.name}.log"
-                    running.append(pool.submit(_run, step, limit, log, variables, interrupted))
-                wait(running)
+                    running.append(pool.submit(work, step, limit))
+                for each in running:
+                    each.result()
             finally:
                 interrupted.set()
-                outcomes = [each.result() for each in running]
+                pool.shutdown()
+                outcomes = [found[step.name] for step in steps if step.name in found]
                 for outcome in outcomes:
                     print(f"-- {outcome}", *self._last_lines(outcome), sep="\n", flush=True)
                 self.outcomes += outcomes
