@@ -110,16 +110,25 @@ def runs_of(
     runs, problems = [], []
     for trial in trials:
         for seed in SEEDS:
-            options = trial.options(settings, seed)
-            try:
-                run = read_run(run_of(options).path)
-            except UserError as error:
-                problems.append(" ".join(str(error).split()))
-                continue
-            own, asked = option_settings(run.options), option_settings(options)
-            if unlike := [name for name, value in asked.items() if own[name] != value]:
-                name = unlike[0]
-                problems.append(f"{run.path}: {name} is {own[name]}, not {asked[name]}")
+            found = _run_of(trial.options(settings, seed))
+            if isinstance(found, Run):
+                runs.append((trial, found))
             else:
-                runs.append((trial, run))
+                problems.append(f"{trial.line}, {trial.place}, seed {seed}: {found}")
     return runs, problems
+
+
+def _run_of(options: DistillOptions) -> Run | str:
+    """The run with these options, or why there is none."""
+    folder = run_of(options)
+    if not folder.path.exists():
+        return "not run"
+    try:
+        run = read_run(folder.path)
+    except UserError as error:
+        return " ".join(str(error).removeprefix(f"{folder.path}: ").split())
+    own, asked = option_settings(run.options), option_settings(options)
+    for name, value in asked.items():
+        if own[name] != value:
+            return f"{name} is {own[name]}, not {value}"
+    return run
