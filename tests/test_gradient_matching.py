@@ -81,7 +81,7 @@ def distance(found, wanted, metric):
     """The published formula, parameter by parameter and row by row."""
 
     def one_minus_cos(a, b):
-        return 1 - (a * b).sum() / (a.square().sum().sqrt() * b.square().sum().sqrt() + 1e-6)
+        return 1 - (a * b).sum() / (a.norm() * b.norm() + 1e-6)
 
     if metric == "ours":
         pairs = [pair for pair in zip(found, wanted, strict=True) if pair[0].dim() > 1]
