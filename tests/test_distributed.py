@@ -31,6 +31,7 @@ WAYS = {
     "bptt": [*REAL_LOSS, *"--method bptt --syn_steps 3 --window 2".split()],
     "bptt_of_two": [*REAL_LOSS, *"--method bptt --syn_steps 3 --students 2".split()],
     "dd": [*REAL_LOSS, *"--method dd --distill_steps 1 --distill_epochs 2".split()],
+    "dsa": [*SHORT, *"--method dsa --outer_loop 2 --inner_loop 3 --batch_syn 7".split()],
     "ld": [*REAL_LOSS, *"--method ld --batch_syn 5 --restart_after 1 --lr_adam 0.1".split()],
 }
 

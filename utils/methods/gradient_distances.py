@@ -1,4 +1,4 @@
-r"""Distances of gradients, as DC and DSA match them (Zhao et al., ICLR 2021, Section 3.3).
+r"""Distances of gradients, as DC and DSA match them (Zhao et al., ICLR 2021).
 
 g (K, P) are flat gradients of K classes, cut into tensors by the shapes of the parameters. A
 distance maps found and wanted gradients to (K,), differentiably.
