@@ -192,7 +192,7 @@ def test_a_row_is_distilled_and_evaluated(name, settings, folder, flags):
 def test_flags_that_do_not_suit_a_rival_do_not_hinder_att():
     early = {"distill_flags": ("--start_epochs", "0", "5")}
     assert len(chosen(**early)[1]) == 20
-    with pytest.raises(UserError, match="--start_epochs is no setting of --method dm"):
+    with pytest.raises(UserError, match="--start_epochs is no setting of --method dc"):
         chosen("DATM", **early)
 
 
@@ -213,7 +213,7 @@ def test_rivals_run_in_miniature_too():
 @pytest.mark.parametrize(
     ("table", "rows", "rivals"),
     [
-        (1, r"CIFAR10/ipc[15]0", 14),
+        (1, r"CIFAR10/ipc[15]0", 16),
         (2, r"(CIFAR10|CIFAR100|Tiny)/.*", 55),
         (3, r"ImageNet/image(nette|woof|fruit|meow)/.*", 8),
     ],

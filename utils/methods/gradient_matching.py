@@ -312,10 +312,8 @@ def _check(options: Any, by_hand: Callable[[str], bool]) -> None:
     loops = Loops.of(options)
     is_open = options.outer_loop is None or options.inner_loop is None
     where = f", as published for --ipc {nearest_ipc(options.ipc)}" if is_open else ""
-    print(
-        f"{options.Iteration} outer steps, {loops.outer} of each network, which trains for "
-        f"{loops.inner} epochs between two{where}"
-    )
+    trains = f"trains for {loops.inner} epochs between two" if loops.outer > 1 else "never trains"
+    print(f"{options.Iteration} outer steps, {loops.outer} of each network, which {trains}{where}")
 
 
 def _spec(summary: str, **presets: Any) -> MethodSpec:
