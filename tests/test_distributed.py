@@ -106,7 +106,7 @@ def test_a_run_is_the_same(one, two, name):
     ]
     assert states[0]["iteration"] == 3
     tensors = {key: value for key, value in states[0].items() if isinstance(value, torch.Tensor)}
-    assert len(tensors) >= 3
+    assert len(tensors) >= 2  # images and their moving average at least
     for key, value in tensors.items():
         assert value.dtype == torch.float64
         torch.testing.assert_close(states[1][key], value, rtol=1e-9, atol=1e-9)
