@@ -2,7 +2,7 @@
 # Table 1 of the paper, cross-architecture generalisation on CIFAR-10: experts, distillation,
 # evaluation, and docs/results.md. Estimated at some 410 GPU hours of an A100, nearly all of them
 # for IPC 50; --dry-run says how much here. Further flags are those of run_all.sh: --rivals adds
-# MTT, FTD, DATM, PAD and TESLA where they have rows. The same call again goes on where the last one
+# the other methods where they have rows. The same call again goes on where the last one
 # stopped.
 #
 #     bash scripts/run_table1.sh --dry-run

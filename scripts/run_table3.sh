@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Table 3 of the paper, the ImageNet subsets: experts, distillation, evaluation, and
 # docs/results.md. Estimated at some 270 GPU hours of an A100; the IPC 1 rows alone take 25;
-# --dry-run says how much here. Further flags are those of run_all.sh: --rivals adds MTT, FTD,
-# DATM, PAD and TESLA where they have rows. The same call again goes on where the last one stopped.
+# --dry-run says how much here. Further flags are those of run_all.sh: --rivals adds the
+# other methods where they have rows. The same call again goes on where the last one stopped.
 #
 #     bash scripts/run_table3.sh --dry-run
 set -euo pipefail

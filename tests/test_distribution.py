@@ -12,6 +12,7 @@ from utils.core.rng import derive_seed
 from utils.data import augment
 from utils.data.augment import DSA_STRATEGY, parse_strategy
 from utils.data.dataset import Split
+from utils.methods.by_class import Classes
 from utils.methods.distribution import DistributionMatching
 
 CLASSES, IPC, SEED = 3, 2, 5
@@ -36,28 +37,32 @@ IMAGES = torch.randn(CLASSES * IPC, 1, 8, 8, dtype=torch.float64)
 
 
 def make(*, batch_real=5, dsa_groups=GROUPS, model="ConvNetW32", **keywords):
-    return DistributionMatching(
-        lambda seed: fresh(seed, model),
+    classes = make_classes(batch_real=batch_real, dsa_groups=dsa_groups)
+    return DistributionMatching(lambda seed: fresh(seed, model), classes, seed=SEED, **keywords)
+
+
+def make_classes(*, batch_real=5, dsa_groups=GROUPS):
+    return Classes(
         TRAIN,
         num_classes=CLASSES,
         ipc=IPC,
         batch_real=batch_real,
         dsa_groups=dsa_groups,
         seed=SEED,
-        **keywords,
+        name="dm",
     )
 
 
-def by_formula(method, iteration, images, model="ConvNetW32"):
+def by_formula(iteration, images, model="ConvNetW32", dsa_groups=GROUPS):
     """J and dJ/dimages, class by class, with features that a hook takes from the whole network."""
     network = fresh(derive_seed(SEED, "dm", iteration, "init"), model)
     last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
     features = []
     last.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
     leaf = images.clone().requires_grad_()
-    loss = 0
+    classes, loss = make_classes(dsa_groups=dsa_groups), 0
     for label in range(CLASSES):
-        real, synthetic = method.draw(iteration, label)
+        real, synthetic = classes.draw(iteration, label)
         assert (TRAIN.labels[real.indices] == label).all()
         assert synthetic.indices.tolist() == list(range(label * IPC, (label + 1) * IPC))
         network(augment.apply(TRAIN.images[real.indices], real.augmentation))
@@ -77,19 +82,19 @@ def assert_step(step, reference):
 @pytest.mark.parametrize("dsa_groups", [None, *[(group,) for group in GROUPS]])
 def test_loss_and_gradient_are_those_of_the_formula(micro_batch, dsa_groups):
     method = make(micro_batch=micro_batch, dsa_groups=dsa_groups)
-    assert_step(method.step(3, {"images": IMAGES}), by_formula(method, 3, IMAGES))
+    assert_step(method.step(3, {"images": IMAGES}), by_formula(3, IMAGES, dsa_groups=dsa_groups))
 
 
 @pytest.mark.parametrize("model", ["MLP", "ConvNetD1"])
 def test_features_are_what_goes_into_the_last_linear_layer(model):
     method = make(model=model)
-    assert_step(method.step(0, {"images": IMAGES}), by_formula(method, 0, IMAGES, model))
+    assert_step(method.step(0, {"images": IMAGES}), by_formula(0, IMAGES, model))
 
 
 @pytest.mark.slow
 def test_compiled_steps_give_the_same():
     method = make(execution=Execution(compiled=True), micro_batch=4)
-    assert_step(method.step(1, {"images": IMAGES}), by_formula(method, 1, IMAGES))
+    assert_step(method.step(1, {"images": IMAGES}), by_formula(1, IMAGES))
 
 
 def test_an_iteration_can_be_repeated_and_others_differ():
@@ -101,14 +106,14 @@ def test_an_iteration_can_be_repeated_and_others_differ():
 
 
 def test_a_class_shows_different_images_and_shares_one_draw_of_dsa():
-    method = make(batch_real=5)
+    classes = make_classes()
     for label, count in enumerate(COUNTS):
-        real, synthetic = method.draw(1, label)
+        real, synthetic = classes.draw(1, label)
         assert len(set(real.indices.tolist())) == len(real) == min(5, count)
         assert real.augmentation.group == synthetic.augmentation.group
         numbers = torch.cat([real.augmentation.u, synthetic.augmentation.u])
         assert (numbers == numbers[0]).all()
-    draws = [method.draw(1, label)[0].augmentation.u[0, 0].item() for label in range(CLASSES)]
+    draws = [classes.draw(1, label)[0].augmentation.u[0, 0].item() for label in range(CLASSES)]
     assert len(set(draws)) == CLASSES
 
 

@@ -100,6 +100,8 @@ def test_flags_of_methods_are_told_apart():
     assert not foreign_flags("bptt") & {"syn_steps", "lr_teacher", "unroll", "lr_net"}
     assert not foreign_flags("dm") & {"lr_img", "micro_batch", "Iteration"}
     assert foreign_flags("ld") >= {"lr_img", "ema_decay", "students", "lr_lr", "syn_steps", "mom_y"}
+    assert foreign_flags("dc") >= {"syn_steps", "lr_teacher", "unroll", "lr_y", "students"}
+    assert not foreign_flags("dsa") & {"batch_real", "lr_net", "batch_syn", "outer_loop", "lr_img"}
     assert not foreign_flags("ld") & {"lr_y", "batch_syn", "batch_target", "unroll", "lr_net"}
 
 

@@ -102,7 +102,7 @@ def test_rivals_have_rows_when_they_are_asked_for():
     assert {"CIFAR10/ipc10", "CIFAR10/ipc10/ftd", "CIFAR10/ipc10/mtt"} <= set(rows)
     assert {row.needs for row in rows.values() if row.needs} == set(experts)
     without = {name for name, row in rows.items() if not row.needs}
-    assert without == {name for name in rows if name.endswith(("/dm", "/dd", "/ld"))}
+    assert without == {name for name in rows if name.endswith(("/dm", "/dc", "/dsa", "/dd", "/ld"))}
     own, _ = chosen()
     assert own.items() < experts.items()
     late = experts["experts/CIFAR100_FLAT/ConvNetD3"]  # DATM's
@@ -159,7 +159,7 @@ def test_a_part_of_names_selects_all_that_have_it():
     assert all(name.endswith("/ipc1") or name == "CIFAR10/ipc10" for name in rows)
     assert len(experts) == 3 + 6  # no rows without ZCA among them
     _, rows = chosen("CIFAR10/ipc10", rivals=True)
-    methods = ("", "/datm", "/dd", "/dm", "/ftd", "/ld", "/mtt", "/pad")
+    methods = ("", "/datm", "/dc", "/dd", "/dm", "/dsa", "/ftd", "/ld", "/mtt", "/pad")
     assert list(rows) == [f"CIFAR10/ipc10{m}" for m in methods]
 
 
@@ -192,7 +192,7 @@ def test_a_row_is_distilled_and_evaluated(name, settings, folder, flags):
 def test_flags_that_do_not_suit_a_rival_do_not_hinder_att():
     early = {"distill_flags": ("--start_epochs", "0", "5")}
     assert len(chosen(**early)[1]) == 20
-    with pytest.raises(UserError, match="--start_epochs is no setting of --method dm"):
+    with pytest.raises(UserError, match="--start_epochs is no setting of --method dc"):
         chosen("DATM", **early)
 
 
@@ -213,8 +213,8 @@ def test_rivals_run_in_miniature_too():
 @pytest.mark.parametrize(
     ("table", "rows", "rivals"),
     [
-        (1, r"CIFAR10/ipc[15]0", 12),
-        (2, r"(CIFAR10|CIFAR100|Tiny)/.*", 44),
+        (1, r"CIFAR10/ipc[15]0", 16),
+        (2, r"(CIFAR10|CIFAR100|Tiny)/.*", 55),
         (3, r"ImageNet/image(nette|woof|fruit|meow)/.*", 8),
     ],
 )
@@ -299,7 +299,7 @@ def test_the_command_for_several_gpus_trains_the_experts(tmp_path):
         (["--only", ""], ["''", "CIFAR10/ipc1"]),
         (
             ["--only", "CIFAR10/ipc1/FTD"],
-            ["'CIFAR10/ipc1/FTD'", "DATM, DD, DM, FTD, LD, MTT, PAD, TESLA"],
+            ["'CIFAR10/ipc1/FTD'", "DATM, DC, DD, DM, DSA, FTD, LD, MTT, PAD, TESLA"],
         ),
         (["--onyl", "Tiny"], ["--onyl", "flags: --help, --only, --rivals, --dry-run, --smoke"]),
         (["Tiny"], ["Tiny", "--only"]),

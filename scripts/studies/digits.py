@@ -72,6 +72,7 @@ def methods(place: Place) -> dict[str, tuple[str, str]]:
     matching = f"{MATCHING} {place.lr_img} {batch}"
     early, late = f"{matching} {EARLY}", f"{matching} --start_epochs 0 2"
     real_loss = "--lr_img 0.01 --batch_target 256"
+    loops = "" if place.ipc == 1 else "--outer_loop 10 --inner_loop 10"
     found = {
         "ATT": f"--method att {early}",
         "MTT": f"--method mtt {early}",
@@ -85,8 +86,11 @@ def methods(place: Place) -> dict[str, tuple[str, str]]:
         "DD": f"--method dd --distill_steps {place.ipc} {real_loss}",
         "LD": "--method ld --Iteration 1200",  # each moves the labels by little
         "DM": "--method dm --lr_img 10",
+        "DC": f"--method dc {loops}",
+        "DSA": f"--method dsa {loops}",
     }
-    rows = {"BPTT": "ipc1_bptt", "DM": "ipc1_dm", "DD": "", "LD": "ipc1_ld"}
+    rows = {"BPTT": "ipc1_bptt", "DD": ""}
+    rows |= {line: f"ipc1_{line.lower()}" for line in ("LD", "DM", "DC", "DSA")}
     return {line: (rows.get(line, "ipc1"), flags) for line, flags in found.items()}
 
 

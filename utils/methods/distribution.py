@@ -18,15 +18,12 @@ from utils.compute.batches import Batches, Draw
 from utils.compute.cost import FLOAT_BYTES, TEST_COPIES, TRAINING_COPIES, NetworkCost
 from utils.compute.execution import PLAIN, Execution
 from utils.compute.flat import FlatNetwork, flatten, without_head
-from utils.config.fields import option
 from utils.core import ranks
-from utils.core.errors import UserError
-from utils.core.rng import derive_seed, stream
-from utils.data import augment
-from utils.data.dataset import Split
+from utils.core.rng import derive_seed
 from utils.methods.base import Learned, MethodSpec, Setting, Step, Work
+from utils.methods.by_class import ByClassOptions, Classes, most_classes
+from utils.methods.unroll.problem import blocks
 
-_GROUP = "distribution matching"
 # In units of one forward pass: the features of a synthetic image once without a graph, then once
 # more with the way back to the image.
 FEATURE_PASSES = 3
@@ -35,22 +32,13 @@ PARAMETER_VECTORS = 3
 
 
 @dataclass(frozen=True)
-class DMOptions:
-    batch_real: int = option(
-        256, "real images of each class in an outer step", group=_GROUP, minimum=1
-    )
-    lr_net: float = option(
-        0.01,
-        "learning rate of networks that train on the images: none is learned",
-        group=_GROUP,
-        above=0,
-    )
+class DMOptions(ByClassOptions):
+    """Those of matching class by class, no others."""
 
 
 class DistributionMatching:
-    """DM on the training images `train`, with `ipc` synthetic images a class, classes in order.
+    """DM on the images of `classes`; `fresh` makes a random network from a seed.
 
-    `fresh` makes a random network from a seed. Several processes divide the classes among them.
     Classes are worked through a few at a time, and images in pieces of `micro_batch` (None: all at
     once): the gradient is the same, but for networks with batch norm.
 
@@ -60,27 +48,18 @@ class DistributionMatching:
     def __init__(
         self,
         fresh: Callable[[int], nn.Module],
-        train: Split,
+        classes: Classes,
         *,
-        num_classes: int,
-        ipc: int,
-        batch_real: int,
-        dsa_groups: tuple[str, ...] | None,
         seed: int,
         execution: Execution = PLAIN,
         dtype: torch.dtype | None = None,
         micro_batch: int | None = None,
     ) -> None:
         self._fresh = fresh
-        self._train = train
-        self._ipc = ipc
-        self._batch_real = batch_real
-        self._dsa_groups = dsa_groups
+        self._classes = classes
         self._seed = seed
         self._micro_batch = micro_batch
-        labels = train.labels.cpu()
-        self._members = [(labels == label).nonzero().flatten() for label in range(num_classes)]
-        template = execution.adapt(without_head(fresh(0))).to(train.images.device)
+        template = execution.adapt(without_head(fresh(0))).to(classes.train.images.device)
         phi = FlatNetwork(template, dtype=dtype)
 
         def features(theta: Tensor, x: Tensor) -> tuple[Tensor, ...]:
@@ -96,16 +75,10 @@ class DistributionMatching:
     @classmethod
     def build(cls, setting: Setting) -> "DistributionMatching":
         """Build the method of a run; its flags are DMOptions."""
-        options = setting.options
-        assert setting.train is not None
         return cls(
             setting.fresh,
-            setting.train,
-            num_classes=len(setting.labels) // options.ipc,
-            ipc=options.ipc,
-            batch_real=options.batch_real,
-            dsa_groups=setting.dsa_groups,
-            seed=options.seed,
+            Classes.of(setting, "dm"),
+            seed=setting.options.seed,
             execution=setting.execution,
             dtype=setting.dtype,
             micro_batch=setting.micro_batch,
@@ -118,7 +91,7 @@ class DistributionMatching:
         theta = flatten(without_head(network).parameters()).detach().to(images)
         loss, grad_images = images.new_zeros(()), torch.zeros_like(images)
         for classes in self._own_classes():
-            drawn = [self.draw(iteration, label) for label in classes]
+            drawn = [self._classes.draw(iteration, label) for label in classes]
             value, gradient = self._match(theta, drawn, images)
             loss += value
             grad_images += gradient
@@ -134,37 +107,24 @@ class DistributionMatching:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         pass
 
-    def draw(self, iteration: int, label: int) -> tuple[Draw, Draw]:
-        """Draw what a class shows in an outer step: different real images, all its synthetic ones;
-        one draw of DSA is copied to all of them.
-        """
-        generator = stream(self._seed, "dm", iteration, label)
-        members = self._members[label]
-        real = members[torch.randperm(len(members), generator=generator)[: self._batch_real]]
-        synthetic = torch.arange(label * self._ipc, (label + 1) * self._ipc)
-        if self._dsa_groups is None:
-            return Draw(real, None), Draw(synthetic, None)
-        shared = augment.draw(self._dsa_groups, 1, generator)
-        return Draw(real, shared.expand(len(real))), Draw(synthetic, shared.expand(self._ipc))
-
     def _own_classes(self) -> Iterator[range]:
         """This process's classes, as many at a time as a piece has room for."""
-        at_once = len(self._members)
+        own, at_once = self._classes.own, len(self._classes.own)
         if self._micro_batch is not None:
-            at_once = max(1, self._micro_batch // self._batch_real)
-        own = range(ranks.rank(), len(self._members), ranks.world())
-        return (own[start : start + at_once] for start in range(0, len(own), at_once))
+            at_once = self._micro_batch // self._classes.batch_real
+        return (own[part.start : part.stop] for part in blocks(range(len(own)), max(1, at_once)))
 
     def _match(
         self, theta: Tensor, drawn: Sequence[tuple[Draw, Draw]], images: Tensor
     ) -> tuple[Tensor, Tensor]:
         """J of some classes, and dJ/dimages."""
-        wanted = self._means(theta, _made([real for real, _ in drawn], self._train.images))
+        wanted = self._means(theta, _made([real for real, _ in drawn], self._classes.train.images))
         with torch.enable_grad():
             leaf = images.detach().requires_grad_()
             seen = _made([synthetic for _, synthetic in drawn], leaf)
         miss = self._means(theta, [x.detach() for x in seen]) - wanted  # (classes, F)
-        slopes = (2 / self._ipc * miss).repeat_interleave(self._ipc, 0)  # dJ/dphi(s) of every s
+        ipc = self._classes.ipc
+        slopes = (2 / ipc * miss).repeat_interleave(ipc, 0)  # dJ/dphi(s) of every s
         rows = torch.cat(seen)
         pieces = zip(self._pieces(rows.detach()), self._pieces(slopes), strict=True)
         by_rows = [self._pull_back(theta[None], x[None], s[None])[0][0] for x, s in pieces]
@@ -190,9 +150,7 @@ def _made(draws: Sequence[Draw], images: Tensor) -> list[Tensor]:
 
 def count_work(options: Any, cost: NetworkCost, processes: int = 1, *, classes: int) -> Work:
     """Count the work of the process with the most classes; UserError where one would have none."""
-    if processes > classes:
-        raise UserError(f"{processes} processes are more than the {classes} classes: start fewer")
-    own = -(-classes // processes)
+    own = most_classes(classes, processes)
     real, synthetic = own * options.batch_real, own * options.ipc
     # A forward pass without a graph keeps half of its activations at most, one with a graph and the
     # way back all of them twice. Of the two passes the larger counts, for each real image.

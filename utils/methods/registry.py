@@ -13,12 +13,15 @@ from utils.methods.base import MethodSpec
 from utils.methods.bptt import BPTT
 from utils.methods.dd import DD
 from utils.methods.distribution import DM
+from utils.methods.gradient_matching import DC, DSA
 from utils.methods.ld import LD
 from utils.methods.trajectory.family import FAMILY
 
 METHODS: dict[str, MethodSpec] = {
     **FAMILY,
     "dm": DM,
+    "dc": DC,
+    "dsa": DSA,
     "bptt": BPTT,
     "dd": DD,
     "ld": LD,

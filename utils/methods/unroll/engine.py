@@ -102,6 +102,24 @@ def unroll(
     return Unrolled(theta_n, lengths, distances, by_name, pull_back)
 
 
+@torch.no_grad()
+def train(
+    images: Tensor,
+    rate: Tensor,
+    labels: Tensor,
+    problem: Problem,
+    steps: Steps,
+    *,
+    micro_batch: int | None = None,
+    sum_over_ranks: Sum = itself,
+) -> Tensor:
+    """Return theta (K, P) of K students after all steps of the problem; see `unroll`.
+
+    Memory: two states, and one gradient on `micro_batch` images a student.
+    """
+    return _Sweep(images, rate, labels, problem, steps, micro_batch, sum_over_ranks).end()
+
+
 class _Sweep:
     """The steps of one problem, forward and then back, with states kept and no graph."""
 
@@ -145,6 +163,14 @@ class _Sweep:
                     if at >= 0 and at % self._stride == 0:
                         self._kept[t + 1] = state
         return torch.cat(measured, -1)
+
+    def end(self) -> Tensor:
+        """theta (K, P) after all steps; no state is kept."""
+        p, state = self._problem, self._kept[0]
+        for block in blocks(range(p.syn_steps), p.steps_per_block):
+            for _, states in self._walk(state, block, p.batches(self._images, block)):
+                state = states[-1]
+        return state[:, : self._size]
 
     def theta(self, n: int) -> Tensor:
         """theta_n (K, P), kept or computed again."""

@@ -121,7 +121,7 @@ def _forward(
 ) -> tuple[Tensor, ...]:
     states = []
     for rate, time, x, y in zip(rates.unbind(), times.unbind(), *_split(batches, 2), strict=True):
-        g = _gradient_step(steps, pieces, state, x, y)
+        g = gradient_step(steps, pieces, state, x, y)
         state = steps.optimiser.update(state, g, rate, time)
         states.append(state)
     return tuple(states)
@@ -155,11 +155,11 @@ def _back(
     for t, (rate, time, state, x, y) in reversed([*enumerate(visited)]):
         lam = torch.where(_beside(ends == t + 1, lam), lam_n, lam)
         remembers = optimiser.vectors > 1
-        g = _gradient_step(steps, pieces, state, x, y) if remembers else None
+        g = gradient_step(steps, pieces, state, x, y) if remembers else None
         back = optimiser.back(state, g, rate, time, lam)
         # A part of a larger tensor is copied: the compiler cannot differentiate forward along it.
         theta = state[:, :size].clone() if remembers else state
-        products = _adjoint_step(steps, pieces, theta, x, y, back.direction)
+        products = adjoint_step(steps, pieces, theta, x, y, back.direction)
         # Behind its n a student may have diverged: its numbers are dropped, not multiplied.
         behind = ends <= t
         g_lam, hessian_lam, *by_inputs = (_without(each, behind) for each in products)
@@ -182,14 +182,14 @@ def _without(tensor: Tensor, rows: Tensor) -> Tensor:
     return tensor.masked_fill(_beside(rows, tensor), 0)
 
 
-def _gradient_step(steps: Steps, pieces: Pieces, state: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def gradient_step(steps: Steps, pieces: Pieces, state: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """g (K, P) of the whole batch, added up over the pieces of x and over processes."""
     theta = state[:, : state.shape[1] // steps.optimiser.vectors]
     parts = [(weight, steps.gradient(theta, *part)[0]) for weight, *part in pieces(x, y)]
     return pieces.sum_over_ranks(_weighted_sum(parts, like=theta))
 
 
-def _adjoint_step(
+def adjoint_step(
     steps: Steps, pieces: Pieces, theta: Tensor, x: Tensor, y: Tensor, lam: Tensor
 ) -> list[Tensor]:
     """<g, lam> (K,), H lam (K, P), d<g, lam>/dx and, where labels are learned, d<g, lam>/dy; added

@@ -11,7 +11,7 @@ from utils.compute.execution import PLAIN, Execution
 from utils.compute.optimisers import PLAIN_SGD, Optimiser
 from utils.core import ranks
 from utils.core.errors import UserError
-from utils.methods.unroll.engine import Unrolled, unroll, unroll_by_autograd
+from utils.methods.unroll.engine import Unrolled, train, unroll, unroll_by_autograd
 from utils.methods.unroll.problem import Problem
 from utils.methods.unroll.steps import Loss, Steps, Sum, itself
 from utils.methods.unroll.stop import LAST_STEP, Stop
@@ -92,6 +92,18 @@ class Students:
             self.steps,
             stop=stop,
             exact=exact,
+            micro_batch=self.micro_batch,
+            sum_over_ranks=self.sum_over_ranks,
+        )
+
+    def train(self, images: Tensor, rate: Tensor, labels: Tensor, problem: Problem) -> Tensor:
+        """Train them on the images, never to go back: theta (K, P) after all steps."""
+        return train(
+            images,
+            rate,
+            labels,
+            problem,
+            self.steps,
             micro_batch=self.micro_batch,
             sum_over_ranks=self.sum_over_ranks,
         )
