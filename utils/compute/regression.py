@@ -57,9 +57,12 @@ def own_pieces(count: int, size: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + size, last)) for start in range(first, last, size))
 
 
-def least_squares(pieces: Iterable[tuple[Tensor, Tensor]], like: Tensor) -> tuple[Tensor, Tensor]:
+def least_squares(
+    pieces: Iterable[tuple[Tensor, Tensor]], like: Tensor, *, columns: int
+) -> tuple[Tensor, Tensor]:
     """The W (n, C) with the least ||K W - y||^2 over K (m, n) and y (m, C), and that square. They
-    come in `pieces`, of which each process has its own, in the type of `like` (0, n + C).
+    come in `pieces`, of which each process has its own, in the type of `like` (0, n + C); `columns`
+    is n.
 
     By one QR after another, of what the last one left and the next piece: as exact as that of all.
     W is the shortest where there are many.
@@ -67,7 +70,6 @@ def least_squares(pieces: Iterable[tuple[Tensor, Tensor]], like: Tensor) -> tupl
     triangle = like
     for k, y in pieces:
         triangle = _triangle(torch.cat([triangle, torch.cat([k, y], 1)]))
-        columns = k.shape[1]
     if ranks.world() > 1:
         width = like.shape[1]
         parts = like.new_zeros(ranks.world(), width, width)
