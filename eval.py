@@ -53,8 +53,8 @@ from utils.measure.protocol import (
     gathered,
 )
 from utils.measure.record import EvalRecord, Evaluation
-from utils.measure.selection import need_experts
 from utils.measure.regression import KernelRegression
+from utils.measure.selection import need_experts
 from utils.measure.sets import (
     ADAM,
     KERNEL,

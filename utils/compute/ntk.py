@@ -52,7 +52,7 @@ class Kernel(Protocol):
     def __call__(self, x: Tensor, y: Tensor) -> Tensor: ...
 
     def pair_cost(self, shape: Sequence[int], *, graph: bool) -> PairCost:
-        """Count a pair of images of `shape` (C, H, W) in float64; with `graph` also the way back."""
+        """Count a pair of images (C, H, W) in float64; with `graph` also the way back."""
         ...
 
 
@@ -85,8 +85,8 @@ class FullyConnected:
 
 @dataclass(frozen=True)
 class Convolutional:
-    """The kernel of a ConvNet: a 3x3 convolution (padded by zeros) with ReLU, then `depth` blocks of
-    convolution, ReLU and 2x2 average pooling, then one linear layer on all positions (Nguyen et
+    """The kernel of a ConvNet: a 3x3 convolution (padded by zeros) with ReLU, then `depth` blocks
+    of convolution, ReLU and 2x2 average pooling, then one linear layer on all positions (Nguyen et
     al., 2021).
 
     S and T belong to pairs of positions p of one image and q of the other. Behind the last pooling
@@ -207,7 +207,7 @@ def _centre(band: Tensor) -> Tensor:
 
 
 def _shifted(images: Tensor, radius: int, outside: float = 0.0) -> Tensor:
-    """(..., k, k, H, W) of images (..., H, W): at offset o and position p what they have at p + o."""
+    """(..., k, k, H, W) of images (..., H, W): at offset o, position p what they have at p + o."""
     height, width = images.shape[-2:]
     padded = F.pad(images, [radius] * 4, value=outside)
     return padded.unfold(-2, height, 1).unfold(-2, width, 1)
@@ -231,7 +231,7 @@ def _window(band: Tensor, *, inside: Tensor) -> Tensor:
 
 
 def _pool(band: Tensor) -> Tensor:
-    """The mean over the 4x4 pairs of positions of two 2x2 windows, along one axis after the other."""
+    """The mean over the 4x4 pairs of positions in two 2x2 windows, one axis after the other."""
     for _ in range(2):
         band = _pool_rows(band).transpose(-4, -3).transpose(-2, -1)
     return band

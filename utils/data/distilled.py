@@ -150,8 +150,8 @@ def _relations(values: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
         lacking = next((name for name in needed if name not in values), "")
         yield not lacking, f"it has train_steps and lacks {lacking}"
     if "config.kernel" in values:
-        needed = ("config.kernel_depth", "config.reg")
-        lacking = next((name for name in needed if name not in values), "")
+        of_kernel = ("config.kernel_depth", "config.reg")
+        lacking = next((name for name in of_kernel if name not in values), "")
         yield not lacking, f"it has config.kernel and lacks {lacking}"
         depth, fits = values["config.kernel_depth"], min(size).bit_length() - 1
         is_small = values["config.kernel"] == "conv" and depth > fits

@@ -106,9 +106,10 @@ def training_sets(
     epochs_full: int,
 ) -> Iterator[TrainingSet]:
     """Yield the distilled set: as its own method uses it and with soft labels that networks train
-    on, as far as it has these; with the classes alone unless there is another way and `hard_labels` are not
-    wanted. Then real images: as many by each of `selections`, and with `full` all of them, at the
-    rate `lr_real`. Each set is made when its turn comes; all processes must take them together.
+    on, as far as it has these; with the classes alone unless there is another way and `hard_labels`
+    are not wanted. Then real images: as many by each of `selections`, and with `full` all of them,
+    at the rate `lr_real`. Each set is made when its turn comes; all processes must take them
+    together.
     """
     device = data.test.images.device
     dtype = data.test.images.dtype

@@ -165,7 +165,8 @@ class KernelInducingPoints:
         k_ss, k_ts = kernel.split([len(labels), len(wanted)])
         miss = predict(k_ts, k_ss, labels, reg=self._reg) - wanted
         loss = miss.square().mean() / 2
-        return loss.detach(), *torch.autograd.grad(loss, (kernel, labels))
+        by_kernel, by_labels = torch.autograd.grad(loss, (kernel, labels))
+        return loss.detach(), by_kernel, by_labels
 
     @torch.enable_grad()
     def _pull_back(self, by_kernel: Tensor, images: Tensor, targets: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ class NetworkRateOptions:
 
 
 @dataclass(frozen=True)
-class TargetOptions(UnrollOptions, NetworkRateOptions, RealBatchOptions):
+class TargetOptions(NetworkRateOptions, RealBatchOptions, UnrollOptions):
     """Those of a loss on real images."""
 
 
