@@ -30,10 +30,10 @@ ROUNDING = 32  # in machine epsilons: a c that is so near to 1 is 1
 WORD = 8  # bytes of a float64
 
 # For one pair of images, in units of what a layer has for it: tensors that a piece holds at most
-# without and with a graph, and arithmetic. An elementwise operation counts as many FLOP as fit into
-# its time. Measured in tests/test_ntk.py and on two CPU cores.
-COPIES, GRAPH_COPIES = 9, 17
-FLOP_A_NUMBER, GRAPH_FLOP_A_NUMBER = 1_500, 5_000
+# without and with a graph, and arithmetic. Nearly all of it is elementwise and waits for memory, so
+# it counts as many FLOP as fit into its time: measured on a busy CPU, rough.
+COPIES, GRAPH_COPIES = 11, 23
+FLOP_A_NUMBER, GRAPH_FLOP_A_NUMBER = 7_000, 18_000
 
 
 class PairCost(NamedTuple):
@@ -65,7 +65,8 @@ class FullyConnected:
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         x, y = x.flatten(1), y.flatten(1)
         s, t = x @ y.T / x.shape[1], None
-        a, b = x.square().mean(1)[:, None], y.square().mean(1)
+        a, b = (torch.einsum("nd,nd->n", own, own) / own.shape[1] for own in (x, y))
+        a = a[:, None]
         for _ in range(self.depth):
             s, t = _linear(s, t)
             a, b = (_linear(own)[0] for own in (a, b))

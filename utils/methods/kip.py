@@ -7,6 +7,7 @@ s are the n images, y_s their labels, K the neural tangent kernel of a network. 
 trained.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -232,7 +233,7 @@ def count_kip(options: Any, cost: NetworkCost, processes: int = 1, *, classes: i
         batch=own,
         whole_batch=rows,
         students=1,
-        kept_bytes=KERNEL_COPIES * WORD * rows * images,
+        kept_bytes=WORD * rows * (KERNEL_COPIES * images + 2 * math.prod(cost.image_shape)),
         image_bytes=images * differentiated.bytes,
         compiled_layers=0,
         keeps_train=True,
