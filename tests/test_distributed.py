@@ -31,6 +31,8 @@ WAYS = {
     "bptt": [*REAL_LOSS, *"--method bptt --syn_steps 3 --window 2".split()],
     "bptt_of_two": [*REAL_LOSS, *"--method bptt --syn_steps 3 --students 2".split()],
     "dd": [*REAL_LOSS, *"--method dd --distill_steps 1 --distill_epochs 2".split()],
+    "kip": [*REAL_LOSS, *"--method kip --learn_labels --micro_batch 7".split()],
+    "label_solve": [*SHORT, *"--method label_solve --micro_batch 100".split()],
     "ld": [*REAL_LOSS, *"--method ld --batch_syn 5 --restart_after 1 --lr_adam 0.1".split()],
 }
 

@@ -1,5 +1,7 @@
 """KIP and Label Solve: against their formulas in float64, runs, evaluation and refusals."""
 
+import re
+
 import pytest
 import torch
 from numerics import relative_error
@@ -138,7 +140,7 @@ def test_steps_lower_the_loss():
         losses.append(step.loss.item())
         x -= 0.3 * step.grads["images"]
         y -= 0.3 * step.grads["labels"]
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.95 * losses[0] and losses == sorted(losses, reverse=True)
 
 
 def test_a_singular_kernel_is_no_error_but_a_loss_that_is_not_finite():
@@ -156,9 +158,7 @@ def test_work_is_counted():
     assert conv.image_bytes > 50 * work.image_bytes
     one, two = (count_label_solve(options, cost, n, classes=3) for n in (1, 2))
     assert one.train_flop == 2 * two.train_flop > 0
-    with pytest.raises(
-        UserError, match="needs images of 16 pixels, these have 8: choose at most 3"
-    ):
+    with pytest.raises(UserError, match="needs images of 16 pixels, these have 8: .* at most 3"):
         count_kip(DistillOptions(kernel="conv", kernel_depth=4), cost, classes=3)
 
 
@@ -223,9 +223,12 @@ def test_regression_is_that_of_the_labels_learned(kip_run, tmp_path, capsys):
     content["soft_labels"] = content["soft_labels"].roll(1, 1)  # every class takes the next one's
     torch.save(content, tmp_path / "distilled_last.pt")
     path = str(tmp_path / "distilled_last.pt")
-    assert evaluation_script.main(["--distilled", path, *"--num_eval 1".split()]) == 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if "regression" in line)
-    assert float(line.split("%")[0].split()[-1]) < 20
+    assert (
+        evaluation_script.main(["--distilled", path, *"--num_eval 1 --epoch_eval_train 2".split()])
+        == 0
+    )
+    found = re.search(r"kernel regression +NTK-FC1 .* ([0-9.]+)%", capsys.readouterr().out)
+    assert float(found[1]) < 20
 
 
 def test_without_learned_labels_the_classes_count(tmp_path, capsys):
@@ -251,6 +254,12 @@ def test_labels_are_solved_in_one_step(solved_run, capsys):
     assert read_run(solved_run).method == "Label Solve"
 
 
+def test_a_second_step_finds_the_same_labels():
+    once = LEARNED["labels"] - solve().step(0, LEARNED).grads["labels"]
+    again = solve().step(1, LEARNED | {"labels": once}).grads["labels"]
+    assert again.abs().max() < 1e-9 * once.abs().max()
+
+
 def test_images_are_those_of_other_methods(solved_run, tmp_path):
     run = distil(tmp_path, *"--method dm --Iteration 0 --eval_it 0".split())
     assert torch.equal(images(run / "distilled_0.pt"), images(solved_run / "distilled_last.pt"))
@@ -270,7 +279,6 @@ def test_a_run_that_is_cut_off_goes_on_alike(kip_run, tmp_path, monkeypatch):
         (["--lr_y", "1"], ["--lr_y", "--learn_labels"]),
         (["--syn_steps", "2"], ["--syn_steps", "kip"]),
         (["--method", "label_solve", "--pix_init", "noise"], ["--pix_init noise", "real"]),
-        (["--method", "label_solve", "--Iteration", "2"], ["--Iteration 2", "one step"]),
         (["--method", "label_solve", "--lr_img", "1"], ["--lr_img", "label_solve"]),
         (["--method", "label_solve", "--learn_labels"], ["--learn_labels", "label_solve"]),
         (["--method", "dm", "--kernel", "fc"], ["--kernel", "dm"]),

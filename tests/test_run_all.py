@@ -299,7 +299,7 @@ def test_the_command_for_several_gpus_trains_the_experts(tmp_path):
         (["--only", ""], ["''", "CIFAR10/ipc1"]),
         (
             ["--only", "CIFAR10/ipc1/FTD"],
-            ["'CIFAR10/ipc1/FTD'", "DATM, DD, DM, FTD, LD, MTT, PAD, TESLA"],
+            ["'CIFAR10/ipc1/FTD'", "DATM, DD, DM, FTD, KIP, LABEL_SOLVE, LD, MTT, PAD, TESLA"],
         ),
         (["--onyl", "Tiny"], ["--onyl", "flags: --help, --only, --rivals, --dry-run, --smoke"]),
         (["Tiny"], ["Tiny", "--only"]),

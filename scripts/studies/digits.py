@@ -84,21 +84,25 @@ def methods(place: Place) -> dict[str, tuple[str, str]]:
         "DD": f"--method dd --distill_steps {place.ipc} {real_loss}",
         "LD": "--method ld --Iteration 1200",  # each moves the labels by little
         "DM": "--method dm --lr_img 10",
+        "KIP": "--method kip --learn_labels --batch_target 500",
+        "Label Solve": "--method label_solve --Iteration 1",
     }
     rows = {"BPTT": "ipc1_bptt", "DM": "ipc1_dm", "DD": "", "LD": "ipc1_ld"}
+    rows |= {"KIP": "ipc1_kip", "Label Solve": "ipc1_label_solve"}
     return {line: (rows.get(line, "ipc1"), flags) for line, flags in found.items()}
 
 
 TITLE = "# Every method on the same digits"
 ABOUT = """
 Test accuracies in percent, mean ± population standard deviation over the means of three seeds. All
-methods but LD take as many outer steps (100 at 8x8 and IPC 1, else 40) from the same draws;
+methods but LD and Label Solve take as many outer steps (100 at 8x8 and IPC 1, else 40) from the same draws;
 students take 20 steps, of DD and LD as many as the method says. It is a comparison of short runs on
 small images, no reproduction of anything.
 """
 REGIMES = """
 What a method learned beside images is part of these figures: soft labels store as many numbers an
-image as there are classes, learned steps replace the protocol. They compare with one another, not
+image as there are classes, learned steps replace the protocol, kernel regression trains no network
+(networks that train on KIP's and Label Solve's sets take the classes alone). They compare with one another, not
 with the table above, which has the same sets with their classes alone.
 """
 ARCHITECTURES = """

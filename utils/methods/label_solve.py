@@ -2,7 +2,8 @@ r"""Label Solve (Nguyen et al., ICLR 2021): the labels from which a kernel predi
 
     y_s = argmin || K_ts (K_ss + reg tr(K_ss) / n I)^-1 y_s - y_t ||^2
 
-over all training images t, in one step; the images s are real and stay as they are.
+over all training images t. One step does it, more change nothing; the images s are real and stay
+as they are.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -97,10 +98,6 @@ def _check(options: Any, by_hand: Callable[[str], bool]) -> None:
     if options.pix_init != "real":
         raise UserError(
             f"--pix_init {options.pix_init}: --method label_solve labels real images: choose real"
-        )
-    if options.Iteration > 1:
-        raise UserError(
-            f"--Iteration {options.Iteration}: --method label_solve takes one step: choose 1 or 0"
         )
 
 
