@@ -158,7 +158,7 @@ def test_work_is_counted():
     assert conv.image_bytes > 50 * work.image_bytes
     one, two = (count_label_solve(options, cost, n, classes=3) for n in (1, 2))
     assert one.train_flop == 2 * two.train_flop > 0
-    with pytest.raises(UserError, match="needs images of 16 pixels, these have 8: .* at most 3"):
+    with pytest.raises(UserError, match=r"needs images of 16 pixels, these have 8: .* at most 3"):
         count_kip(DistillOptions(kernel="conv", kernel_depth=4), cost, classes=3)
 
 
