@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
+from torch import Tensor
+
 from networks import elsewhere
 from utils.compute.contract import check_head, check_known
 from utils.compute.device import (
@@ -27,6 +29,7 @@ from utils.compute.device import (
     use_precision,
 )
 from utils.compute.execution import Execution
+from utils.compute.labels import LABEL_FORMS
 from utils.config.resolve import resolve
 from utils.core import ranks
 from utils.core.errors import UserError
@@ -50,8 +53,17 @@ from utils.measure.protocol import (
     gathered,
 )
 from utils.measure.record import EvalRecord, Evaluation
+from utils.measure.regression import KernelRegression
 from utils.measure.selection import need_experts
-from utils.measure.sets import ADAM, SOFT, STEPS, TrainingSet, checksum, training_sets
+from utils.measure.sets import (
+    ADAM,
+    KERNEL,
+    SOFT,
+    STEPS,
+    TrainingSet,
+    checksum,
+    training_sets,
+)
 from utils.options import DistillOptions, EvalOptions
 from utils.plan.evaluation import EvalCall
 from utils.plan.machine import Machine
@@ -76,7 +88,7 @@ def run(options: EvalOptions) -> Path:
     options = replace(options, precision=use_precision(options.precision, device))
     distilled = SyntheticSet.load(path)
     if options.random is None:
-        options = replace(options, random=distilled.soft_labels is not None)
+        options = replace(options, random=distilled.label_form in LABEL_FORMS)
         if options.random:
             print("soft labels: random real images are measured beside them, without --no_random")
     check_known(options.model or [distilled.model])
@@ -248,7 +260,16 @@ class Measurement:
         if source := elsewhere.source_digest(model):
             settings["source"] = source  # of the user's own network, which may change
         data = self.images.to_dict()
-        return Evaluation(settings, training_set.digest, options.num_eval, data)
+        return Evaluation(settings, training_set.digest, self.networks(training_set), data)
+
+    def models(self, training_set: TrainingSet) -> Sequence[str]:
+        """The networks that are trained on it, or the kernel that is asked."""
+        regression = training_set.regression
+        return self.call.models if regression is None else [str(regression)]
+
+    def networks(self, training_set: TrainingSet) -> int:
+        """How many are trained; a kernel is one."""
+        return self.call.options.num_eval if training_set.regression is None else 1
 
     def evaluate(
         self,
@@ -258,10 +279,15 @@ class Measurement:
         known: Mapping[int, Measured],
         keep: Callable[[Mapping[int, Measured]], None],
     ) -> Accuracies:
-        """Train those of the networks that are not `known`; see `evaluate`."""
+        """Train those of the networks that are not `known`, see `evaluate`; or ask the kernel."""
         options, strategy = self.call.options, self.call.dsa_strategy
-        if len(known) == options.num_eval:
-            return gathered([known[k] for k in range(options.num_eval)])
+        if len(known) == self.networks(training_set):
+            return gathered([known[k] for k in range(len(known))])
+        if training_set.regression is not None:
+            assert isinstance(training_set.images, Tensor)
+            return training_set.regression.evaluate(
+                training_set.images, training_set.labels, self.data.test, self.data.num_classes
+            )
         protocol = Protocol(
             num_eval=options.num_eval,
             epochs=training_set.epochs,
@@ -307,10 +333,11 @@ def fill_table(
         f"iteration {distilled.iteration}"
     )
     width = max(12, *map(len, measurement.call.models))
-    more = (
+    more: tuple[tuple[str, object], ...] = (
         (SOFT, distilled.soft_labels),
         (STEPS, distilled.step_lrs),
         (ADAM, distilled.train_steps),
+        (KERNEL, KernelRegression.of(distilled)),
     )
     first = 14 + max(0 if values is None else len(name) for name, values in more)
     print(f"{'trained on':{first}} {'model':{width}} {'lr':>8} {'epochs':>6}  test accuracy")
@@ -327,7 +354,7 @@ def fill_table(
         epochs=options.epoch_eval_train,
         epochs_full=options.epoch_full_train or options.epoch_eval_train,
     ):
-        for model in measurement.call.models:
+        for model in measurement.models(training_set):
             evaluation = measurement.describe(training_set, model)
             known = record.networks(evaluation, by_class=options.by_class)
             accuracies = measurement.evaluate(
@@ -336,7 +363,7 @@ def fill_table(
             record.add(evaluation, accuracies)
             print(
                 f"{training_set.name:{first}} {model:{width}} {training_set.lr:8.4g} "
-                f"{training_set.epochs:6}  {accuracies}{note(len(known), options.num_eval)}"
+                f"{training_set.epochs:6}  {accuracies}{note(len(known), evaluation.num_eval)}"
             )
             if options.by_class:
                 print(table_by_class(distilled.class_names, accuracies))

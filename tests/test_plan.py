@@ -54,7 +54,8 @@ from utils.plan.sizes import DataSize
 from utils.run.directory import RunDir
 
 GB, HELD = 10**9, 7_000
-COST = NetworkCost(parameters=1_000, layers=4, flop=10_000, activation_bytes=50_000)
+SHAPE = {"image_shape": (1, 8, 8)}
+COST = NetworkCost(parameters=1_000, layers=4, flop=10_000, activation_bytes=50_000, **SHAPE)
 SIZE = DataSize(3, 10, 8, train=600, test=200)
 CIFAR10 = {"channels": 3, "num_classes": 10, "image_size": 32}
 PLAN = RunPlan(
@@ -375,7 +376,7 @@ def test_micro_batches_are_no_larger_than_the_batch_and_never_empty():
 
 def test_how_many_networks_train_at_once():
     def at_once(asked, on, bytes_each, networks=10):
-        cost = NetworkCost(parameters=0, layers=1, flop=1, activation_bytes=bytes_each // 2)
+        cost = NetworkCost(0, layers=1, flop=1, activation_bytes=bytes_each // 2, **SHAPE)
         return choose_at_once(asked, Training(cost, 1, 1), on, networks=networks)
 
     assert at_once(None, CPU, 2) == 1

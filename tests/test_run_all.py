@@ -159,8 +159,8 @@ def test_a_part_of_names_selects_all_that_have_it():
     assert all(name.endswith("/ipc1") or name == "CIFAR10/ipc10" for name in rows)
     assert len(experts) == 3 + 6  # no rows without ZCA among them
     _, rows = chosen("CIFAR10/ipc10", rivals=True)
-    methods = ("", "/datm", "/dc", "/dd", "/dm", "/dsa", "/ftd", "/ld", "/mtt", "/pad")
-    assert list(rows) == [f"CIFAR10/ipc10{m}" for m in methods]
+    methods = "datm dc dd dm dsa ftd kip label_solve ld mtt pad".split()
+    assert list(rows) == ["CIFAR10/ipc10", *(f"CIFAR10/ipc10/{method}" for method in methods)]
 
 
 FIXED = {"run_name": "fixed", "distill_flags": ("--length", "fixed")}
@@ -213,8 +213,8 @@ def test_rivals_run_in_miniature_too():
 @pytest.mark.parametrize(
     ("table", "rows", "rivals"),
     [
-        (1, r"CIFAR10/ipc[15]0", 16),
-        (2, r"(CIFAR10|CIFAR100|Tiny)/.*", 55),
+        (1, r"CIFAR10/ipc[15]0", 20),
+        (2, r"(CIFAR10|CIFAR100|Tiny)/.*", 63),
         (3, r"ImageNet/image(nette|woof|fruit|meow)/.*", 8),
     ],
 )
@@ -299,7 +299,10 @@ def test_the_command_for_several_gpus_trains_the_experts(tmp_path):
         (["--only", ""], ["''", "CIFAR10/ipc1"]),
         (
             ["--only", "CIFAR10/ipc1/FTD"],
-            ["'CIFAR10/ipc1/FTD'", "DATM, DC, DD, DM, DSA, FTD, LD, MTT, PAD, TESLA"],
+            [
+                "'CIFAR10/ipc1/FTD'",
+                "DATM, DC, DD, DM, DSA, FTD, KIP, LABEL_SOLVE, LD, MTT, PAD, TESLA",
+            ],
         ),
         (["--onyl", "Tiny"], ["--onyl", "flags: --help, --only, --rivals, --dry-run, --smoke"]),
         (["Tiny"], ["Tiny", "--only"]),

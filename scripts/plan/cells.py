@@ -42,7 +42,8 @@ SMOKE_DISTILLATION = (
 SMOKE_IMAGES = "--lr_img 1"
 SMOKE_MATCHING = "--syn_steps 2 --expert_epochs 1 --lr_lr 1e-7 --lr_teacher 0.01"
 SMOKE_STARTS = "--max_start_epoch 1"
-SMOKE_BATCHES_DD = "--distill_steps 1"
+# Of methods whose rows are too large for such images.
+SMOKE_OWN = {"dd": "--distill_steps 1", "label_solve": "--kernel fc"}
 SMOKE_STARTS_DATM = "--start_epochs 0 1 --current_max_start_epoch 1 --expansion_end_epoch 1"
 
 
@@ -264,8 +265,8 @@ def smoke_flags(row: Row) -> list[str]:
     if needs_experts(options):
         starts = SMOKE_STARTS if options.start_epochs is None else SMOKE_STARTS_DATM
         flags += f" {SMOKE_MATCHING} {starts}"
-    elif row.method == "dd":
-        flags += f" {SMOKE_BATCHES_DD}"
+    elif own := SMOKE_OWN.get(options.method):
+        flags += f" {own}"
     return ["--config", str(row.yaml), *flags.split()]
 
 

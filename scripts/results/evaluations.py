@@ -11,13 +11,13 @@ from typing import Any
 from networks import canonical_name
 from scripts.results.runs import Record, Run
 from utils.measure.protocol import Accuracies
-from utils.measure.sets import ADAM, SOFT, STEPS
+from utils.measure.sets import ADAM, KERNEL, SOFT, STEPS
 
 # By what eval.json calls them. Soft labels store more numbers an image, and learned or noted steps
-# are no common protocol: columns of their own.
+# and kernels are no common protocol: columns of their own.
 SETS = {
     f"distilled {name}{way}": name + way
-    for way in ("", SOFT, STEPS, ADAM)
+    for way in ("", SOFT, STEPS, ADAM, KERNEL)
     for name in ("raw", "ema")
 }
 COLUMNS = ("trained_on", "set", "network", "mean", "std", "n", "epochs", "seed", "chosen_by")

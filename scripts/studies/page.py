@@ -12,6 +12,7 @@ from scripts.results.runs import Run
 from scripts.studies.trials import Trial
 from utils.core.files import write_text
 from utils.measure.protocol import mean_and_std
+from utils.measure.sets import KERNEL
 
 Runs = Sequence[tuple[Trial, Run]]
 IMAGES_ALONE = "raw"  # the regime of images with their classes, trained on by the protocol
@@ -20,7 +21,7 @@ MADE_WITH = ("device", "python", "torch", "git_commit")
 
 def scores(runs: Runs) -> pd.DataFrame:
     """What was measured of the raw sets and of real images: line, place, regime, network, is_own,
-    epochs, seed, accuracy (of the mean network, in percent).
+    epochs, seed, accuracy (of the mean network, in percent). A kernel counts as the own network.
 
     Real images are lines of their own, in the regime of images and classes alone.
     """
@@ -30,7 +31,7 @@ def scores(runs: Runs) -> pd.DataFrame:
             "place": trial.place,
             "regime": each["set"] or IMAGES_ALONE,
             "network": each["network"],
-            "is_own": each["network"] == run.model,
+            "is_own": each["network"] == run.model or each["set"].endswith(KERNEL),
             "epochs": each["epochs"],
             "seed": each["seed"],
             "accuracy": each["mean"],
@@ -57,8 +58,9 @@ def _score(values: pd.Series) -> str:
 
 
 def seconds_a_step(run: Run) -> float:
-    """The median, without the first steps."""
-    return statistics.median(run.steps["seconds"].iloc[5:])
+    """The median, without the first steps where there are more."""
+    seconds = run.steps["seconds"]
+    return statistics.median(seconds.iloc[5:] if len(seconds) > 5 else seconds)
 
 
 def write_page(path: Path, text: str, runs: Runs, problems: Sequence[str], command: str) -> None:

@@ -32,13 +32,14 @@ TRAINING_VECTORS = 8
 @dataclass(frozen=True)
 class NetworkCost:
     """One network: its parameters, its layers with weight matrices or kernels, and of one image
-    forward the FLOP and the bytes kept.
+    (C, H, W) forward the FLOP and the bytes kept.
     """
 
     parameters: int
     layers: int
     flop: int
     activation_bytes: int
+    image_shape: tuple[int, int, int]
 
 
 def fitting_network(model: str, *, channels: int, num_classes: int, image_size: int) -> nn.Module:
@@ -109,6 +110,7 @@ def network_cost(model: str, *, channels: int, num_classes: int, image_size: int
         layers=sum(param.dim() in (2, 4) for param in network.parameters()),
         flop=counter.get_total_flops(),
         activation_bytes=FLOAT_BYTES * sum(outputs),
+        image_shape=(channels, image_size, image_size),
     )
 
 

@@ -12,6 +12,9 @@ LABEL_FORMS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+CENTRED = "centred"  # soft labels of kernel regression: networks do not train on them
+
+
 def cross_entropy(logits: Tensor, labels: Tensor, form: str | None = None) -> Tensor:
     """The mean over logits (B, C) of -sum_c p_c log softmax(logits)_c, a scalar.
 

@@ -42,7 +42,7 @@ class SyntheticSet:
     rewinds: tuple[Mapping[str, Any], ...] = ()  # the run's, see OuterState
     data: Mapping[str, Any] | None = None  # the DataIdentity that it was distilled from
     soft_labels: Tensor | None = None  # (classes * ipc, classes), where they are learned
-    label_form: str | None = None  # of soft labels: logits or probabilities
+    label_form: str | None = None  # of soft labels: a name in _LABEL_FORMS
     step_lrs: Tensor | None = None  # (T,), where the steps on batches of the set are learned
     train_steps: int | None = None  # of Adam, that train a network on the set, where they are known
 
@@ -149,6 +149,13 @@ def _relations(values: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
         needed = ("soft_labels", "config.lr_adam", "config.batch_syn")
         lacking = next((name for name in needed if name not in values), "")
         yield not lacking, f"it has train_steps and lacks {lacking}"
+    if "config.kernel" in values:
+        of_kernel = ("config.kernel_depth", "config.reg")
+        lacking = next((name for name in of_kernel if name not in values), "")
+        yield not lacking, f"it has config.kernel and lacks {lacking}"
+        depth, fits = values["config.kernel_depth"], min(size).bit_length() - 1
+        is_small = values["config.kernel"] == "conv" and depth > fits
+        yield not is_small, f"a conv kernel of depth {depth} does not fit {size} pixels"
     res = values["config.res"]
     yield res is None or size == [res, res], f"images of {size} pixels are not of res {res}"
     for name in ("mean", "std"):
@@ -219,6 +226,7 @@ _FORMS = {
     "config.batch_train": _COUNT,
 }
 _FRACTION = _Form("a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1)
+_LABEL_FORMS = ("logits", "probabilities", "centred")
 _OPTIONAL = {
     "zca_mean": _Form("a finite float tensor (D,)", partial(_is_finite, dims=1)),
     "zca_matrix": _Form("a finite float tensor (D, D)", partial(_is_finite, dims=2)),
@@ -232,8 +240,11 @@ _OPTIONAL = {
         "a whole number above 0 or None", lambda v: v is None or _COUNT.fits(v)
     ),
     "label_form": _Form(
-        "logits or probabilities", lambda v: _TEXT.fits(v) and v in ("logits", "probabilities")
+        "logits, probabilities or centred", lambda v: _TEXT.fits(v) and v in _LABEL_FORMS
     ),
+    "config.kernel": _Form("fc or conv", lambda v: _TEXT.fits(v) and v in ("fc", "conv")),
+    "config.kernel_depth": _COUNT,
+    "config.reg": _POSITIVE,
     "config.buffer_path": _TEXT,
     "config.flat": _BOOL,
     "config.easy_first": _BOOL,

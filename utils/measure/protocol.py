@@ -247,7 +247,12 @@ def gathered(measured: Sequence[Measured], val: Accuracies | None = None) -> Acc
 
 def measure(network: nn.Module, split: Split, num_classes: int) -> Measured:
     """The accuracies of `network` on the images of `split`."""
-    cells = (split.labels * num_classes + answers(network, split.images)).cpu()
+    return measure_answers(answers(network, split.images), split.labels, num_classes)
+
+
+def measure_answers(given: Tensor, labels: Tensor, num_classes: int) -> Measured:
+    """The accuracies of answers (N,) to images with these labels (N,)."""
+    cells = (labels * num_classes + given).cpu()
     counts = cells.bincount(minlength=num_classes**2).view(num_classes, num_classes)
     hits, totals = counts.diag().tolist(), counts.sum(1).tolist()
     by_class = tuple(n / of if of else None for n, of in zip(hits, totals, strict=True))

@@ -7,22 +7,27 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor
 
+from utils.compute.labels import LABEL_FORMS
 from utils.core.cache import digest
 from utils.data.dataset import ImageDataset
 from utils.data.distilled import SyntheticSet, batches_in_order
 from utils.data.real_images import class_labels
 from utils.experts.features import ExpertFeatures
 from utils.measure.protocol import AdamSteps, LearnedSteps, OwnTraining
+from utils.measure.regression import KernelRegression, regression_labels
 from utils.measure.selection import SELECTIONS, select
 
-# Behind the names of sets that networks are trained on in another way than on images and classes.
+# Behind the names of sets that networks are trained on in another way than on images and classes,
+# or that a kernel predicts from in place of networks.
 SOFT, STEPS, ADAM = ", soft labels", ", learned steps", ", Adam steps"
+KERNEL = ", kernel regression"
 
 
 @dataclass(frozen=True)
 class TrainingSet:
     """What networks are trained on, and how: images (N, C, H, W) for all of them, or different ones
-    for each, with labels (N,), or (N, classes) of a `label_form`.
+    for each, with labels (N,), or (N, classes) of a `label_form`. For a `regression` nothing is
+    trained: no rate, no epochs.
     """
 
     name: str
@@ -32,14 +37,14 @@ class TrainingSet:
     epochs: int
     label_form: str | None = None
     own_training: OwnTraining | None = None
+    regression: KernelRegression | None = None
 
     @cached_property
     def digest(self) -> Callable[[range], str]:
         """A checksum of what a range of networks is trained on."""
         images, labels = self.images, self.labels
-        if self.own_training is not None:
-            numbers = self.own_training.numbers
-            labels = torch.cat([labels.flatten().to(numbers), numbers])  # the way is part of it
+        if way := self.own_training or self.regression:
+            labels = torch.cat([labels.flatten().to(way.numbers), way.numbers])  # a part of it
         if isinstance(images, Tensor):
             digest_of_all = checksum(images, labels)
             return lambda networks: digest_of_all
@@ -73,6 +78,15 @@ def _by_adam(soft: TrainingSet, name: str, distilled: SyntheticSet) -> TrainingS
     return replace(soft, name=name, lr=training.lr, epochs=epochs, own_training=training)
 
 
+def _by_regression(
+    hard: TrainingSet, regression: KernelRegression, distilled: SyntheticSet
+) -> TrainingSet:
+    """The set as a kernel predicts from it."""
+    labels = regression_labels(distilled, device=hard.images.device)  # type: ignore[union-attr]
+    name = f"{hard.name}{KERNEL}"
+    return replace(hard, name=name, labels=labels, lr=0.0, epochs=0, regression=regression)
+
+
 def checksum(images: Tensor, labels: Tensor) -> str:
     return digest({"images": images.cpu(), "labels": labels.cpu()})
 
@@ -91,10 +105,11 @@ def training_sets(
     epochs: int,
     epochs_full: int,
 ) -> Iterator[TrainingSet]:
-    """Yield the distilled set: as its own method trains on it and with its soft labels, as far as
-    it has these; with the classes alone unless there is another way and `hard_labels` are not
-    wanted. Then real images: as many by each of `selections`, and with `full` all of them, at the
-    rate `lr_real`. Each set is made when its turn comes; all processes must take them together.
+    """Yield the distilled set: as its own method uses it and with soft labels that networks train
+    on, as far as it has these; with the classes alone unless there is another way and `hard_labels`
+    are not wanted. Then real images: as many by each of `selections`, and with `full` all of them,
+    at the rate `lr_real`. Each set is made when its turn comes; all processes must take them
+    together.
     """
     device = data.test.images.device
     dtype = data.test.images.dtype
@@ -105,7 +120,11 @@ def training_sets(
         distilled.syn_lr,
         epochs,
     )
-    if distilled.soft_labels is not None:
+    if regression := KernelRegression.of(distilled):
+        yield _by_regression(hard, regression, distilled)
+    has_soft = distilled.label_form in LABEL_FORMS
+    if has_soft:
+        assert distilled.soft_labels is not None
         soft = distilled.soft_labels.to(device, dtype)
         name = f"{hard.name}{SOFT}"
         by_soft = replace(hard, name=name, labels=soft, label_form=distilled.label_form)
@@ -114,7 +133,7 @@ def training_sets(
         yield by_soft
     if distilled.step_lrs is not None:
         yield _by_learned_steps(hard, distilled, data.num_classes)
-    has_more = distilled.soft_labels is not None or distilled.step_lrs is not None
+    has_more = has_soft or regression is not None or distilled.step_lrs is not None
     if hard_labels or not has_more:
         yield hard
     labels = class_labels(data.num_classes, distilled.ipc, device)

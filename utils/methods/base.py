@@ -103,6 +103,7 @@ class Work:
         graph_bytes: memory of one graph over the whole step, for all students, where the method can
             keep one (--unroll autograd).
         keeps_train: whether the real training images stay on the device.
+        train_flop: arithmetic for each training image, where a step sees all of them.
     """
 
     flop: int
@@ -115,6 +116,7 @@ class Work:
     compiled_layers: int
     graph_bytes: int | None = None
     keeps_train: bool = False
+    train_flop: int = 0
 
     @property
     def divides_batches(self) -> bool:
@@ -209,7 +211,8 @@ class MethodSpec:
     learns_images: bool = True  # False: they stay what a run begins with
     # (options, data, experts) -> the images that a run begins with, and their soft labels, if any
     initial: Callable[[Any, ImageDataset, Any], tuple[Tensor, Tensor | None]] = real_or_noise
-    # What soft labels are that networks train on, a key of LABEL_FORMS; None: labels are classes
+    # What soft labels are: a key of LABEL_FORMS, which networks train on, or CENTRED, for kernel
+    # regression alone; None: labels are classes
     label_form: Callable[[Any], str | None] = lambda options: None
     takes_features: bool = False  # what goes into the last linear layer of networks
     # From the method's state: how many steps train a network on the set, where the method says so

@@ -14,6 +14,8 @@ from utils.methods.bptt import BPTT
 from utils.methods.dd import DD
 from utils.methods.distribution import DM
 from utils.methods.gradient_matching import DC, DSA
+from utils.methods.kip import KIP
+from utils.methods.label_solve import LABEL_SOLVE
 from utils.methods.ld import LD
 from utils.methods.trajectory.family import FAMILY
 
@@ -25,6 +27,8 @@ METHODS: dict[str, MethodSpec] = {
     "bptt": BPTT,
     "dd": DD,
     "ld": LD,
+    "kip": KIP,
+    "label_solve": LABEL_SOLVE,
 }
 DEFAULT_METHOD = "att"
 OF_LEARNED_IMAGES = {"lr_img", "max_update", "ema_decay"}  # common flags

@@ -135,6 +135,8 @@ def choose_compile(
 
     A bool is a choice made before. UserError where "on" is asked for and compiling fails.
     """
+    if layers == 0:
+        return False
     if asked != "auto":
         if asked in ("on", True):
             machine.check_compiles()

@@ -173,7 +173,8 @@ class DistillCall:
 def count_work(options: DistillOptions, size: DataSize, processes: int) -> Work:
     """Count an outer step of one of `processes`; UserError where these cannot divide it."""
     count, cost = METHODS[options.method].count_work, size.network(options.model)
-    return count(options, cost, processes, classes=size.classes)
+    work = count(options, cost, processes, classes=size.classes)
+    return replace(work, flop=work.flop + work.train_flop * size.train) if work.train_flop else work
 
 
 def _can_divide(options: DistillOptions, size: DataSize, processes: int) -> bool:

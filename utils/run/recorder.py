@@ -13,6 +13,7 @@ from torch import Tensor
 from utils.compute.cost import fitting_models
 from utils.compute.device import beside, compute_dtype
 from utils.compute.execution import Execution
+from utils.compute.labels import LABEL_FORMS
 from utils.core import ranks, stopping
 from utils.core.errors import UserError
 from utils.core.pictures import save_grid
@@ -70,6 +71,7 @@ class Recorder:
         self.options, self.how, self.evaluations_left = options, how, evaluations_left
         self.spec = METHODS[options.method]
         self.label_form = self.spec.label_form(options)
+        self.trains_on_soft = self.label_form in LABEL_FORMS
         self.models, _ = fitting_models(
             options.evaluation_models,
             channels=data.channels,
@@ -143,7 +145,7 @@ class Recorder:
         self.log.say(f"{reason}: now {entry['rate']} {entry['value']:.3g}")
 
     def _measured_by(self) -> dict[str, Any]:
-        soft = {"labels": self.label_form} if self.label_form else {}
+        soft = {"labels": self.label_form} if self.trains_on_soft else {}
         return {
             **asdict(self.protocol),
             "model": self.models[0],
@@ -241,18 +243,22 @@ class Recorder:
     def evaluate(self, state: OuterState) -> None:
         """Train fresh networks on the sets, log their accuracies, keep the best of each set."""
         began = time.monotonic()
+        labels, form = self.labels, None
+        if self.trains_on_soft:
+            assert state.soft_labels is not None
+            labels, form = state.soft_labels, self.label_form
         for set in self.spec.sets:
             for model in self.models:
                 accuracies = evaluate(
                     _images(state, set),
-                    self.labels if state.soft_labels is None else state.soft_labels,
+                    labels,
                     self.data.test,
                     num_classes=self.data.num_classes,
                     model=model,
                     lr=state.syn_lr,
                     protocol=self.protocol,
                     seed=derive_seed(self.options.seed, "evaluation", state.iteration, set),
-                    label_form=self.label_form,
+                    label_form=form,
                     run=self.evaluation,
                     val=self.data.val,
                 )
@@ -264,7 +270,7 @@ class Recorder:
                     acc_mean=accuracies.mean,
                     acc_std=accuracies.std,
                     accs=list(accuracies.accs),
-                    **({"labels": "soft"} if self.label_form else {}),
+                    **({"labels": "soft"} if self.trains_on_soft else {}),
                     **_held_out_record(accuracies.val),
                 )
                 line = f"iteration {state.iteration:6}  {set:3}  {model:10} {accuracies}"

@@ -1,5 +1,5 @@
 """The flags of methods that unroll students: of all, of those that learn rates or labels, of those
-with random batches, of those with a loss on real images at the end.
+with random batches, of those with a loss on real images at the end. KIP and LD share some.
 """
 
 from dataclasses import dataclass
@@ -67,16 +67,25 @@ class StepsOptions(RateOptions, BatchOptions):
 
 
 @dataclass(frozen=True)
-class TargetOptions(UnrollOptions):
+class RealBatchOptions:
     batch_target: int = option(
         1024, "real images in the loss at the end", group=_STUDENTS, minimum=1
     )
+
+
+@dataclass(frozen=True)
+class NetworkRateOptions:
     lr_net: float = option(
         0.01,
         "learning rate of networks that train on the images, where none of theirs is learned",
         group=_STUDENTS,
         above=0,
     )
+
+
+@dataclass(frozen=True)
+class TargetOptions(NetworkRateOptions, RealBatchOptions, UnrollOptions):
+    """Those of a loss on real images."""
 
 
 @dataclass(frozen=True)
