@@ -1,6 +1,7 @@
 """KIP and Label Solve: against their formulas in float64, runs, evaluation and refusals."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,11 +14,12 @@ from scripts.results.evaluations import measured
 from scripts.results.runs import read_run
 from utils.compute.cost import network_cost
 from utils.compute.ntk import Convolutional, FullyConnected
-from utils.compute.regression import centred, least_squares, own_pieces, predict
+from utils.compute.regression import PIECE_BYTES, centred, least_squares, own_pieces, predict
 from utils.core import ranks
 from utils.core.errors import UserError
 from utils.data.dataset import Split
 from utils.data.distilled import SyntheticSet
+from utils.measure.regression import KernelRegression
 from utils.methods.kip import KernelInducingPoints, count_kip
 from utils.methods.label_solve import LabelSolve, count_label_solve
 from utils.options import DistillOptions
@@ -229,6 +231,18 @@ def test_regression_is_that_of_the_labels_learned(kip_run, tmp_path, capsys):
     )
     found = re.search(r"kernel regression +NTK-FC1 .* ([0-9.]+)%", capsys.readouterr().out)
     assert float(found[1]) < 20
+
+
+def test_memory_of_regression_is_counted(kip_run):
+    """A large kernel of one row needs more than a piece."""
+    small = SyntheticSet.load(kip_run / "distilled_last.pt")
+    large = replace(
+        small,
+        images=torch.zeros(500, 3, 32, 32),
+        config={"kernel": "conv", "kernel_depth": 3, "reg": REG},
+    )
+    needs = [KernelRegression.of(each).bytes(each, 10_000) for each in (small, large)]
+    assert 10**6 < needs[0] < 2 * PIECE_BYTES < 10**9 < needs[1]
 
 
 def test_without_learned_labels_the_classes_count(tmp_path, capsys):

@@ -156,7 +156,7 @@ def test_improvements_are_those_of_the_text(name, network, ipc, points):
 
 @pytest.mark.parametrize("row", table_rows(rivals=True), ids=lambda row: row.name)
 def test_every_row_resolves_to_the_method_of_its_name_and_says_its_source(row):
-    method = (row.method or "att").upper()
+    method = {"label_solve": "Label Solve"}.get(row.method, (row.method or "att").upper())
     where = {"dataset": row.dataset, "subset": row.subset or "", "ipc": row.ipc, "method": method}
     *_, planned = at(PLANNED, **where).to_dict("records")
     options = planned["options"]

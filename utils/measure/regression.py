@@ -1,5 +1,6 @@
 """Measure a distilled set by kernel regression: what a kernel predicts from it; no network."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,8 +8,14 @@ import torch
 from torch import Tensor
 
 from utils.compute.labels import CENTRED
-from utils.compute.ntk import KERNELS, Kernel
-from utils.compute.regression import centred, predict, regression_dtype, rows_of
+from utils.compute.ntk import KERNELS, WORD, Kernel
+from utils.compute.regression import (
+    centred,
+    predict,
+    regression_dtype,
+    rows_at_once,
+    rows_of,
+)
 from utils.data.dataset import Split
 from utils.data.distilled import SyntheticSet
 from utils.measure.protocol import Accuracies, gathered, measure_answers
@@ -36,6 +43,15 @@ class KernelRegression:
     def numbers(self) -> Tensor:
         """What it depends on, beside images, labels and the kernel."""
         return torch.tensor([self.reg], dtype=torch.float64)
+
+    def bytes(self, distilled: SyntheticSet, tested: int) -> int:
+        """Memory of predicting `tested` images from a set: a piece of the kernel, all of it, and
+        the images once more.
+        """
+        count, *shape = distilled.images.shape
+        rows = min(rows_at_once(self.kernel, shape, count), max(count, tested))
+        piece = rows * count * self.kernel.pair_cost(shape, graph=False).bytes
+        return piece + WORD * (tested + count) * count + WORD * (rows + count) * math.prod(shape)
 
     def evaluate(self, images: Tensor, labels: Tensor, test: Split, num_classes: int) -> Accuracies:
         """Measure what images (N, C, H, W) with centred labels (N, C) say of `test`."""

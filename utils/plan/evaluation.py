@@ -17,6 +17,7 @@ from utils.core.errors import UserError
 from utils.data.distilled import SyntheticSet
 from utils.data.source import Source
 from utils.experts.features import ExpertFeatures
+from utils.measure.regression import KernelRegression
 from utils.options import EvalOptions
 from utils.plan.choose import TrainingPlan, plan_training
 from utils.plan.machine import Machine, halvings
@@ -115,6 +116,8 @@ class EvalCall:
             largest = int(source.labels["train"].bincount().max())
             cost = size.network(self.distilled.model)
             choosing = choosing_bytes(cost, size, features=expert_features.width, largest=largest)
+        regression = KernelRegression.of(self.distilled)
+        predicting = regression.bytes(self.distilled, size.test) if regression else 0
 
         def need(
             nproc_per_node: int = machine.processes_here,
@@ -132,7 +135,7 @@ class EvalCall:
                 compile=compile,
                 reading=reading,
                 data=wide * size.float_bytes(on_device),
-                work=wide * max(training, choosing),
+                work=max(wide * training, wide * choosing, predicting),
                 kept=size.matrix_bytes * normalisation.zca,
                 disk=[Disk(folder, RECORD_BYTES, "a copy of the set on another disk"), *caches],
             )
