@@ -124,7 +124,7 @@ def empirical(network, images):
         (Convolutional(1), conv_network, 128, (2, 4, 4)),
         (Convolutional(2), conv_network, 128, (1, 6, 6)),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_wide_networks_have_that_kernel(kernel, network, width, shape):
     torch.manual_seed(0)
