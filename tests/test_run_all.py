@@ -25,7 +25,7 @@ from scripts.plan.cells import RUN_NAME, Cell, Settings, choose, make_cells, tab
 from scripts.plan.devices import PYTHON, Devices
 from scripts.plan.estimate import Estimate
 from scripts.plan.finished import inputs_of, is_finished, record_finished
-from scripts.plan.queue import Queue, run_command
+from scripts.plan.queue import Queue, run_command, run_plan
 from scripts.plan.tables import Outcome, say_outcomes
 from utils.core.errors import UserError
 from utils.core.locks import locked
@@ -392,6 +392,14 @@ def test_cells_share_devices_as_their_slots_allow(call, tmp_path, capsys, needed
     assert most >= peak
     started = re.findall(r"started on device (\w+)", capsys.readouterr().out)
     assert set(started[:2]) == {"gpu0", "gpu1"}  # spread
+
+
+def test_experts_of_a_later_stage_find_those_of_an_earlier_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    made = tmp_path / "made"
+    early = cell("early", f"import time; time.sleep(1); open({str(made)!r}, 'w')")
+    late = cell("late", f"open({str(made)!r})", hours=9.0, stage=1)  # longer, so else the first
+    assert run_plan([late, early], [], Devices({}, 2), tmp_path / "logs") == 0
 
 
 def test_the_longest_begin_first_and_none_overtakes_one_on_all_devices(call, tmp_path, capsys):

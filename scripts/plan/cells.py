@@ -100,6 +100,7 @@ class Cell:
     inputs: tuple[Path, ...] = ()
     needs: str | None = None
     is_experts: bool = False
+    stage: int = 0  # of experts: begun when those of earlier stages have had their turn
 
 
 Cells = tuple[list[Cell], list[Cell]]  # of experts, of rows
@@ -298,8 +299,8 @@ def evaluation_flags(options: DistillOptions, settings: Settings) -> list[list[s
 def experts_cell(kind: ExpertKind, epochs: Mapping[ExpertKind, int], settings: Settings) -> Cell:
     """Of experts of `kind`; each kind of a plan is at least as long as `epochs` says.
 
-    Experts trained easy-first need some of the ordinary ones, which another cell may want, too:
-    whoever comes later finds them there.
+    Experts trained easy-first need some of the ordinary ones. Another cell may train these, too, so
+    theirs come later, and find them there.
     """
 
     def to_make(kind: ExpertKind, flags: str) -> ExpertsToMake:
@@ -323,6 +324,7 @@ def experts_cell(kind: ExpertKind, epochs: Mapping[ExpertKind, int], settings: S
         outputs=(experts.folder,),
         inputs=(Path(settings.data_path),),
         is_experts=True,
+        stage=int(kind.easy_first),
     )
 
 

@@ -48,9 +48,10 @@ CANNOT_START = 127  # as a shell says it
 
 def run_plan(experts: Sequence[Cell], rows: Sequence[Cell], devices: Devices, logs: Path) -> int:
     """Work on all cells and say how they went; the exit status, 0 where all are done."""
-    queue = Queue(devices, logs)
-    for cells in (experts, rows):  # with several GPUs experts have them all
-        queue.work(cells)
+    queue, stages = Queue(devices, logs), sorted({cell.stage for cell in experts})
+    for stage in stages:  # with several GPUs experts have them all
+        queue.work([cell for cell in experts if cell.stage == stage])
+    queue.work(rows)
     return say_outcomes([queue.outcomes[cell.name] for cell in (*experts, *rows)])
 
 
