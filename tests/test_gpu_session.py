@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
 
@@ -125,8 +126,18 @@ def test_no_step_goes_on_beyond_the_end_of_the_session(open_session):
     assert not (session.results / "late.log").exists()
 
 
-def test_an_interrupted_session_asks_its_steps_to_end_and_packs(open_session, tmp_path):
-    session = open_session()
+@pytest.mark.parametrize("busy", [False, True])
+def test_an_interrupted_session_asks_its_steps_to_end_and_packs(
+    open_session, tmp_path, monkeypatch, busy
+):
+    session, start = open_session(), threading.Thread.start
+    if busy:  # the step runs before whoever begins it knows
+
+        def late(thread):
+            start(thread)
+            time.sleep(1)
+
+        monkeypatch.setattr(threading.Thread, "start", late)
     saves = "trap 'echo saved; exit 7' TERM; kill -TERM %d; while true; do sleep 0.05; done"
     with pytest.raises(KeyboardInterrupt), handled_by(signal.default_int_handler):
         session.run(shell("saves", saves % os.getpid(), grace=5))

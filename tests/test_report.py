@@ -227,7 +227,7 @@ def test_a_run_of_the_row_stands_in_all_its_places(row_run):
 def test_what_was_not_run_has_no_runs_and_a_cost(row_run):
     lines = records_of(row_run, table=2, ipc=1, status="not run")
     assert len(lines) > 5 and lines["runs"].isna().all()
-    assert (lines["gpu_hours"] > 0.05).all()
+    assert (lines["gpu_hours"] > 0.01).all()  # Label Solve is the cheapest
     assert all(line[3].startswith("not run: ") for line in cells(lines))
     wanted = {"table": 1, "network": "ConvNetD3", "ipc": 50, "method": "ATT"}
     (line,) = records_of(row_run, **wanted).to_dict("records")
@@ -409,7 +409,7 @@ def test_the_report_says_where_its_figures_come_from(row_run, tmp_path):
         (name, "68.0000", "0.3000", "test") for name in ("raw", "ema")
     }
     ours = {r["method"] for r in records if r["status"] == "not run"}
-    rivals = "MTT FTD DATM PAD TESLA DC DD DM DSA LD KIP".split()
+    rivals = "MTT FTD DATM PAD TESLA BPTT DC DD DM DSA LD KIP".split()
     assert ours == {"ATT", "Label Solve", *rivals}
     assert sum(bool(r["paper_mean"]) for r in records) >= len(PUBLISHED)
 

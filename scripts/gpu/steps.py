@@ -77,11 +77,18 @@ class Session:
         """
         variables = {**self._environment, **(environment or {})}
         interrupted = Event()
-        found: dict[str, Outcome] = {}  # kept by the threads: an interrupt may lose their futures
+        # Kept by the threads: an interrupt while one is started leaves nothing to wait for.
+        at_work: set[str] = set()
+        found: dict[str, Outcome] = {}
 
         def work(step: Step, limit: float) -> None:
-            log = self.results / f"{step.name}.log"
-            found[step.name] = _run(step, limit, log, variables, interrupted)
+            at_work.add(step.name)
+            try:
+                if not interrupted.is_set():
+                    log = self.results / f"{step.name}.log"
+                    found[step.name] = _run(step, limit, log, variables, interrupted)
+            finally:
+                at_work.discard(step.name)
 
         with ThreadPoolExecutor(len(steps)) as pool:
             try:
@@ -94,7 +101,8 @@ class Session:
                     each.result()
             finally:
                 interrupted.set()
-                pool.shutdown()
+                while at_work:
+                    time.sleep(POLL_SECONDS)
                 outcomes = [found[step.name] for step in steps if step.name in found]
                 for outcome in outcomes:
                     print(f"-- {outcome}", *self._last_lines(outcome), sep="\n", flush=True)
