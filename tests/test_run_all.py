@@ -193,7 +193,7 @@ def test_a_row_is_distilled_and_evaluated(name, settings, folder, flags):
 def test_flags_that_do_not_suit_a_rival_do_not_hinder_att():
     early = {"distill_flags": ("--start_epochs", "0", "5")}
     assert len(chosen(**early)[1]) == 20
-    with pytest.raises(UserError, match="--start_epochs is no setting of --method dc"):
+    with pytest.raises(UserError, match="--start_epochs is no setting of --method bptt"):
         chosen("DATM", **early)
 
 
