@@ -6,6 +6,7 @@ Nothing is run without --run, which run_study.sh adds.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +54,9 @@ def main(argv: Sequence[str]) -> int:
     runs, problems = runs_of(trials, settings)
     if not runs:
         raise UserError(f"no run in {settings.save_path} has ended: nothing to write about")
-    path, command = args.out / f"study_{args.study}.md", f"bash scripts/run_study.sh {args.study}"
+    path = args.out / f"study_{args.study}.md"
+    only = [word for name in args.only for word in ("--only", name)]
+    command = shlex.join(["bash", "scripts/run_study.sh", args.study, *only])
     text = study.page(runs, settings, args.out)
     write_page(path, text, runs, problems, command)
     print(f"written: {path}, about {len(runs)} runs")

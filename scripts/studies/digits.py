@@ -127,7 +127,7 @@ def page(runs: Runs, settings: Settings, out: Path) -> str:
     parts += ["## With what else was learned", REGIMES]
     for regime, same in own[own["regime"] != IMAGES_ALONE].groupby("regime", sort=False):
         parts += [f"{regime.removeprefix('raw, ').capitalize()}:\n", table(same, "place")]
-    parts += ["## Other architectures", ARCHITECTURES]
+    parts += ["## Other architectures", ARCHITECTURES] if len(others) else []
     for (place, regime), same in others.groupby(["place", "regime"], sort=False):
         title = f"{place}{regime.removeprefix(IMAGES_ALONE)}"
         parts += [f"{title}:\n", table(same, "network")]
