@@ -26,8 +26,8 @@ def show(cells: Sequence[Cell], devices: Devices, *more: str, commands: bool) ->
 def cost_table(cells: Sequence[Cell]) -> str:
     """An aligned line for each cell, and their sums."""
     lines = [(cell.name, cell.text, cell.estimate) for cell in cells]
-    hours, memory, disk = zip(*((e.hours, e.memory, e.disk) for _, _, e in lines), strict=True)
-    lines.append((f"{len(cells)} in all", "", Estimate(sum(hours), max(memory), sum(disk))))
+    total = Estimate.of_all([cell.estimate for cell in cells])
+    lines.append((f"{len(cells)} in all", "", total))
     wide = max(len(name) for name, _, _ in lines)
     wider = max(len(text) for _, text, _ in lines)
     shown = [f"{'cell':{wide}}  {'':{wider}}  {'GPU hours':>9} {'GPU GB':>7} {'disk GB':>8}"]
