@@ -22,7 +22,7 @@ import eval as evaluation
 from scripts import bench
 from scripts.gpu import __main__ as gpu
 from scripts.gpu import choice, steps
-from scripts.gpu.choice import choose, experts_within, is_right, steps_within
+from scripts.gpu.choice import choose, experts_within, is_right
 from scripts.gpu.steps import CANNOT_START, Outcome, Session, Step
 from scripts.plan.queue import handled_by
 from utils.core.errors import UserError
@@ -107,6 +107,17 @@ def test_side_by_side_each_step_has_its_own_limit_and_may_end_in_order(open_sess
     logs = {name: (session.results / f"{name}.log").read_text() for name in ends}
     assert logs["long"] == "all these\n" and logs["saves"].endswith("saved\n")
     assert "/no/such/command" in logs["absent"]
+
+
+def test_so_many_at_once_and_each_ends_before_what_is_kept(open_session):
+    session = open_session(seconds=4)
+    began = time.monotonic()
+    steps = [shell(name, "sleep 1", seconds=math.inf) for name in ("first", "second")]
+    outcomes = session.run(*steps, shell("late", "sleep 300"), at_once=1, keep=1)
+    assert [outcome.was_cut_off for outcome in outcomes] == [False, False, True]
+    assert outcomes[0].limit == pytest.approx(2.8, abs=0.3)
+    assert outcomes[1].limit == pytest.approx(1.8, abs=0.5)
+    assert time.monotonic() - began < 3.5
 
 
 def test_what_a_step_leaves_at_work_ends_with_it(open_session):
@@ -269,14 +280,6 @@ def test_experts_that_fit(seconds, epoch_seconds, experts):
     assert experts_within(seconds, epoch_seconds, epochs=5, most=100) == experts
 
 
-@pytest.mark.parametrize(
-    ("seconds", "step_seconds", "steps"),
-    [(280, 0.1, 2375), (280, 0.01, 6000), (10, 0.1, 1)],
-)
-def test_steps_that_fit(seconds, step_seconds, steps):
-    assert steps_within(seconds, step_seconds, most=6000) == steps
-
-
 def test_experts_that_are_complete_are_put_into_files(tmp_path):
     for number in (*range(11), 12):  # 11 is missing
         keep_expert(tmp_path, number, [[torch.full((2,), float(number))]] * 2)
@@ -291,7 +294,7 @@ class Rehearsal(Session):
 
     failing = ()
 
-    def run(self, *steps, environment=None):
+    def run(self, *steps, environment=None, at_once=None, keep=0):
         self.commands |= {step.name: list(map(str, step.command)) for step in steps}
         return [Outcome(step.name, 1, 100, int(step.name in self.failing)) for step in steps]
 
@@ -323,6 +326,7 @@ def holds(options, **expected):
 def test_what_the_choice_reads_is_measured(rehearse, tmp_path, plan):
     session = rehearse("measure")
     gpu.measure(session, plan, tmp_path / "work")
+    gpu.test(session, plan)
     benches = {name: session.parsed(name) for name in (*plan.beside, *plan.timed)}
     for name, args in benches.items():
         assert args.out == session.results / f"{name}.json"
@@ -337,11 +341,24 @@ def test_what_the_choice_reads_is_measured(rehearse, tmp_path, plan):
         for mode in choice.MODES.values():
             assert any(mode.unrolled in variants for variants in unrolled)
             assert mode.trained in benches["experts"].variants
-    files = [word for word in plan.tests[1].split() if word.startswith("tests/")]
+    files = [word for word in session.commands["tests"] if word.startswith("tests/")]
     assert files and all((ROOT / file).exists() for file in files)
 
 
-def test_the_row_is_the_papers_but_for_time(rehearse, tmp_path, monkeypatch):
+@pytest.fixture
+def sets(tmp_path):
+    """Leave a set of so many outer steps in a run of the row."""
+
+    def leave_set(run, iteration):
+        folder = tmp_path / "work" / "row" / "results" / "CIFAR10" / "ConvNetD3" / "ipc1" / run
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.joinpath(f"distilled_{iteration}.pt").touch()
+        return str(folder / f"distilled_{iteration}.pt")
+
+    return leave_set
+
+
+def test_the_row_is_the_papers_but_for_the_experts_epochs(rehearse, tmp_path, monkeypatch, sets):
     monkeypatch.setattr(gpu, "fill", lambda folder, count: count)
     session = rehearse("row")
     (tmp_path / "work" / "measure").mkdir()
@@ -350,43 +367,47 @@ def test_the_row_is_the_papers_but_for_time(rehearse, tmp_path, monkeypatch):
         **passed("compiled"),
         unroll_variants=timed(uncaptured=0.1),
     )
-    gpu.row(session, gpu.CIFAR10, tmp_path / "work", tmp_path / "data")
-    names = ["experts", "distil", "evaluate", "evaluate_ema", "evaluate_others"]
-    assert [*session.commands] == names
-    experts, distil = session.options("experts"), session.options("distil")
+    for run in gpu.CIFAR10.runs:
+        sets(run, 1000)
+    latest = sets("att", 2000)
+    gpu.row(session, gpu.CIFAR10, tmp_path / "work", tmp_path / "data", at_once=2)
+    evaluations = [f"evaluate_{run}" for run in gpu.CIFAR10.runs]
+    assert [*session.commands] == ["experts", *gpu.CIFAR10.runs, *evaluations, "evaluate_others"]
+    experts, row = session.options("experts"), session.options("att")
     paper = {"dataset": "CIFAR10", "zca": True, "model": "ConvNetD3"}
     mode = {"compile": "on", "cuda_graphs": "off"}
     assert holds(experts, **paper, **mode, train_epochs=5, experts_at_once=1)
-    assert 10 <= experts.num_experts < 100  # half a second an epoch
-    assert holds(distil, **paper, **mode, syn_steps=80, expert_epochs=4, max_start_epoch=2)
-    assert holds(distil, lr_img=100.0, lr_lr=1e-7, lr_teacher=0.01, length="att")
-    assert distil.max_start_epoch - 1 + distil.expert_epochs <= experts.train_epochs
-    assert holds(distil, eval_it=0, ema_decay=0.999, save_it=distil.Iteration)
-    assert 3000 < distil.Iteration < 6000  # all the time is there, as nothing was run
-    assert holds(distil, buffer_path=experts.buffer_path, data_path=experts.data_path)
-    run = f"{distil.save_path}/CIFAR10/ConvNetD3/ipc1/session"
-    for name, models in (("evaluate", None), ("evaluate_others", ["ResNet18", "VGG11", "AlexNet"])):
-        options = session.parsed(name)
-        assert holds(options, distilled=f"{run}/distilled_last.pt", model=models, compile="off")
+    assert 10 <= experts.num_experts <= 100  # half a second an epoch
+    assert holds(row, **paper, **mode, syn_steps=80, expert_epochs=4, max_start_epoch=2)
+    assert holds(row, lr_img=100.0, lr_lr=1e-7, lr_teacher=0.01, length="att", eval_it=0)
+    assert holds(row, ema_decay=0.9999, Iteration=6000)
+    assert holds(row, buffer_path=experts.buffer_path, data_path=experts.data_path)
+    for run in gpu.CIFAR10.runs:
+        options = session.options(run)
+        if options.method == "att":
+            assert options.max_start_epoch - 1 + options.expert_epochs <= experts.train_epochs
+    for name, models in (("att", None), ("others", ["ResNet18", "VGG11", "AlexNet"])):
+        options = session.parsed(f"evaluate_{name}")
+        assert holds(options, distilled=latest, model=models, compile="off")
 
 
-def test_what_fails_from_the_start_is_tried_plainly(rehearse, tmp_path, monkeypatch):
+def test_what_fails_from_the_start_is_tried_plainly(rehearse, tmp_path, monkeypatch, sets):
     complete = iter([0, 4])
     monkeypatch.setattr(gpu, "fill", lambda folder, count: next(complete))
     session = rehearse("row")
-    session.failing = ("distil",)
-    gpu.row(session, gpu.CIFAR10, tmp_path / "work", tmp_path / "data")
-    evaluations = ["evaluate", "evaluate_ema", "evaluate_others"]
-    tried = ["experts", "experts_plain", "distil", "distil_plain"]
-    assert [*session.commands] == [*tried, *evaluations]
+    for run in [*gpu.CIFAR10.runs][1:]:
+        sets(run, 1000)
+    gpu.row(session, gpu.CIFAR10, tmp_path / "work", tmp_path / "data", at_once=2)
+    tried = ["experts", "experts_plain", "att", "att_plain"]
     assert [session.options(name).compile for name in tried] == ["auto", "off", "auto", "off"]
     assert [session.options(name).cuda_graphs for name in tried] == ["auto", "off", "auto", "off"]
+    assert not {"fixed_plain", "evaluate_att"} & {*session.commands}
 
 
 def test_without_a_complete_expert_the_row_ends_in_one_line(rehearse, tmp_path):
     session = rehearse("row")
     with pytest.raises(UserError, match="no expert is complete"):
-        gpu.row(session, gpu.CIFAR10, tmp_path / "work", tmp_path / "data")
+        gpu.row(session, gpu.CIFAR10, tmp_path / "work", tmp_path / "data", at_once=1)
     assert [*session.commands] == ["experts", "experts_plain"]
 
 
@@ -396,30 +417,31 @@ def test_a_row_without_its_data_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_both_calls_on_a_cpu(tmp_path):
-    """The distillation is planned far too long, so that it is cut off, and its set evaluated."""
+def test_all_calls_on_a_cpu(tmp_path):
+    """A distillation is planned far too long, so that it is cut off, and its set evaluated."""
     out, work = tmp_path / "out", tmp_path / "work"
 
-    def call(what, seconds):
-        command = [sys.executable, "-m", "scripts.gpu", what, str(out / what), "--tiny"]
+    def call(what, seconds, *flags):
+        command = [sys.executable, "-m", "scripts.gpu", what, str(out / what), "--tiny", *flags]
         command += ["--work", str(work), "--seconds", str(seconds)]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds + 9)
         return run, {*packed(out / what / "session.tgz")}
 
     run, files = call("measure", 280)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert {"gate_plain.json", "tests.xml", "unroll_ipc1.json", "choice.json"} <= files
+    assert {"gate_plain.json", "unroll_ipc1.json", "choice.json"} <= files
     chosen = choose(work / "measure")
     assert chosen.flags == ["--compile", "off", "--cuda_graphs", "auto"]
     assert all(note.endswith("measured") for note in chosen.notes[1:]), chosen.notes
+    run, files = call("test", 120)
+    assert run.returncode == 0 and "tests.xml" in files, run.stdout + run.stderr
 
-    leave(work / "measure", unroll_ipc1=timed(short=1e-4))
-    run, files = call("row", 240)
+    run, files = call("row", 240, "--at_once", "2")
     assert run.returncode == 1, run.stdout + run.stderr
     summary = (out / "row" / "summary.txt").read_text()
-    assert "cut off" in next(line for line in summary.splitlines() if line.startswith("distil "))
+    assert "cut off" in next(line for line in summary.splitlines() if line.startswith("att "))
     assert summary.count("cut off") == 1 and summary.count("exit 0") == 5, summary
-    folder = "results/digits/ConvNetD2/ipc1/session"
+    folder = "results/digits/ConvNetD2/ipc1/att"
     assert {f"{folder}/{name}" for name in ("eval.json", "metrics.jsonl", "config.yaml")} <= files
     measured = json.loads((work / "row" / folder / "eval.json").read_text())
-    assert len(measured) == 4  # raw, random, EMA, and the set on another network
+    assert len(measured) == 3  # the set, random images, and the set on another network

@@ -101,8 +101,3 @@ def experts_within(seconds: float, epoch_seconds: float, *, epochs: int, most: i
     if count > EXPERTS_A_FILE:
         count -= count % EXPERTS_A_FILE
     return min(most, max(LEAST_EXPERTS, count))
-
-
-def steps_within(seconds: float, step_seconds: float, *, most: int) -> int:
-    """How many outer steps to take."""
-    return min(most, max(1, int(SPARE * (seconds - START_SECONDS) / step_seconds)))

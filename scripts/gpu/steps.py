@@ -1,5 +1,6 @@
 """Run commands as steps of a session, each within its time, and pack what they write."""
 
+import math
 import os
 import re
 import signal
@@ -28,7 +29,7 @@ class Step:
 
     name: str
     command: Sequence[object]  # as str makes text of each
-    seconds: float
+    seconds: float = math.inf
     grace: float = 3.0
 
 
@@ -70,8 +71,15 @@ class Session:
         """Seconds to the end."""
         return self._end - time.monotonic()
 
-    def run(self, *steps: Step, environment: Mapping[str, str] | None = None) -> list[Outcome]:
-        """Run `steps` side by side to their ends, the last of them that of the session.
+    def run(
+        self,
+        *steps: Step,
+        environment: Mapping[str, str] | None = None,
+        at_once: int | None = None,
+        keep: float = 0.0,
+    ) -> list[Outcome]:
+        """Run `steps`, all or `at_once` side by side, to their ends, each from its own beginning
+        on, and none beyond that of the session but for `keep` seconds.
 
         When this call itself is interrupted, the steps are asked to end, then it goes on so.
         """
@@ -81,23 +89,20 @@ class Session:
         at_work: set[str] = set()
         found: dict[str, Outcome] = {}
 
-        def work(step: Step, limit: float) -> None:
+        def work(step: Step) -> None:
             at_work.add(step.name)
             try:
                 if not interrupted.is_set():
+                    limit = max(0.0, min(step.seconds, self.left() - keep - step.grace))
+                    print(f"== {step.name}: at most {limit:.0f} s", flush=True)
                     log = self.results / f"{step.name}.log"
                     found[step.name] = _run(step, limit, log, variables, interrupted)
             finally:
                 at_work.discard(step.name)
 
-        with ThreadPoolExecutor(len(steps)) as pool:
+        with ThreadPoolExecutor(at_once or max(1, len(steps))) as pool:
             try:
-                running = []
-                for step in steps:
-                    limit = max(0.0, min(step.seconds, self.left() - step.grace))
-                    print(f"== {step.name}: at most {limit:.0f} s", flush=True)
-                    running.append(pool.submit(work, step, limit))
-                for each in running:
+                for each in [pool.submit(work, step) for step in steps]:
                     each.result()
             finally:
                 interrupted.set()
