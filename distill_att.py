@@ -209,6 +209,7 @@ def run_to_end(
                 file=sys.stderr,
             )
             return 1
+    recorder.log_memory(state)
     recorder.save_last(state)
     best = "best" if options.eval_it > 0 else "last"
     print(f"done: sets and pictures are in {recorder.run.path}{recorder.result()}")

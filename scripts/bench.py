@@ -25,7 +25,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,6 +36,8 @@ from utils.compute.cost import NetworkCost, Training, network_cost
 from utils.compute.device import (
     PRECISIONS,
     compute_dtype,
+    default_device,
+    peak_memory,
     storage_dtype,
     use_device,
     use_precision,
@@ -407,10 +408,11 @@ def peaks(work: Work) -> dict[str, int]:
     """
     work()
     work()
-    if not torch.cuda.is_available():
-        return {"peak_bytes": host_peak()}
+    device = default_device()
+    peak = peak_memory(device)
+    if device.type != "cuda":
+        return {"peak_bytes": peak}
     free, total = torch.cuda.mem_get_info()
-    peak = torch.cuda.max_memory_allocated()
     print(f"peak of tensors {peak / 1e9:.3f} GB, taken in all {(total - free) / 1e9:.3f} GB")
     return {"peak_bytes": peak, "device_bytes": total - free}
 
@@ -479,15 +481,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if unknown := set(args.variants) - set(table):
         parser.error(f"--variants {' '.join(sorted(unknown))}: choose from {', '.join(table)}")
     return args
-
-
-def host_peak() -> int:
-    """The most bytes of memory that this process has held."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return psutil.Process().memory_info().peak_wset
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main(argv: Sequence[str]) -> int:

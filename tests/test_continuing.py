@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from short_runs import SHORT, distill, images, records, snapshots, train_experts, without_time
+from short_runs import SHORT, distill, images, records, snapshots, train_experts, without_costs
 
 import distill_att
 from utils.compute.cohort import Cohort
@@ -41,7 +41,7 @@ def after(calls, function, error=Interrupted):
 
 
 def assert_same_run(one, other):
-    assert without_time(one) == without_time(other)
+    assert without_costs(one) == without_costs(other)
     names = sorted(path.name for path in other.glob("distilled_*.pt"))
     assert sorted(path.name for path in one.glob("distilled_*.pt")) == names
     for name in names:
@@ -110,7 +110,7 @@ def test_a_run_that_diverges_goes_back_with_half_the_rate(rewound):
     )
     assert (first["rate"], first["value"], second["value"]) == ("lr_img", 1.5, 0.75)
     assert [record["iteration"] for record in records(rewound, "step")] == [0, 1, 2, 3]
-    assert [record["kind"] for record in without_time(rewound)].index("rewind") == 6
+    assert [record["kind"] for record in without_costs(rewound)].index("rewind") == 6
     saved = torch.load(rewound / "distilled_last.pt", weights_only=True)
     assert [rewind["value"] for rewind in saved["rewinds"]] == [1.5, 0.75]
     assert saved["config"]["lr_img"] == 3.0

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from short_runs import SHORT, distill, images, records, train_experts, without_time
+from short_runs import SHORT, distill, images, records, train_experts, without_costs
 
 import distill_att
 import eval as evaluation
@@ -109,7 +109,7 @@ def test_a_run_from_before_there_was_a_choice_keeps_its_best(experts, finished, 
     del checkpoint["measured_by"]["select"]
     torch.save(checkpoint, run_dir / "checkpoint.pt")
     distill(experts, tmp_path)
-    assert without_time(run_dir) == without_time(finished)
+    assert without_costs(run_dir) == without_costs(finished)
     assert torch.equal(
         images(run_dir / "distilled_best.pt"), images(finished / "distilled_best.pt")
     )

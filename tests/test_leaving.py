@@ -14,7 +14,7 @@ from pathlib import Path
 import forking
 import pytest
 import torch
-from short_runs import ROOT, SHORT, digits_set, distill, images, snapshots, without_time
+from short_runs import ROOT, SHORT, digits_set, distill, images, snapshots, without_costs
 
 import eval as evaluation
 from utils.core import stopping
@@ -70,7 +70,7 @@ def test_an_outer_step_is_given_up_and_repeated(finished, experts, tmp_path):
     saved = torch.load(run_dir / "checkpoint.pt", weights_only=True)
     assert saved["state"]["iteration"] == 3
     assert distill(experts, tmp_path) == run_dir
-    assert without_time(run_dir) == without_time(finished)
+    assert without_costs(run_dir) == without_costs(finished)
     for name in ("distilled_last.pt", "distilled_ema_last.pt"):
         assert torch.equal(images(run_dir / name), images(finished / name))
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from short_runs import assert_cut_off_goes_on_alike, images, records, without_time
+from short_runs import assert_cut_off_goes_on_alike, images, records, without_costs
 
 import distill_att
 from utils.config.resolve import CONFIGS, DEFAULT, FLAG, resolve
@@ -140,7 +140,7 @@ def test_its_own_configuration_makes_it_again(dm_run, tmp_path):
     flags = ["--config", str(dm_run / "config.yaml"), "--save_path", str(tmp_path)]
     assert distill_att.main(flags) == 0
     again = tmp_path / "digits/ConvNetD1/ipc1/run"
-    assert without_time(again) == without_time(dm_run)
+    assert without_costs(again) == without_costs(dm_run)
 
 
 def test_a_run_of_dm_that_is_cut_off_goes_on_alike(dm_run, tmp_path, monkeypatch):

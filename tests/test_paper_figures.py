@@ -10,7 +10,7 @@ import pytest
 import torch
 from made_runs import curve, evaluation, steps, write_run
 from PIL import Image
-from short_runs import SHORT, distill, without_time
+from short_runs import SHORT, distill, without_costs
 
 from scripts.figures import __main__ as figures
 from scripts.figures import data, drawing, repeats
@@ -152,8 +152,8 @@ def test_repeats_are_the_runs_of_calls_of_their_own(repeat_flags, experts, tmp_p
     assert repeats.main(["2", *repeat_flags]) == 0
     few = [tmp_path / f"digits/ConvNetD1/ipc1/few_seed{seed}" for seed in (0, 1)]
     alone = ["--Iteration", "2", "--eval_it", "0", "--seed", "1"]
-    assert without_time(few[1]) == without_time(distill(experts, tmp_path / "alone", *alone))
-    assert without_time(few[0]) != without_time(few[1])
+    assert without_costs(few[1]) == without_costs(distill(experts, tmp_path / "alone", *alone))
+    assert without_costs(few[0]) != without_costs(few[1])
     assert not list(tmp_path.glob("digits/*/*/few*/distilled*"))
     config = (few[1] / "config.yaml").read_text()
     assert "command: python distill_att.py --dataset digits" in config.replace("\n   ", "")

@@ -85,3 +85,12 @@ def test_a_line_comes_back_as_it_was_written(run, log):
     log.keep_up_to(1, evaluated=-1, rewinds=0)
     assert run.metrics.read_text() == before
     assert json.loads(before)["loss"] == 0.1 + 0.2
+
+
+def test_a_run_says_what_it_held(finished):
+    records = read_records(finished / "metrics.jsonl")
+    held = records[-1]
+    steps = [record for record in records if record["kind"] == "step"]
+    assert (held["kind"], held["iteration"]) == ("memory", len(steps) - 1)
+    assert 0 <= held["raised_bytes"] < held["peak_bytes"]
+    assert 10**8 < held["peak_bytes"] < 10**11

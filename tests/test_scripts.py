@@ -22,7 +22,7 @@ from short_runs import (
     run,
     snapshots,
     train_experts,
-    without_time,
+    without_costs,
 )
 
 import buffer
@@ -153,7 +153,7 @@ def test_the_images_move_and_the_average_follows(finished):
 
 def test_same_seed_same_result(finished, experts, tmp_path):
     again = distill(experts, tmp_path)
-    assert without_time(again) == without_time(finished)
+    assert without_costs(again) == without_costs(finished)
     for tag in ("last", "ema_last", "best", "ema_best"):
         name = f"distilled_{tag}.pt"
         assert torch.equal(images(again / name), images(finished / name))
@@ -174,7 +174,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(finished, experts,
     run_dir = tmp_path / "digits/ConvNetD1/ipc1/run"
     run_dir.mkdir(parents=True)
     (run_dir / "metrics.jsonl").write_text('{"kind": "eval", "iteration": 0, "set": "raw"}\n{"ki')
-    assert without_time(distill(experts, tmp_path)) == without_time(finished)
+    assert without_costs(distill(experts, tmp_path)) == without_costs(finished)
 
 
 def test_a_run_without_its_checkpoint_is_not_overwritten(finished, experts, tmp_path):
@@ -287,7 +287,7 @@ def test_the_rivals_run_and_go_on(finished, experts, tmp_path, flags):
     whole = distill(experts, tmp_path / "whole", *flags)
     half = distill(experts, tmp_path / "half", *flags, "--Iteration", "2")
     distill(experts, tmp_path / "half", *flags)
-    assert without_time(half) == without_time(whole)
+    assert without_costs(half) == without_costs(whole)
     assert torch.equal(images(half / "distilled_last.pt"), images(whole / "distilled_last.pt"))
     assert not torch.equal(
         images(whole / "distilled_last.pt"), images(finished / "distilled_last.pt")

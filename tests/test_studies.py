@@ -1,6 +1,5 @@
 """Studies: the runs they plan, and their pages."""
 
-import json
 from collections import Counter
 from dataclasses import asdict, replace
 
@@ -9,7 +8,7 @@ from made_runs import CALL, entry, evaluation, steps, steps_without_lengths, wri
 
 from scripts.plan.cells import Settings, run_of
 from scripts.studies import __main__ as command
-from scripts.studies import digits, exactness, memory
+from scripts.studies import digits, exactness
 from scripts.studies.__main__ import STUDIES
 from scripts.studies.trials import SEEDS, cells_of, runs_of
 from utils.core.errors import UserError
@@ -23,7 +22,7 @@ def settings(tmp_path):
 
 @pytest.mark.parametrize("study", STUDIES.values())
 def test_no_two_cells_share_a_name_or_a_folder(study, settings):
-    experts, rows = cells_of(study.trials(), settings, memory=True)
+    experts, rows = cells_of(study.trials(), settings)
     cells = [*experts, *rows]
     for names in ([cell.name for cell in cells], [cell.outputs for cell in cells]):
         assert max(Counter(names).values()) == 1
@@ -75,12 +74,13 @@ def test_page_of_all_methods(settings, tmp_path):
             found += [soft, real]
         return [{key: v for key, v in each.items() if key != "dsa"} for each in found]
 
-    write_runs(trials, settings, records=lambda trial, seed: [], entries=entries)
-    held = trials[0].memory_file(settings)
-    held.parent.mkdir(parents=True)
-    held.write_text(json.dumps({"peak_bytes": 9e9, "step_bytes": 12_400_000}))
+    def records(trial, seed):
+        held = {"peak_bytes": 9e9, "raised_bytes": 12_400_000 + seed}
+        return [{"kind": "memory", "iteration": 0, **held}] if trial is trials[0] else []
+
+    write_runs(trials, settings, records=records, entries=entries)
     runs, problems = runs_of(trials, settings)
-    page = digits.page(runs, settings, tmp_path)
+    page = digits.page(runs, tmp_path)
     assert not problems
     alone, more = page.split("## With what else was learned")
     assert "| BPTT | 83.00 ± 1.63 | 83.00 ± 1.63 |" in alone
@@ -100,7 +100,7 @@ def test_page_about_exactness(settings, tmp_path):
 
     write_runs(exactness.trials(), settings, records=records)
     runs, _ = runs_of(exactness.trials(), settings)
-    page = exactness.page(runs, settings, tmp_path)
+    page = exactness.page(runs, tmp_path)
     assert "| exact | 60.00 ± 0.00 | 90.00 ± 0.00 |" in page
     assert "| TESLA | 60.00 ± 0.00 | 70.00 ± 0.00 |" in page
     assert "exact 1.00 s" in page
@@ -135,8 +135,3 @@ def test_only(capsys):
     table = capsys.readouterr().out.split("GPU hours")[1].splitlines()
     cells = [line for line in table if " steps " in line]
     assert cells and all(line.startswith("8x8_ipc_1/") for line in cells)
-
-
-def test_memory_that_cannot_be_measured_is_said(tmp_path):
-    with pytest.raises(UserError, match=r"distill_att\.py ended with status 2"):
-        memory.main([str(tmp_path / "m.json"), "--dataset", "digits", "--no_such_flag"])

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 import yaml
-from short_runs import SHORT, distill, images, records, without_time
+from short_runs import SHORT, distill, images, records, without_costs
 
 import distill_att
 from utils.config.resolve import Resolved
@@ -141,7 +141,7 @@ def test_a_run_finds_records_and_keeps_its_rates(bare, experts, tmp_path, capsys
     where = ["--buffer_path", str(experts), "--save_path", str(tmp_path / "given")]
     assert distill_att.main([*flags(bare, *where), *given, "--log_syn_lr"]) == 0
     other = tmp_path / "given/digits/ConvNetD1/ipc1/run"
-    assert without_time(other) == without_time(folder)
+    assert without_costs(other) == without_costs(folder)
     last = "distilled_last.pt"
     assert torch.equal(images(other / last), images(folder / last))
 

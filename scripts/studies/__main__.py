@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
             name for trial in study.trials() for name in (trial.line, trial.place)
         )
         raise UserError(f"--only {args.only[0]!r} is no trial; choices: {'; '.join(names)}")
-    experts, rows = cells_of(trials, settings, memory=study is digits)
+    experts, rows = cells_of(trials, settings)
     devices = find_devices(smoke=True)
     show([*experts, *rows], devices, commands=args.dry_run)
     if args.dry_run:
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     path = args.out / f"study_{args.study}.md"
     only = [word for name in args.only for word in ("--only", name)]
     command = shlex.join(["bash", "scripts/run_study.sh", args.study, *only])
-    text = study.page(runs, settings, args.out)
+    text = study.page(runs, args.out)
     write_page(path, text, runs, problems, command)
     print(f"written: {path}, about {len(runs)} runs")
     return status

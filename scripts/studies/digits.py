@@ -1,27 +1,32 @@
 """The study of all methods: digits at 8x8 and 32x32 pixels, one image a class and ten.
 
-What is common to all is cheap enough for two CPU cores: 40 to 100 outer steps, small networks,
-students of 20 steps. Rates are those of the rows in configs/digits where a method has one, else the
+What is common to all is cheap enough for two CPU cores: 20 to 60 outer steps, small networks,
+students of 20 steps, so that all of it takes about an hour. Rates are those of the rows in configs/digits where a method has one, else the
 ones that were found to work; nothing else is tuned.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from scripts.plan.cells import Settings
 from scripts.report.markdown import markdown
-from scripts.studies.page import IMAGES_ALONE, Runs, scores, seconds_a_step, table
+from scripts.studies.page import (
+    IMAGES_ALONE,
+    Runs,
+    raised_megabytes,
+    scores,
+    seconds_a_step,
+    table,
+)
 from scripts.studies.trials import SEEDS, Trial
 
 COMMON = "--eval_it 0 --compile off --dataset digits"
 REAL = "--random --herding --k_center --forgetting --lowest_loss"
 MATCHING = "--syn_steps 20 --expert_epochs 2 --lr_lr 1e-7 --lr_teacher 0.01"
 EARLY = "--max_start_epoch 2"
-OTHERS = "--num_eval 1 --epoch_eval_train 60 --eval_mode M"
+OTHERS = "--num_eval 1 --epoch_eval_train 40 --eval_mode M"
 
 
 @dataclass(frozen=True)
@@ -34,23 +39,23 @@ class Place:
     lr_img: str
     steps: int  # outer ones
     epochs: int  # of evaluation networks
-    others: tuple[int, ...] = ()  # the seeds whose sets train the paper's four architectures too
+    has_others: bool = False  # its sets train the paper's four architectures too
 
     def __str__(self) -> str:
         return f"{self.side}x{self.side}, IPC {self.ipc}"
 
-    def evaluations(self, seed: int, more: str) -> tuple[str, ...]:
+    def evaluations(self, more: str) -> tuple[str, ...]:
         """The flags of each call of eval.py, with `more` of them."""
         own = f"--num_eval 2 --epoch_eval_train {self.epochs} {more}"
-        return (own, f"{OTHERS} {more}") if seed in self.others else (own,)
+        return (own, f"{OTHERS} {more}") if self.has_others else (own,)
 
 
-LARGE = "--res 32 --model ConvNetW32", "--lr_img 300", 40
+SMALL, LARGE = "--model ConvNetD2", "--res 32 --model ConvNetW32"
 PLACES = (
-    Place(8, 1, "--model ConvNetD2", "--lr_img 3", 100, 300),
-    Place(8, 10, "--model ConvNetD2", "--lr_img 3", 40, 150),
-    Place(32, 1, *LARGE, 300, others=(0, 1, 2)),
-    Place(32, 10, *LARGE, 150, others=(0,)),
+    Place(8, 1, SMALL, "--lr_img 3", 60, 200),
+    Place(8, 10, SMALL, "--lr_img 3", 30, 100),
+    Place(32, 1, LARGE, "--lr_img 300", 30, 150, has_others=True),
+    Place(32, 10, LARGE, "--lr_img 300", 20, 60),
 )
 
 
@@ -60,7 +65,7 @@ def trials() -> Iterator[Trial]:
         common = f"{COMMON} --Iteration {place.steps} {place.network} --ipc {place.ipc}"
         for line, (row, flags) in methods(place).items():
             evaluations = {
-                seed: place.evaluations(seed, f"{REAL} --seed {seed}" if line == "ATT" else "")
+                seed: place.evaluations(f"{REAL} --seed {seed}" if line == "ATT" else "")
                 for seed in SEEDS
             }
             yield Trial(line, str(place), row, f"{common} {flags}", evaluations)
@@ -84,7 +89,7 @@ def methods(place: Place) -> dict[str, tuple[str, str]]:
         "PAD": f"--method pad {late}",
         "BPTT": f"--method bptt --syn_steps 20 {real_loss} {batch}",
         "DD": f"--method dd --distill_steps {place.ipc} {real_loss}",
-        "LD": "--method ld --Iteration 1200",  # each moves the labels by little
+        "LD": "--method ld --Iteration 600",  # each moves the labels by little
         "DM": "--method dm --lr_img 10",
         "DC": f"--method dc {loops}",
         "DSA": f"--method dsa {loops}",
@@ -99,8 +104,8 @@ def methods(place: Place) -> dict[str, tuple[str, str]]:
 TITLE = "# Every method on the same digits"
 ABOUT = """
 Test accuracies in percent, mean ± population standard deviation over the means of three seeds. All
-methods but LD and Label Solve take as many outer steps (100 at 8x8 and IPC 1, else 40) from the
-same draws; students take 20 steps, of DD and LD as many as the method says. It is a comparison of
+methods but LD and Label Solve take as many outer steps at a place (60, 30, 30, 20) from the same
+draws; students take 20 steps, of DD and LD as many as the method says. It is a comparison of
 short runs on small images, no reproduction of anything.
 """
 REGIMES = """
@@ -110,16 +115,16 @@ image as there are classes, learned steps replace the protocol, kernel regressio
 another, not with the table above, which has the same sets with their classes alone.
 """
 ARCHITECTURES = """
-The sets of 32x32 pixels train the paper's four architectures for 60 epochs, one network a seed; of
-IPC 10 one seed.
+The sets of 32x32 pixels and IPC 1 train the paper's four architectures for 40 epochs, one network a
+seed.
 """
 COSTS = """
 Seconds are the median of an outer step, with two runs side by side on two cores. Memory is by how
-much outer steps raise the peak of a process (`scripts/studies/memory.py`).
+much outer steps raised the peak of their process.
 """
 
 
-def page(runs: Runs, settings: Settings, out: Path) -> str:
+def page(runs: Runs, out: Path) -> str:
     """The tables."""
     found = scores(runs)
     own, others = found[found["is_own"]], found[~found["is_own"]]
@@ -131,15 +136,19 @@ def page(runs: Runs, settings: Settings, out: Path) -> str:
     for (place, regime), same in others.groupby(["place", "regime"], sort=False):
         title = f"{place}{regime.removeprefix(IMAGES_ALONE)}"
         parts += [f"{title}:\n", table(same, "network")]
-    parts += ["## Cost", COSTS, costs(runs, settings)]
+    parts += ["## Cost", COSTS, costs(runs)]
     return "\n".join(parts)
 
 
-def costs(runs: Runs, settings: Settings) -> str:
+def costs(runs: Runs) -> str:
     """Seconds and megabytes of an outer step: a row for each method, two columns a place."""
     rows = [
-        {"line": trial.line, "place": trial.place, "seconds": seconds_a_step(run)}
-        | {"megabytes": _megabytes(trial.memory_file(settings))}
+        {
+            "line": trial.line,
+            "place": trial.place,
+            "seconds": seconds_a_step(run),
+            "megabytes": raised_megabytes(run),
+        }
         for trial, run in runs
     ]
     medians = pd.DataFrame(rows).groupby(["line", "place"], sort=False).median()
@@ -153,8 +162,3 @@ def costs(runs: Runs, settings: Settings) -> str:
     head = [f"{place}, {'s' if unit == 'seconds' else 'MB'}" for place, unit in units]
     lines = dict.fromkeys(trial.line for trial, _ in runs)
     return markdown(["", *head], ([line, *wide.loc[line, units]] for line in lines))
-
-
-def _megabytes(held: Path) -> float | None:
-    """What was measured there, if it was."""
-    return json.loads(held.read_text())["step_bytes"] / 1e6 if held.exists() else None

@@ -12,7 +12,6 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from scripts.figures.drawing import COLUMN, ITERATION, LOOKS, STYLE
-from scripts.plan.cells import Settings
 from scripts.results.evaluations import logged_evaluations
 from scripts.studies.page import Runs, seconds_a_step, table
 from scripts.studies.trials import Trial
@@ -48,7 +47,7 @@ seeds; all ways see the same networks, batches and real images.
 FIGURE = "study_exactness.png"
 
 
-def page(runs: Runs, settings: Settings, out: Path) -> str:
+def page(runs: Runs, out: Path) -> str:
     """Accuracies over outer steps and over time."""
     found = curves(runs)
     draw(found).savefig(out / FIGURE, metadata={"Software": None})

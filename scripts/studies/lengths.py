@@ -7,7 +7,6 @@ difference from the paper, the initial images and the number of experts, and lon
 from collections.abc import Iterator
 from pathlib import Path
 
-from scripts.plan.cells import Settings
 from scripts.studies.page import Runs, scores, table
 from scripts.studies.trials import SEEDS, Trial, slug
 
@@ -42,7 +41,7 @@ def trials() -> Iterator[Trial]:
             yield Trial(line, place, "ipc1", common, cross, name=slug(f"{place} {line}"))
 
 
-def page(runs: Runs, settings: Settings, out: Path) -> str:
+def page(runs: Runs, out: Path) -> str:
     """The tables."""
     found = scores(runs)
     own, others = found[found["is_own"]], found[~found["is_own"]]

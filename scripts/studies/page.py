@@ -63,6 +63,12 @@ def seconds_a_step(run: Run) -> float:
     return statistics.median(seconds.iloc[5:] if len(seconds) > 5 else seconds)
 
 
+def raised_megabytes(run: Run) -> float | None:
+    """By how much outer steps raised the peak memory of their process, if that was measured."""
+    measured = run.logged("memory")
+    return measured[-1]["raised_bytes"] / 1e6 if measured else None
+
+
 def write_page(path: Path, text: str, runs: Runs, problems: Sequence[str], command: str) -> None:
     """Write `text` with the command that made it, what is missing, and how the runs were made."""
     missing = "".join(f"- {problem}\n" for problem in problems)

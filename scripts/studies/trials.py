@@ -1,8 +1,7 @@
 """A study's distillations as cells of the queue, and what was measured in them."""
 
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.plan.cells import Cell, Cells, Settings, experts_cells, run_cell, run_of
@@ -51,24 +50,6 @@ class Trial:
         check_own_flags(found.options.method, found.sources)
         return found.options
 
-    def memory_file(self, settings: Settings) -> Path:
-        """Where it is kept what an outer step holds in memory."""
-        name = f"{slug(self.place)}_{slug(self.line)}"
-        return Path(settings.save_path, "memory", name, "memory.json")
-
-    def memory_cell(self, settings: Settings) -> Cell:
-        """The measurement of that."""
-        cell, out = self.cell(settings, SEEDS[0]), self.memory_file(settings)
-        flags = [str(out), *self.words(settings, SEEDS[0])]
-        return replace(
-            cell,
-            name=f"memory/{out.parent.name}",
-            text="memory of an outer step",
-            commands=(shlex.join(["-m", "scripts.studies.memory", *flags]),),
-            estimate=replace(cell.estimate, hours=0.0),
-            outputs=(out.parent,),
-        )
-
     @property
     def _yaml(self) -> Path | None:
         return packaged_yaml("digits", self.row)
@@ -90,15 +71,10 @@ def slug(words: str) -> str:
     return "_".join("".join(c if c.isalnum() else " " for c in words.lower()).split())
 
 
-def cells_of(trials: Iterable[Trial], settings: Settings, *, memory: bool) -> Cells:
-    """The cells of the experts that the trials need, and those of the trials; with `memory`, a cell
-    for each that measures what it holds.
-    """
+def cells_of(trials: Iterable[Trial], settings: Settings) -> Cells:
+    """The cells of the experts that the trials need, and those of the trials."""
     rows = [trial.cell(settings, seed) for trial in trials for seed in SEEDS]
-    experts = experts_cells(rows, settings)
-    if memory:
-        rows += [trial.memory_cell(settings) for trial in trials]
-    return experts, rows
+    return experts_cells(rows, settings), rows
 
 
 def runs_of(

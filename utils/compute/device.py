@@ -8,8 +8,10 @@ bf16  the network in bfloat16, 7 bits of mantissa; loss and parameters in float3
 fp64  everything in float64, for proofs
 """
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
 
+import psutil
 import torch
 
 from utils.core import ranks
@@ -96,6 +98,19 @@ def wait_for(device: torch.device) -> None:
     """Wait until `device` has computed what it was given, as a CPU always has."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held so far: by tensors on a CUDA device, else by this process as a whole."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().peak_wset
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def beside(device: torch.device) -> AbstractContextManager[object]:

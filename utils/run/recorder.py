@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from utils.compute.cost import fitting_models
-from utils.compute.device import beside, compute_dtype
+from utils.compute.device import beside, compute_dtype, peak_memory
 from utils.compute.execution import Execution
 from utils.compute.labels import LABEL_FORMS
 from utils.core import ranks, stopping
@@ -99,6 +99,7 @@ class Recorder:
         self._latest: deque[tuple[float, Mapping[str, Any]]] = deque(maxlen=STEPS_TO_LEARN)
         self._checkpoint_at = time.monotonic()
         self._evaluation_seconds: float | None = None
+        self._peak_before = peak_memory(labels.device)
         hidden = {*foreign_flags(options.method), "force"}  # --force is decided anew each time
         self.config = {name: each for name, each in asdict(options).items() if name not in hidden}
         known = {} if experts is None else {"number": len(experts), "epochs": experts.epochs}
@@ -190,6 +191,19 @@ class Recorder:
     @staticmethod
     def _learned_rate(state: OuterState) -> dict[str, float]:
         return {"syn_lr": state.syn_lr} if "syn_lr" in state.learned else {}
+
+    def log_memory(self, state: OuterState) -> None:
+        """Log the most bytes that were held, and by how much the steps of this call, with the
+        evaluations between them, have raised that.
+        """
+        if self._seconds:
+            peak = peak_memory(self.labels.device)
+            self.log.log(
+                kind="memory",
+                iteration=state.iteration - 1,
+                peak_bytes=peak,
+                raised_bytes=peak - self._peak_before,
+            )
 
     def shown(self, state: OuterState, step: Step) -> str:
         """What the progress bar says of a step."""
