@@ -11,6 +11,7 @@ import forking
 import psutil
 import pytest
 import torch
+from short_runs import without_costs
 
 import buffer
 import distill_att

@@ -73,12 +73,12 @@ H100 = Measurement(
         "warm_evaluation": (75, "evaluation --epochs 2 --repeats 1 --variants one"),
     },
     timed={
-        "unroll_ipc1": (90, f"{UNROLL} --repeats 3 --launches --variants twin short long"),
-        "experts": (60, "experts --networks 2 --steps 30 --repeats 3 --launches"),
         "cifar100_20": (75, f"{CIFAR100} --syn_steps 20 --repeats 3 --variants long"),
         "peak_200": (40, "unroll --syn_steps 200 --variants long --peak_only"),
         "peak_10": (40, "unroll --syn_steps 10 --variants long --peak_only"),
         "evaluation": (90, f"evaluation --epochs 100 --repeats 3 --variants {EVALUATED}"),
+        "unroll_ipc1": (90, f"{UNROLL} --repeats 3 --launches --variants twin short long"),
+        "experts": (60, "experts --networks 2 --steps 30 --repeats 3 --launches"),
         "cifar100_20_pieces": (
             60,
             f"{CIFAR100} --syn_steps 20 --micro_batch 100 --repeats 3 --variants long",
@@ -160,9 +160,9 @@ DIGITS = Row(
     others="--model MLP --num_eval 1 --epoch_eval_train 3",
     evaluate="--num_eval 2 --epoch_eval_train 3",
 )
-SAVE_IT = 1000
+SAVE_IT = 500
 # Of the time of `row`: for the evaluations at its end, and the experts' share of the rest.
-EVALUATION_SECONDS, EXPERTS_SHARE = 60, 0.55
+EVALUATION_SECONDS, EXPERTS_SHARE = 60, 0.4
 
 
 def measure(session: Session, plan: Measurement, work: Path) -> None:
@@ -231,15 +231,17 @@ def row(session: Session, plan: Row, work: Path, data: Path, at_once: int) -> No
 
     def sets() -> dict[str, list[Path]]:
         """By run those of its sets that are there, the latest last."""
-        found = {run: [*save_path.glob(f"*/*/*/{run}/distilled_[0-9]*.pt")] for run in plan.runs}
+        found = {run: [*save_path.glob(f"*/*/*/{run}/distilled_[1-9]*.pt")] for run in plan.runs}
         return {run: sorted(there, key=_iteration) for run, there in found.items()}
 
     if not any(train(f"experts{mode}", flags) for mode, flags in modes.items()):
         raise UserError("no expert is complete: see experts.log and experts_plain.log")
+    waiting = [*plan.runs]
     for mode in modes:
-        waiting = [run for run, there in sets().items() if mode == "" or not there]
         steps = [distil(run, mode) for run in waiting]
-        session.run(*steps, at_once=at_once, keep=EVALUATION_SECONDS)
+        outcomes = session.run(*steps, at_once=at_once, keep=EVALUATION_SECONDS)
+        begun = [run for run, end in zip(waiting, outcomes, strict=True) if end.status is not None]
+        waiting = [run for run in begun if not sets()[run]]
     found = {run: there for run, there in sets().items() if there}
     latest = [
         evaluate(f"evaluate_{run}", there[-1], *plan.evaluate.split(), *(["--random"] * (not k)))

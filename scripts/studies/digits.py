@@ -1,8 +1,8 @@
 """The study of all methods: digits at 8x8 and 32x32 pixels, one image a class and ten.
 
 What is common to all is cheap enough for two CPU cores: 20 to 60 outer steps, small networks,
-students of 20 steps, so that all of it takes about an hour. Rates are those of the rows in configs/digits where a method has one, else the
-ones that were found to work; nothing else is tuned.
+students of 20 steps, so that all of it takes about an hour. Rates are those of the rows in
+configs/digits where a method has one, else the ones that were found to work; nothing else is tuned.
 """
 
 from collections.abc import Iterator
