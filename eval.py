@@ -12,6 +12,7 @@ import utils.core.early  # noqa: F401 - hears signals from here on
 
 # isort: split
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -52,7 +53,7 @@ from utils.measure.protocol import (
     evaluate,
     gathered,
 )
-from utils.measure.record import EvalRecord, Evaluation
+from utils.measure.record import Entry, EvalRecord, Evaluation
 from utils.measure.regression import KernelRegression
 from utils.measure.selection import need_experts
 from utils.measure.sets import (
@@ -81,8 +82,8 @@ def parse(argv: Sequence[str]) -> EvalOptions:
     return resolve(EvalOptions, argv, description=__doc__ or "").options
 
 
-def run(options: EvalOptions) -> Path:
-    """Measure the set `options.distilled`; returns the record, eval.json beside it."""
+def run(options: EvalOptions) -> list[Entry]:
+    """Measure the set `options.distilled`; returns the evaluations, as eval.json has them."""
     check_flags(options)
     device, path = use_device(options.device), Path(options.distilled)
     options = replace(options, precision=use_precision(options.precision, device))
@@ -106,13 +107,12 @@ def run(options: EvalOptions) -> Path:
     say_adaptations(call)
     check_room(call.demand(source, machine, expert_features), machine, force=options.force)
     if options.dry_run:
-        return record.path
+        return []
     data = read_dataset(
         source, normalisation=distilled.normalisation, test_only=not options.needs_train
     )
     data = data.to(device, storage_dtype(options.precision))
-    fill_table(Measurement(call, data, images), expert_features, record)
-    return record.path
+    return fill_table(Measurement(call, data, images), expert_features, record)
 
 
 def say_adaptations(call: EvalCall) -> None:
@@ -325,8 +325,9 @@ class Measurement:
 
 def fill_table(
     measurement: Measurement, expert_features: ExpertFeatures | None, record: EvalRecord
-) -> None:
+) -> list[Entry]:
     """Measure each training set by each of the models, print and record it."""
+    entries = []
     options, distilled = measurement.call.options, measurement.call.distilled
     print(
         f"{options.distilled}: {distilled.dataset}, ipc {distilled.ipc}, "
@@ -347,6 +348,7 @@ def fill_table(
         expert_features,
         hard_labels=options.hard_labels,
         selections=options.selections,
+        equal_bytes=options.equal_bytes,
         full=options.full,
         networks=options.num_eval,
         seed=options.seed,
@@ -357,10 +359,12 @@ def fill_table(
         for model in measurement.models(training_set):
             evaluation = measurement.describe(training_set, model)
             known = record.networks(evaluation, by_class=options.by_class)
+            began = time.monotonic()
             accuracies = measurement.evaluate(
                 training_set, model, known=known, keep=partial(record.keep, evaluation)
             )
-            record.add(evaluation, accuracies)
+            seconds = None if known else time.monotonic() - began
+            entries.append(record.add(evaluation, accuracies, seconds=seconds))
             print(
                 f"{training_set.name:{first}} {model:{width}} {training_set.lr:8.4g} "
                 f"{training_set.epochs:6}  {accuracies}{note(len(known), evaluation.num_eval)}"
@@ -368,6 +372,7 @@ def fill_table(
             if options.by_class:
                 print(table_by_class(distilled.class_names, accuracies))
     print(f"recorded in {record.path}")
+    return entries
 
 
 def table_by_class(names: Sequence[str], accuracies: Accuracies) -> str:

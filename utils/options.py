@@ -374,6 +374,11 @@ class EvalOptions(EvaluationOptions):
     lowest_loss: bool = option(
         False, "also evaluate the real images that an expert has the lowest loss on", group=_EVAL
     )
+    equal_bytes: bool = option(
+        False,
+        "also evaluate as many random real images, of a byte a value, as the set has bytes for",
+        group=_EVAL,
+    )
     full: bool = option(False, "also evaluate the full training set", group=_EVAL)
     model: list[str] | None = option(
         None,
@@ -419,4 +424,4 @@ class EvalOptions(EvaluationOptions):
     @property
     def needs_train(self) -> bool:
         """Whether networks are trained on real images too."""
-        return bool(self.selections or self.full)
+        return bool(self.selections or self.equal_bytes or self.full)

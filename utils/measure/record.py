@@ -1,7 +1,8 @@
 """Record what eval.py has measured: whole evaluations, and single networks of unfinished ones.
 
     eval.json               a list of evaluations: settings, acc_mean, acc_std, accs, acc_by_class,
-                            accs_by_class, confusion, data, environment
+                            accs_by_class, confusion, data, environment; and seconds, where one call
+                            has trained all networks
     eval_unfinished.json    a list of networks: settings, network (its number), acc, acc_by_class,
                             confusion, data
 
@@ -99,10 +100,12 @@ class EvalRecord:
                 ]
                 self._write_unfinished([*self._without(evaluation, measured), *new])
 
-    def add(self, evaluation: Evaluation, accuracies: Accuracies) -> None:
-        """Record a whole evaluation, once, in place of its networks."""
-        if not ranks.is_main():
-            return
+    def add(
+        self, evaluation: Evaluation, accuracies: Accuracies, *, seconds: float | None = None
+    ) -> Entry:
+        """Record a whole evaluation, once, in place of its networks; `seconds` is what all of these
+        took together, where one call has trained them. Returns what eval.json says of it.
+        """
         description = evaluation.whole(evaluation.num_eval)
         result = {
             "acc_mean": accuracies.mean,
@@ -111,7 +114,10 @@ class EvalRecord:
             **_by_class(accuracies),
             KEY: dict(evaluation.data),
             "environment": describe_environment(default_device()),
+            **({} if seconds is None else {"seconds": round(seconds, 1)}),
         }
+        if not ranks.is_main():
+            return description | result
         with locked(self._lock):
             whole = read_evaluations(self.path)
             same = [entry for entry in whole if _matches(description, entry)]
@@ -122,6 +128,7 @@ class EvalRecord:
             # Last: whoever is interrupted in between has the networks twice, not lost, and the same
             # call again, which finds the evaluation whole, comes by here.
             self._write_unfinished(self._without(evaluation, range(evaluation.num_eval)))
+        return (same or [description | result])[-1]
 
     def _networks(self, evaluation: Evaluation) -> dict[int, Measured]:
         found: dict[int, Measured] = {}

@@ -7,6 +7,7 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor
 
+from utils.compute.cost import FLOAT_BYTES
 from utils.compute.labels import LABEL_FORMS
 from utils.core.cache import digest
 from utils.data.dataset import ImageDataset
@@ -21,6 +22,7 @@ from utils.measure.selection import SELECTIONS, select
 # or that a kernel predicts from in place of networks.
 SOFT, STEPS, ADAM = ", soft labels", ", learned steps", ", Adam steps"
 KERNEL = ", kernel regression"
+EQUAL_BYTES = ", equal bytes"  # behind real images: as many as fit into the bytes of the set
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,16 @@ def checksum(images: Tensor, labels: Tensor) -> str:
     return digest({"images": images.cpu(), "labels": labels.cpu()})
 
 
+def real_images_in_bytes(distilled: SyntheticSet) -> int:
+    """How many real images of a class, a byte a value, take the bytes of a set: float32 images and
+    what else was learned. A class may have fewer.
+    """
+    learned = (distilled.images, distilled.soft_labels, distilled.step_lrs)
+    values = sum(each.numel() for each in learned if each is not None)
+    image = distilled.images[0].numel()
+    return FLOAT_BYTES * values // (image * len(distilled.class_names))
+
+
 def training_sets(
     distilled: SyntheticSet,
     data: ImageDataset,
@@ -98,6 +110,7 @@ def training_sets(
     *,
     hard_labels: bool,
     selections: Sequence[str],
+    equal_bytes: bool,
     full: bool,
     networks: int,
     seed: int,
@@ -107,9 +120,9 @@ def training_sets(
 ) -> Iterator[TrainingSet]:
     """Yield the distilled set: as its own method uses it and with soft labels that networks train
     on, as far as it has these; with the classes alone unless there is another way and `hard_labels`
-    are not wanted. Then real images: as many by each of `selections`, and with `full` all of them,
-    at the rate `lr_real`. Each set is made when its turn comes; all processes must take them
-    together.
+    are not wanted. Then real images: as many by each of `selections`, with `equal_bytes` as many at
+    random as fit into the bytes of the set, and with `full` all of them, at the rate `lr_real`.
+    Each set is made when its turn comes; all processes must take them together.
     """
     device = data.test.images.device
     dtype = data.test.images.dtype
@@ -136,12 +149,17 @@ def training_sets(
     has_more = has_soft or regression is not None or distilled.step_lrs is not None
     if hard_labels or not has_more:
         yield hard
-    labels = class_labels(data.num_classes, distilled.ipc, device)
-    for name in selections:
-        chosen = select(
-            name, data, distilled.ipc, networks=networks, seed=seed, expert_features=expert_features
+    chosen = [(name, distilled.ipc, "") for name in selections]
+    if equal_bytes:
+        fewest = int(data.require_train().labels.bincount().min())
+        chosen.append(("random", min(real_images_in_bytes(distilled), fewest), EQUAL_BYTES))
+    for name, ipc, why in chosen:
+        images = select(
+            name, data, ipc, networks=networks, seed=seed, expert_features=expert_features
         )
-        yield TrainingSet(SELECTIONS[name].trained_on, chosen, labels, lr_real, epochs)
+        labels = class_labels(data.num_classes, ipc, device)
+        name = f"{SELECTIONS[name].trained_on}{why}"
+        yield TrainingSet(name, images, labels, lr_real, epochs)
     if full:
         train = data.require_train()
         yield TrainingSet("full", train.images, train.labels, lr_real, epochs_full)

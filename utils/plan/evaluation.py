@@ -18,6 +18,7 @@ from utils.data.distilled import SyntheticSet
 from utils.data.source import Source
 from utils.experts.features import ExpertFeatures
 from utils.measure.regression import KernelRegression
+from utils.measure.sets import real_images_in_bytes
 from utils.options import EvalOptions
 from utils.plan.choose import TrainingPlan, plan_training
 from utils.plan.machine import Machine, halvings
@@ -100,6 +101,11 @@ class EvalCall:
             wide=wide,
         )
         sets = [(images, options.epoch_eval_train)]
+        chosen = images if options.selections else 0
+        if options.equal_bytes:
+            real = min(size.classes * real_images_in_bytes(self.distilled), size.train)
+            sets.append((real, options.epoch_eval_train))
+            chosen = max(chosen, real)
         if options.full:
             sets.append((size.train, options.epoch_full_train or options.epoch_eval_train))
         plans = [
@@ -109,8 +115,8 @@ class EvalCall:
         ]
         at_once = max(plan.at_once for plan in plans)
         on_device = images + size.test + size.train * options.needs_train
-        if options.selections:  # once more for a checksum, to train, or while others are chosen
-            on_device += 2 * options.num_eval * images
+        # Once more for a checksum, to train, or while others are chosen.
+        on_device += 2 * options.num_eval * chosen
         choosing = 0
         if expert_features is not None:
             largest = int(source.labels["train"].bincount().max())
