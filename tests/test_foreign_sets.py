@@ -269,6 +269,8 @@ def test_safetensors_say_more_of_themselves(images, tmp_path):
         "ConvNetD2",
     )
     assert distilled.normalisation.mean == (0.25,)
+    assert "the file says: dataset digits" in said_of(distilled)
+    assert "images: normalised, as the file says" in said_of(distilled)
     save_file(tensors, path, {"all": json.dumps(metadata | {"syn_lr": 1})})
     assert open_set(path, Stated(lr=0.1)).syn_lr == 0.1
     save_file(tensors, path, metadata | {"space": "wavelets"})

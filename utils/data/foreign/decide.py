@@ -114,8 +114,9 @@ def _read(path: Path, stated: Stated) -> SyntheticSet | Content:
 
 def _made(content: Content, path: Path, stated: Stated) -> SyntheticSet:
     """Make a set of what a file holds and what is said."""
-    said = [*content.said]
-    stated, content = _completed(stated, content), _with_files(content, stated)
+    taken = _told(content, stated)
+    said = [*content.said, *(f"the file says: {name} {value}" for name, value in taken.items())]
+    content, stated = _with_files(content, stated), replace(stated, **taken)
     factor = _factor(content, path, stated)
     dataset, why = _dataset(content, path, stated)
     said.append(f"data set: {dataset}{f' {stated.subset}' if stated.subset else ''}, {why}")
@@ -168,9 +169,9 @@ def _made(content: Content, path: Path, stated: Stated) -> SyntheticSet:
     )
 
 
-def _completed(stated: Stated, content: Content) -> Stated:
-    """What is said, completed by what the file says of itself."""
-    known = {name: value for name, value in content.known.items() if hasattr(stated, name)}
+def _told(content: Content, stated: Stated) -> dict[str, Any]:
+    """What the file says of itself and the user does not, as far as it has no place in Content."""
+    known = {name: value for name, value in content.known.items() if value is not None}
     missing = {name: value for name, value in known.items() if getattr(stated, name) is None}
     for name, choices in (("space", SPACES), ("labels_are", LABELS_ARE), ("dataset", DATASETS)):
         if missing.get(name) not in (None, *choices):
@@ -178,7 +179,7 @@ def _completed(stated: Stated, content: Content) -> Stated:
                 f"the file says {name} {missing[name]!r:.40}; choices: {', '.join(choices)}, by "
                 f"--{name}"
             )
-    return replace(stated, **{name: value for name, value in missing.items() if name != "lr"})
+    return {name: value for name, value in missing.items() if name not in ("lr", "space")}
 
 
 def _with_files(content: Content, stated: Stated) -> Content:
