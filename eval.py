@@ -3,9 +3,10 @@
     python eval.py --distilled results/.../distilled_best.pt --model ConvNetD3 ResNet18
 
 needs that file and the test data, nothing else. (A whitened set of a single iteration also needs
-the training data: such sets leave their whitening out.) Flags add real images for comparison: as
-many as the set has, chosen by a rule of `utils/measure/selection.py`, or all. The table is kept in
-eval.json beside the file; what is measured already is not measured again.
+the training data: such sets leave their whitening out.) Sets of other codes are read too, and flags
+say what their files do not (docs/data.md). Other flags add real images for comparison: as many as
+the set has, chosen by a rule of `utils/measure/selection.py`, or all. The table is kept beside the
+file, in eval.json; what is measured already is not measured again.
 """
 
 import utils.core.early  # noqa: F401 - hears signals from here on
@@ -39,7 +40,8 @@ from utils.core.rng import derive_seed
 from utils.core.script import run_script
 from utils.data.augment import active_groups
 from utils.data.dataset import ImageDataset, find_dataset, needed_splits, read_dataset
-from utils.data.distilled import SyntheticSet
+from utils.data.distilled import IMPORTED, SyntheticSet
+from utils.data.foreign.decide import open_set
 from utils.data.identity import PIXELS, DataIdentity, identity_of
 from utils.data.real_images import check_ipc
 from utils.data.source import Source, SplitName
@@ -87,7 +89,7 @@ def run(options: EvalOptions) -> list[Entry]:
     check_flags(options)
     device, path = use_device(options.device), Path(options.distilled)
     options = replace(options, precision=use_precision(options.precision, device))
-    distilled = SyntheticSet.load(path)
+    distilled = open_set(path, options.stated(data_path=options.data_path, model=None))
     if options.random is None:
         options = replace(options, random=distilled.label_form in LABEL_FORMS)
         if options.random:
@@ -141,7 +143,7 @@ def find_images(options: EvalOptions, distilled: SyntheticSet) -> Source:
     """Find the data set that the set is from, with the splits that are needed."""
     config = distilled.config
     if distilled.normalisation.needs_fit:
-        print("fitting ZCA on the training images: only the sets last and best bring theirs along")
+        print("fitting ZCA on the training images: the set does not bring its whitening along")
     source = find_dataset(
         distilled.dataset,
         data_path=options.data_path or config["data_path"],
@@ -150,7 +152,7 @@ def find_images(options: EvalOptions, distilled: SyntheticSet) -> Source:
         val_fraction=config.get("val_fraction", 0.0),
         test_fraction=config.get("test_fraction", 0.0),
         fit=config.get("fit", "crop"),
-        pixels=(distilled.data or {}).get(PIXELS, {}),
+        pixels=None if IMPORTED in config else (distilled.data or {}).get(PIXELS, {}),
         splits=needed_splits(distilled.normalisation, test_only=not options.needs_train),
     )
     check_classes(options, distilled, source.class_names)
@@ -257,6 +259,8 @@ class Measurement:
         }
         if self.has_other_test:
             settings["other_test"] = True
+        if imported := self.call.distilled.config.get(IMPORTED):
+            settings[IMPORTED] = imported
         if source := elsewhere.source_digest(model):
             settings["source"] = source  # of the user's own network, which may change
         data = self.images.to_dict()

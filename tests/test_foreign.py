@@ -165,7 +165,7 @@ def test_other_names_are_translated(capsys):
         (buffer, "--loss_type mse", "--loss_type: training experts by another loss"),
         (distill_att, "--min_start_epoch 3", "give --max_start_epoch too"),
         (evaluation, "--dsa_strategy flip", "--no_dsa goes without"),
-        (evaluation, "--data_dir x", "--distilled is one"),
+        (evaluation, "--rho_max 0.1", "--rho_max: flat is not a setting of this script"),
         (distill_att, "--dsa_strategy no", "unknown DSA group 'no'; choices: .*, none"),
     ],
 )

@@ -1,7 +1,7 @@
 """The flags of the three scripts: names as in the field (MTT, FTD, ATT), one declaration each."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from networks import CROSS_ARCHITECTURE, check_name, elsewhere
@@ -11,6 +11,7 @@ from utils.config.fields import option
 from utils.data.augment import DSA_STRATEGY, parse_strategy
 from utils.data.dataset import DATASETS
 from utils.data.decode import FITS
+from utils.data.foreign.content import LABELS_ARE, PARTS, SPACES, Stated
 from utils.data.imagenet_subsets import IMAGENET_SUBSETS
 from utils.experts.easy_first import PUBLISHED_EPOCHS, EasyFirst, EasyFirstOptions
 from utils.measure.selection import SELECTIONS
@@ -18,6 +19,7 @@ from utils.methods.registry import DEFAULT_METHOD, METHODS, MethodOptions
 
 _DATA, _EXPERTS, _METHOD = "data", "experts", "method"
 _SET, _EVAL, _FILES, _RUN = "synthetic set", "evaluation", "files", "run"
+_FOREIGN = "a set of another code, where its file does not say"
 _SPEED = "speed and memory (the same result up to rounding)"
 _AUTO: dict[str, Any] = {"auto": True, "may_change": True}
 _MODELS = (
@@ -344,8 +346,88 @@ class DistillOptions(MethodOptions, SetOptions):
 
 
 @dataclass(frozen=True)
-class EvalOptions(EvaluationOptions):
-    distilled: str = option("", "distilled set, a file distilled_<tag>.pt", group=_SET)
+class ForeignSetOptions:
+    """What the files of other codes do not say of a distilled set; see `Stated`."""
+
+    dataset: str | None = option(None, "data set of the set", group=_FOREIGN, choices=DATASETS)
+    subset: str | None = option(
+        None, "ten classes of ImageNet", group=_FOREIGN, choices=IMAGENET_SUBSETS
+    )
+    space: str | None = option(
+        None,
+        "what its images are: mean and std taken out, whitened, or pixels in [0, 1]",
+        group=_FOREIGN,
+        choices=SPACES,
+    )
+    statistics: list[str] | None = option(
+        None,
+        "mean and std of normalised images: mtt (as here), dc, or the means and then the standard "
+        "deviations of all channels",
+        group=_FOREIGN,
+    )
+    lr: float | None = option(
+        None, "learning rate (default: the file's, or 0.01)", group=_FOREIGN, above=0
+    )
+    labels_are: str | None = option(
+        None, "what soft labels are", group=_FOREIGN, choices=LABELS_ARE
+    )
+    label_dir: str | None = option(
+        None, "file of its labels (default: labels_<tag>.pt beside images_<tag>.pt)", group=_FOREIGN
+    )
+    lr_dir: str | None = option(
+        None, "file of its rate (default: lr_<tag>.pt beside images_<tag>.pt)", group=_FOREIGN
+    )
+    factor: int | None = option(
+        None,
+        "a stored image holds factor x factor smaller ones (IDC, NCFM)",
+        group=_FOREIGN,
+        minimum=1,
+        maximum=8,
+    )
+    experiment: int | None = option(
+        None, "which one of several in a file, from 0 on (DC, DM)", group=_FOREIGN, minimum=0
+    )
+    parts: str | None = option(
+        None,
+        "each file of the folder is a part of one set: some of the classes, or images of every "
+        "class",
+        group=_FOREIGN,
+        choices=PARTS,
+    )
+
+    def stated(self, *, data_path: str | None, model: str | None) -> Stated:
+        """Collect all that is said of the set."""
+        values = {each.name: getattr(self, each.name) for each in fields(ForeignSetOptions)}
+        return Stated(
+            **values | {"statistics": tuple(self.statistics or ())},
+            data_path=data_path or DataOptions.data_path,
+            model=model,
+        )
+
+
+@dataclass(frozen=True)
+class ConvertOptions(ForeignSetOptions):
+    source: str = option(
+        "", "distilled set of another code, a file or a folder", group=_FILES, positional=True
+    )
+    out: str = option("", "the file to write, distilled_<tag>.pt", group=_FILES, positional=True)
+    model: str | None = option(
+        None,
+        "network that the set is for (default: the ConvNet of its size)",
+        group=_FOREIGN,
+        check=check_name,
+    )
+    data_path: str = option("data", "folder of the data set", group=_DATA)
+
+
+@dataclass(frozen=True)
+class EvalOptions(ForeignSetOptions, EvaluationOptions):
+    distilled: str = option(
+        "",
+        "distilled set, a file distilled_<tag>.pt, or that of another code (docs/data.md)",
+        group=_SET,
+        alias="data_dir",
+    )
     hard_labels: bool = option(
         True,
         "of a set with soft labels or learned steps, also evaluate images and classes alone",

@@ -33,6 +33,7 @@ def option(
     found: bool | str = False,
     unless: str | None = None,
     noun: str | None = None,
+    positional: bool = False,
 ) -> Any:
     """Declare a field of an options dataclass; `minimum` and `maximum` are allowed, `above` is not.
 
@@ -41,7 +42,7 @@ def option(
     word auto may be written for None. What is `found` follows from the data where neither a flag
     nor a file gives it, or the flag that `found` names; the default is then only what a plan
     without data assumes. It is of no use where the flag `unless` has a value. `noun` says what a
-    value is, where its type says too little.
+    value is, where its type says too little. What is `positional` is given without a flag.
     """
     metadata = {
         "help": help,
@@ -57,6 +58,7 @@ def option(
         "found": found,
         "unless": unless,
         "noun": noun,
+        "positional": positional,
     }
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)

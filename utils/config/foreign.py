@@ -75,11 +75,15 @@ def _no_dsa(name: str, given: Written) -> Written:
     return {"dsa": ["false"]}
 
 
+def _whitened(name: str, given: Written) -> Written:
+    """A set of another code is whitened; what is one of this code says it itself."""
+    return {"space": ["zca"]} if given[name] in ([], ["True"], ["true"], ["1"]) else {}
+
+
 _OF_THE_SET = NoEffect("the distilled set has it")
 _TEXTURES = NotHere("distilling textures (MTT)")
 _OF_TEXTURES = NoEffect("it is for --texture, which is not here")
 _OF_ANOTHER_MODEL = NoEffect("it is for labels by another network, which are not here")
-_THREE_FILES = NotHere("a set in files of its own for images, labels and rate (--distilled is one)")
 
 FOREIGN: Mapping[str, NoEffect | NotHere | Translated] = {
     # MTT, and all codes that begin with it
@@ -120,12 +124,7 @@ FOREIGN: Mapping[str, NoEffect | NotHere | Translated] = {
     "rm_easy_ratio_second": Translated(_drops),
     "loss_ratio": NoEffect("--depth_ratio is the filter of parameters"),
     # Their evaluation
-    "data_dir": _THREE_FILES,
-    "label_dir": _THREE_FILES,
-    "lr_dir": _THREE_FILES,
-    "dataset": _OF_THE_SET,
-    "subset": _OF_THE_SET,
-    "zca": _OF_THE_SET,
+    "zca": Translated(_whitened),
     "lr_teacher": _OF_THE_SET,
     "no_aug": NoEffect("--no_dsa trains without augmentation"),
     "dsa_strategy": Translated(_no_dsa),

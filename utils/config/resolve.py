@@ -139,6 +139,8 @@ def _without_foreign(
     own, replaced = translate(written, labels)
     kept = {name: value for name, value in given.items() if name not in replaced}
     for name, words in own.items():
+        if name not in fields:
+            raise UserError(f"{', '.join(labels.values())}: {name} is not a setting of this script")
         kind, is_list = scalar_type(hints[name])
         if not is_list and len(words) != 1:
             raise UserError(f"{prefix}{name} takes one value, not {len(words)}")
@@ -220,7 +222,8 @@ def _parser(options: type, description: str) -> argparse.ArgumentParser:
         title, alias = field.metadata["group"], field.metadata["alias"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        flags = [f"--{field.name}", *([f"--{alias}"] if alias else [])]
+        flags = [f"--{name}" for name in (field.name, alias) if name]
+        flags = [field.name] if field.metadata["positional"] else flags
         _add_argument(groups[title], field, hints[field.name], flags)
     for name in FOREIGN.keys() - hints.keys():
         parser.add_argument(f"--{name}", nargs="*", help=argparse.SUPPRESS)
@@ -229,7 +232,11 @@ def _parser(options: type, description: str) -> argparse.ArgumentParser:
 
 def _add_argument(group: Any, field: dataclasses.Field, hint: Any, flags: list[str]) -> None:
     kind, is_list = scalar_type(hint)
-    keywords: dict[str, Any] = {"dest": field.name, "type": converter(kind, field)}
+    keywords: dict[str, Any] = {"type": converter(kind, field)}
+    if field.metadata["positional"]:
+        group.add_argument(*flags, help=field.metadata["help"], **keywords)
+        return
+    keywords["dest"] = field.name
     if kind is bool:
         keywords |= {"nargs": "?", "const": True, "metavar": "BOOL"}
     elif is_list:

@@ -7,7 +7,7 @@ A file is written beside its target, synced, then renamed over it. Writers hold 
 import os
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeGuard
@@ -74,13 +74,14 @@ def torch_save(obj: Any, path: str | Path) -> None:
             raise error.__context__ or error from None
 
 
-def torch_load(path: Path, *, mmap: bool = False) -> Any:
+def torch_load(path: Path, *, mmap: bool = False, also: Sequence[Any] = ()) -> Any:
     """Read what `torch_save` wrote, on the CPU: tensors and plain containers only, never code.
 
     With `mmap` the tensors are read from disk when they are used. Either way the whole file is read
     once, in bounded pieces, to compare its checksums, which torch.load itself does not do. Torch's
     format from before 1.6 is no zip archive: it has no checksums, so damage to the values of a
-    tensor is not noticed, and it cannot be mapped.
+    tensor is not noticed, and it cannot be mapped. `also` are further types of plain values, as
+    `torch.serialization.safe_globals` takes them.
 
     Raises:
         UserError: the file is not there, may not be read, is damaged, or holds something else.
@@ -92,7 +93,8 @@ def torch_load(path: Path, *, mmap: bool = False) -> Any:
         is_archive = _is_archive(path)
         if is_archive:
             _check_archive(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_archive)
+        with torch.serialization.safe_globals([*also]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_archive)
     except UserError:
         raise
     except PermissionError:

@@ -79,7 +79,11 @@ class SyntheticSet:
         """
         if not os.path.exists(path):
             raise UserError(f"no distilled set at {path}; distill_att.py writes distilled_<tag>.pt")
-        values = torch_load(path)
+        return cls.from_values(torch_load(path), path)
+
+    @classmethod
+    def from_values(cls, values: Any, path: Path) -> "SyntheticSet":
+        """Check what `path` holds and make a set of it. UserError as in `load`."""
         if problem := _problem(values):
             raise UserError(f"{path} is not a distilled set: {problem}")
         return cls(
@@ -197,6 +201,11 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e300
 
 
+def _is_import(value: Any) -> bool:
+    is_text = isinstance(value, dict) and all(map(_TEXT.fits, map(value.get, ("file", "format"))))
+    return is_text and isinstance(value.get("said"), list) and all(map(_TEXT.fits, value["said"]))
+
+
 _TEXT = _Form("text", lambda value: isinstance(value, str))
 _BOOL = _Form("true or false", lambda value: isinstance(value, bool))
 _DICT = _Form("a dict", lambda value: isinstance(value, dict))
@@ -225,6 +234,7 @@ _FORMS = {
     "config.dsa_strategy": _TEXT,
     "config.batch_train": _COUNT,
 }
+IMPORTED = "imported"  # in the config of a set of another code: what its file was taken for
 _FRACTION = _Form("a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1)
 _LABEL_FORMS = ("logits", "probabilities", "centred")
 _OPTIONAL = {
@@ -250,6 +260,7 @@ _OPTIONAL = {
     "config.easy_first": _BOOL,
     "config.val_fraction": _FRACTION,
     "config.test_fraction": _FRACTION,
+    f"config.{IMPORTED}": _Form("a record of a file", _is_import),
     "config.fit": _Form("a known fit", lambda v: _TEXT.fits(v) and v in FITS),
     "rewinds": _Form(
         "a list of dicts", lambda v: isinstance(v, list | tuple) and all(map(_DICT.fits, v))
