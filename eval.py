@@ -14,12 +14,13 @@ import utils.core.early  # noqa: F401 - hears signals from here on
 # isort: split
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from networks import elsewhere
 from utils.compute.contract import check_head, check_known
@@ -87,16 +88,31 @@ def parse(argv: Sequence[str]) -> EvalOptions:
 def run(options: EvalOptions) -> list[Entry]:
     """Measure the set `options.distilled`; returns the evaluations, as eval.json has them."""
     check_flags(options)
-    device, path = use_device(options.device), Path(options.distilled)
+    distilled = load(options)
+    folder = Path(options.distilled).parent
+    check_writable(folder)
+    record = EvalRecord(folder)
+    measurement = prepare(options, distilled)
+    return [] if measurement is None else fill_table(measurement, record)
+
+
+def load(options: EvalOptions) -> SyntheticSet:
+    """Read the set `options.distilled`, ours or that of another code."""
+    distilled = open_set(
+        Path(options.distilled), options.stated(data_path=options.data_path, model=None)
+    )
+    check_known(options.model or [distilled.model])
+    return distilled
+
+
+def prepare(options: EvalOptions, distilled: SyntheticSet) -> "Measurement | None":
+    """Check everything, and read the images; None where that is all that is asked for."""
+    device = use_device(options.device)
     options = replace(options, precision=use_precision(options.precision, device))
-    distilled = open_set(path, options.stated(data_path=options.data_path, model=None))
     if options.random is None:
         options = replace(options, random=distilled.label_form in LABEL_FORMS)
         if options.random:
             print("soft labels: random real images are measured beside them, without --no_random")
-    check_known(options.model or [distilled.model])
-    check_writable(path.parent)
-    record = EvalRecord(path.parent)
     source = find_images(options, distilled)
     images = identify(options, distilled, source)
     needs_experts = need_experts(options.selections)
@@ -109,12 +125,12 @@ def run(options: EvalOptions) -> list[Entry]:
     say_adaptations(call)
     check_room(call.demand(source, machine, expert_features), machine, force=options.force)
     if options.dry_run:
-        return []
+        return None
     data = read_dataset(
         source, normalisation=distilled.normalisation, test_only=not options.needs_train
     )
     data = data.to(device, storage_dtype(options.precision))
-    return fill_table(Measurement(call, data, images), expert_features, record)
+    return Measurement(call, data, images, expert_features)
 
 
 def say_adaptations(call: EvalCall) -> None:
@@ -229,6 +245,25 @@ class Measurement:
     call: EvalCall
     data: ImageDataset
     images: DataIdentity
+    expert_features: ExpertFeatures | None = None
+
+    def training_sets(self) -> Iterator[TrainingSet]:
+        """What networks are trained on, see `training_sets`."""
+        options = self.call.options
+        return training_sets(
+            self.call.distilled,
+            self.data,
+            self.expert_features,
+            hard_labels=options.hard_labels,
+            selections=options.selections,
+            equal_bytes=options.equal_bytes,
+            full=options.full,
+            networks=options.num_eval,
+            seed=options.seed,
+            lr_real=options.lr_real,
+            epochs=options.epoch_eval_train,
+            epochs_full=options.epoch_full_train or options.epoch_eval_train,
+        )
 
     @cached_property
     def has_other_test(self) -> bool:
@@ -280,8 +315,9 @@ class Measurement:
         training_set: TrainingSet,
         model: str,
         *,
-        known: Mapping[int, Measured],
-        keep: Callable[[Mapping[int, Measured]], None],
+        known: Mapping[int, Measured] = MappingProxyType({}),
+        keep: Callable[[Mapping[int, Measured]], object] = lambda measured: None,
+        look: Callable[[int, nn.Module], object] = lambda number, network: None,
     ) -> Accuracies:
         """Train those of the networks that are not `known`, see `evaluate`; or ask the kernel."""
         options, strategy = self.call.options, self.call.dsa_strategy
@@ -312,6 +348,7 @@ class Measurement:
             run=self.how_to_run(training_set, model),
             known=known,
             keep=keep,
+            look=look,
         )
 
     def how_to_run(self, training_set: TrainingSet, model: str) -> EvalExecution:
@@ -327,9 +364,7 @@ class Measurement:
         )
 
 
-def fill_table(
-    measurement: Measurement, expert_features: ExpertFeatures | None, record: EvalRecord
-) -> list[Entry]:
+def fill_table(measurement: Measurement, record: EvalRecord) -> list[Entry]:
     """Measure each training set by each of the models, print and record it."""
     entries = []
     options, distilled = measurement.call.options, measurement.call.distilled
@@ -346,20 +381,7 @@ def fill_table(
     )
     first = 14 + max(0 if values is None else len(name) for name, values in more)
     print(f"{'trained on':{first}} {'model':{width}} {'lr':>8} {'epochs':>6}  test accuracy")
-    for training_set in training_sets(
-        distilled,
-        measurement.data,
-        expert_features,
-        hard_labels=options.hard_labels,
-        selections=options.selections,
-        equal_bytes=options.equal_bytes,
-        full=options.full,
-        networks=options.num_eval,
-        seed=options.seed,
-        lr_real=options.lr_real,
-        epochs=options.epoch_eval_train,
-        epochs_full=options.epoch_full_train or options.epoch_eval_train,
-    ):
+    for training_set in measurement.training_sets():
         for model in measurement.models(training_set):
             evaluation = measurement.describe(training_set, model)
             known = record.networks(evaluation, by_class=options.by_class)

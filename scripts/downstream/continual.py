@@ -1,8 +1,8 @@
 """Class-incremental learning from condensed memory: GDumb (Prabhu et al., ECCV 2020).
 
 Classes come in steps. After each a fresh network trains on the images of all classes so far, which
-are all that was kept of them, and is tested on the test images of these classes. Condensed sets were
-tried so by DC's authors, with 20 images a class in 5 and 10 steps.
+are all that was kept of them, and is tested on the test images of these classes. DC's authors tried
+condensed sets so, with 20 images a class in 5 and 10 steps.
 """
 
 from collections.abc import Callable, Iterator, Sequence

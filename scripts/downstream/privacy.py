@@ -2,13 +2,21 @@
 
 Members are the images that a network, or the set that it was trained on, was made from; test images
 are none. Dong et al. (ICML 2022) find that networks trained on a distilled set give less away;
-Carlini et al. (arXiv 2209.14987) doubt it: an attack by a threshold says only what is easy to see.
+Carlini et al. (arXiv 2209.14987) doubt it: a threshold shows only what is easy to see.
 """
 
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import eval as evaluation
+from scripts.downstream.lines import Line
+from utils.compute.cohort import images_per_test_batch
 
 
 @dataclass(frozen=True)
@@ -34,3 +42,40 @@ def attack(members: Tensor, others: Tensor) -> Attack:
     rises = misses / len(others)
     auc = (rises * (true - hits / len(members) / 2)).sum()
     return Attack(auc.item(), max(0.0, (true - false).max().item()))
+
+
+TRAIN, SEEN = "training images", "the images that networks saw"
+
+
+def attack_networks(
+    measurement: evaluation.Measurement, line: Line
+) -> Iterator[tuple[str, Attack]]:
+    """Train networks on a line and attack each; who counts as a member, and the mean attack."""
+    found: defaultdict[str, list[Attack]] = defaultdict(list)
+    test, train = measurement.data.test, measurement.data.require_train()
+    images, is_real = line.training_set.images, not line.name.startswith("distilled")
+
+    def look(number: int, network: nn.Module) -> None:
+        others = _losses(network, test.images, test.labels)
+        found[TRAIN].append(attack(_losses(network, train.images, train.labels), others))
+        if is_real and isinstance(images, list):  # some of the training images
+            own = _losses(network, images[number], line.classes)
+            found[SEEN].append(attack(own, others))
+
+    measurement.evaluate(line.training_set, measurement.call.models[0], look=look)
+    for members, attacks in found.items():
+        auc, advantage = (fmean(each) for each in zip(*map(_pair, attacks), strict=True))
+        yield members, Attack(auc, advantage)
+
+
+def _pair(found: Attack) -> tuple[float, float]:
+    return found.auc, found.advantage
+
+
+@torch.no_grad()
+def _losses(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy (N,) of each image."""
+    network.eval()
+    size = images_per_test_batch(images.shape[-1])
+    logits = torch.cat([network(x) for x in images.split(size)])
+    return F.cross_entropy(logits, labels, reduction="none")

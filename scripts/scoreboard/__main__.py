@@ -23,7 +23,7 @@ from scripts.scoreboard.page import write
 from scripts.scoreboard.rows import measure_all, scores_of
 from utils.core.errors import UserError
 from utils.core.files import check_writable
-from utils.core.script import Parser, run_script
+from utils.core.script import Parser, run_script, split_flags
 
 
 def main(argv: Sequence[str]) -> int:
@@ -51,16 +51,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--experts", action="store_true", help="also herding and k-center")
     help = "folder of the three files (default: %(default)s)"
     parser.add_argument("--out", type=Path, default=Path("scoreboard"), help=help)
-    argv, flags = _split(argv)
-    args = parser.parse_args(argv)
+    own, flags = split_flags(argv)
+    args = parser.parse_args(own)
     args.eval_flags = flags
     return args
-
-
-def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What stands before -- and behind it."""
-    at = [*argv, "--"].index("--")
-    return [*argv[:at]], [*argv[at + 1 :]]
 
 
 if __name__ == "__main__":

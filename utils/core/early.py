@@ -18,7 +18,8 @@ NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK")
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 ROOT = Path(__file__).parents[2]
 FOLDER = "scripts/folder/__main__.py"
-SCRIPTS = ("buffer.py", "distill_att.py", "eval.py", FOLDER, "scripts/scoreboard/__main__.py")
+SCOREBOARD, DOWNSTREAM = "scripts/scoreboard/__main__.py", "scripts/downstream/__main__.py"
+SCRIPTS = ("buffer.py", "distill_att.py", "eval.py", FOLDER, SCOREBOARD, DOWNSTREAM)
 
 
 def status_of(number: int) -> int:

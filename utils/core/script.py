@@ -85,6 +85,12 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return host or "MPS backend out of memory" in text or isinstance(error, torch.OutOfMemoryError)
 
 
+def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands before the first --, and what stands behind it, which is for another script."""
+    at = [*argv, "--"].index("--")
+    return [*argv[:at]], [*argv[at + 1 :]]
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints are UserErrors, one line each."""
 

@@ -184,6 +184,7 @@ def evaluate(
     val: Split | None = None,
     known: Mapping[int, "Measured"] | None = None,
     keep: Callable[[dict[int, "Measured"]], object] = lambda measured: None,
+    look: Callable[[int, nn.Module], object] = lambda number, network: None,
 ) -> Accuracies:
     """Accuracies of `protocol.num_eval` fresh networks `model` trained on images (N, C, H, W), or
     on as many different sets of images for the same labels: (N,), or (N, classes) of a
@@ -193,7 +194,8 @@ def evaluate(
     Network k depends on `seed` and k alone. Several processes divide the networks among them, in
     rounds of `run.at_once` each; networks with a randomness of their own (dropout) train one by
     one. What is `known`, by k and the same on all processes, is taken over, where there is no
-    `val`; what each round measures is given to `keep` on all processes when it ends.
+    `val`; what each round measures is given to `keep` on all processes when it ends. `look` is
+    shown each network that was trained here, with its number.
     """
     splits = [test] if val is None else [test, val]
     recipe = Recipe(
@@ -213,10 +215,12 @@ def evaluate(
         own: dict[int, list[Measured]] = {}
         if numbers:
             seen = torch.stack([images[k] for k in numbers]) if isinstance(images, list) else images
-            found = _train_and_measure(
-                recipe, numbers, seen, labels, splits, lr, protocol, seed, own_training
+            networks = _train_networks(
+                recipe, numbers, seen, labels, splits[0], lr, protocol, seed, own_training
             )
-            own = dict(zip(numbers, found, strict=True))
+            for number, network in zip(numbers, networks, strict=True):
+                own[number] = [measure(network, split, num_classes) for split in splits]
+                look(number, network)
         trained = {k: each for part in ranks.gather(own) for k, each in part.items()}
         keep({k: each[0] for k, each in trained.items()})
         measured |= trained
@@ -283,32 +287,29 @@ def _train(
             )
 
 
-def _train_and_measure(
+def _train_networks(
     recipe: Recipe,
     numbers: Sequence[int],
     images: Tensor,
     labels: Tensor,
-    splits: Sequence[Split],
+    test: Split,
     lr: float,
     protocol: Protocol,
     seed: int,
     own_training: OwnTraining | None,
-) -> list[list[Measured]]:
-    """Of each of the networks `numbers` the accuracies on `splits`."""
+) -> Sequence[nn.Module]:
+    """Train the networks `numbers`, which compute as `test` is stored."""
     if not recipe.abilities.repeats:
         torch.manual_seed(derive_seed(seed, "network", *numbers))
     cohort = Cohort(
         recipe,
         [derive_seed(seed, "init", k) for k in numbers],
         device=labels.device,
-        dtype=splits[0].images.dtype,
+        dtype=test.images.dtype,
     )
     generators = [stream(seed, "minibatch", k) for k in numbers]
     if own_training is None:
         _train(cohort, images, labels, lr, protocol, generators)
     else:
         own_training.train(cohort, images, labels, generators)
-    return [
-        [measure(network, split, recipe.num_classes) for split in splits]
-        for network in cohort.networks
-    ]
+    return cohort.networks
