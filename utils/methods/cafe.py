@@ -48,7 +48,6 @@ from utils.methods.unroll.students import Students
 
 _GROUP = "aligning features (CAFE)"
 WINDOW = 10  # accuracies that are compared with one another
-PROBE = 128  # real images of each class that an accuracy is measured on
 # w_k of all activations but the last, of that one, and of what the last block ends with: published
 # as 1, and once more for the same numbers flattened.
 EARLY, LAST, END = 0.1, 1.0, 2.0
@@ -74,6 +73,12 @@ class CAFEOptions(BatchOptions, ByClassOptions):
         "an outer step follows when the accuracy has moved by more within ten epochs of training",
         group=_GROUP,
         minimum=0,
+    )
+    batch_probe: int = option(
+        128,
+        "real images of each class, drawn anew, that an accuracy is measured on",
+        group=_GROUP,
+        minimum=1,
     )
     max_loop: int = option(
         100,
@@ -167,6 +172,7 @@ class FeatureAlignment:
         labels: Tensor,
         loops: Loops,
         *,
+        batch_probe: int,
         beta: float,
         halve_at: Sequence[int],
         lr_net: float,
@@ -180,6 +186,7 @@ class FeatureAlignment:
         self._fresh = fresh
         self._classes = classes
         self._loops = loops
+        self._batch_probe = batch_probe
         self._beta = beta
         self._halve_at = halve_at
         self._seed = seed
@@ -216,6 +223,7 @@ class FeatureAlignment:
             Classes.of(setting, "cafe"),
             setting.labels,
             Loops(options.lambda_1, options.lambda_2, options.max_loop),
+            batch_probe=options.batch_probe,
             beta=options.beta,
             halve_at=options.halve_at or (),
             lr_net=options.lr_net,
@@ -290,7 +298,7 @@ class FeatureAlignment:
         train, own = self._classes.train, self._classes.own
         streams = (stream(self._seed, "cafe", iteration, "probe", number, c) for c in own)
         chosen = [
-            self._classes.choose(label, PROBE, generator)
+            self._classes.choose(label, self._batch_probe, generator)
             for label, generator in zip(own, streams, strict=True)
         ]
         indices = torch.cat(chosen).to(train.images.device)
@@ -405,14 +413,14 @@ def count_work(options: Any, cost: NetworkCost, processes: int = 1, *, classes: 
     real, ipc, images = options.batch_real, options.ipc, classes * options.ipc
     batch_syn = min(options.batch_syn or images, images)
     matching = own * (real + FEATURE_PASSES * ipc)
-    probes = own * PROBE * (1 + epochs)
+    probes = own * options.batch_probe * (1 + epochs)
     training = GRADIENT_PASSES * epochs * images // processes
     # A forward pass without a graph, or of synthetic images one with a graph and the way back: the
     # larger counts, for each real image. The features of all layers come to it.
     copies = 1 + max(TEST_COPIES, TRAINING_COPIES * min(1, ipc / real))
     features = cost.activation_bytes // 2  # of an image, at most: each has been through a layer
     vectors = PARAMETER_VECTORS * FLOAT_BYTES * cost.parameters
-    at_once = max(real, ipc, PROBE)
+    at_once = max(real, ipc, options.batch_probe)
     return Work(
         flop=(matching + probes + training) * cost.flop,
         passes=2 + epochs * (1 + -(-images // batch_syn)),
