@@ -33,6 +33,7 @@ WAYS = {
     "bptt_of_two": [*REAL_LOSS, *"--method bptt --syn_steps 3 --students 2".split()],
     "dd": [*REAL_LOSS, *"--method dd --distill_steps 1 --distill_epochs 2".split()],
     "dsa": [*SHORT, *"--method dsa --outer_loop 2 --inner_loop 3 --batch_syn 7".split()],
+    "cafe": [*SHORT, *"--method cafe_dsa --max_loop 2 --batch_syn 7 --batch_real 30".split()],
     "kip": [*REAL_LOSS, *"--method kip --learn_labels --micro_batch 7".split()],
     "label_solve": [*SHORT, *"--method label_solve --micro_batch 100".split()],
     "ld": [*REAL_LOSS, *"--method ld --batch_syn 5 --restart_after 1 --lr_adam 0.1".split()],

@@ -1,5 +1,7 @@
 """The door for methods: which flags, rows and defaults each has, and a run by the second one."""
 
+import re
+
 import pytest
 import torch
 from short_runs import assert_cut_off_goes_on_alike, images, records, without_costs
@@ -84,7 +86,7 @@ def test_a_row_is_of_the_method_in_its_name(path):
     found = resolved("--config", str(path))
     check_flags(found)
     name = path.stem.split("_", 1)[1]
-    assert title(vars(found.options)).upper().replace(" ", "_") == name.upper()
+    assert re.sub("[ +]", "_", title(vars(found.options)).upper()) == name.upper()
     if name != "dm":
         same = resolved("--config", str(path), "--method", name)
         assert title(vars(same.options)) == title(vars(found.options))
@@ -102,6 +104,8 @@ def test_flags_of_methods_are_told_apart():
     assert foreign_flags("ld") >= {"lr_img", "ema_decay", "students", "lr_lr", "syn_steps", "mom_y"}
     assert foreign_flags("dc") >= {"syn_steps", "lr_teacher", "unroll", "lr_y", "students"}
     assert not foreign_flags("dsa") & {"batch_real", "lr_net", "batch_syn", "outer_loop", "lr_img"}
+    assert foreign_flags("cafe") >= {"outer_loop", "dis_metric", "syn_steps", "unroll", "students"}
+    assert not foreign_flags("cafe_dsa") & {"batch_real", "batch_syn", "lr_net", "lambda_1", "beta"}
     assert not foreign_flags("ld") & {"lr_y", "batch_syn", "batch_target", "unroll", "lr_net"}
 
 

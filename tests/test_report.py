@@ -156,7 +156,8 @@ def test_improvements_are_those_of_the_text(name, network, ipc, points):
 
 @pytest.mark.parametrize("row", table_rows(rivals=True), ids=lambda row: row.name)
 def test_every_row_resolves_to_the_method_of_its_name_and_says_its_source(row):
-    method = {"label_solve": "Label Solve"}.get(row.method, (row.method or "att").upper())
+    titles = {"label_solve": "Label Solve", "cafe_dsa": "CAFE+DSA"}
+    method = titles.get(row.method, (row.method or "att").upper())
     where = {"dataset": row.dataset, "subset": row.subset or "", "ipc": row.ipc, "method": method}
     *_, planned = at(PLANNED, **where).to_dict("records")
     options = planned["options"]
@@ -410,7 +411,7 @@ def test_the_report_says_where_its_figures_come_from(row_run, tmp_path):
         (name, "68.0000", "0.3000", "test") for name in ("raw", "ema")
     }
     ours = {r["method"] for r in records if r["status"] == "not run"}
-    rivals = "MTT FTD DATM PAD TESLA BPTT DC DD DM DSA LD KIP".split()
+    rivals = "MTT FTD DATM PAD TESLA BPTT DC DD DM DSA CAFE CAFE+DSA LD KIP".split()
     assert ours == {"ATT", "Label Solve", *rivals}
     assert sum(bool(r["paper_mean"]) for r in records) >= len(PUBLISHED)
 

@@ -102,7 +102,7 @@ def test_rivals_have_rows_when_they_are_asked_for():
     assert {"CIFAR10/ipc10", "CIFAR10/ipc10/ftd", "CIFAR10/ipc10/mtt"} <= set(rows)
     assert {row.needs for row in rows.values() if row.needs} == set(experts)
     without = {name for name, row in rows.items() if not row.needs}
-    free = {"bptt", "dm", "dc", "dsa", "dd", "ld", "kip", "label_solve"}
+    free = {"bptt", "dm", "dc", "dsa", "cafe", "cafe_dsa", "dd", "ld", "kip", "label_solve"}
     assert without == {name for name in rows if name.rpartition("/")[2] in free}
     own, _ = chosen()
     assert own.items() < experts.items()
@@ -160,7 +160,7 @@ def test_a_part_of_names_selects_all_that_have_it():
     assert all(name.endswith("/ipc1") or name == "CIFAR10/ipc10" for name in rows)
     assert len(experts) == 3 + 6  # no rows without ZCA among them
     _, rows = chosen("CIFAR10/ipc10", rivals=True)
-    methods = "datm dc dd dm dsa ftd kip label_solve ld mtt pad".split()
+    methods = "cafe cafe_dsa datm dc dd dm dsa ftd kip label_solve ld mtt pad".split()
     assert list(rows) == ["CIFAR10/ipc10", *(f"CIFAR10/ipc10/{method}" for method in methods)]
 
 
@@ -214,8 +214,8 @@ def test_rivals_run_in_miniature_too():
 @pytest.mark.parametrize(
     ("table", "rows", "rivals"),
     [
-        (1, r"CIFAR10/ipc[15]0", 20),
-        (2, r"(CIFAR10|CIFAR100|Tiny)/.*", 64),
+        (1, r"CIFAR10/ipc[15]0", 24),
+        (2, r"(CIFAR10|CIFAR100|Tiny)/.*", 76),
         (3, r"ImageNet/image(nette|woof|fruit|meow)/.*", 8),
     ],
 )
@@ -302,7 +302,7 @@ def test_the_command_for_several_gpus_trains_the_experts(tmp_path):
             ["--only", "CIFAR10/ipc1/FTD"],
             [
                 "'CIFAR10/ipc1/FTD'",
-                "BPTT, DATM, DC, DD, DM, DSA, FTD, KIP, LABEL_SOLVE, LD, MTT, PAD, TESLA",
+                "BPTT, CAFE, CAFE_DSA, DATM, DC, DD, DM, DSA, FTD, KIP, LABEL_SOLVE, LD, MTT, PAD",
             ],
         ),
         (["--onyl", "Tiny"], ["--onyl", "flags: --help, --only, --rivals, --dry-run, --smoke"]),

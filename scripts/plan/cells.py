@@ -43,7 +43,12 @@ SMOKE_IMAGES = "--lr_img 1"
 SMOKE_MATCHING = "--syn_steps 2 --expert_epochs 1 --lr_lr 1e-7 --lr_teacher 0.01"
 SMOKE_STARTS = "--max_start_epoch 1"
 # Of methods whose rows are too large for such images.
-SMOKE_OWN = {"dd": "--distill_steps 1", "label_solve": "--kernel fc"}
+SMOKE_OWN = {
+    "dd": "--distill_steps 1",
+    "label_solve": "--kernel fc",
+    "cafe": "--max_loop 2",
+    "cafe_dsa": "--max_loop 2",
+}
 SMOKE_STARTS_DATM = "--start_epochs 0 1 --current_max_start_epoch 1 --expansion_end_epoch 1"
 
 

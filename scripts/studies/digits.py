@@ -93,11 +93,14 @@ def methods(place: Place) -> dict[str, tuple[str, str]]:
         "DM": "--method dm --lr_img 10",
         "DC": f"--method dc {loops}",
         "DSA": f"--method dsa {loops}",
+        "CAFE": "--method cafe",
+        "CAFE+DSA": "--method cafe_dsa",
         "KIP": "--method kip --learn_labels --batch_target 500",
         "Label Solve": "--method label_solve --Iteration 1",
     }
     rows = {"BPTT": "ipc1_bptt", "DD": "", "Label Solve": "ipc1_label_solve"}
-    rows |= {line: f"ipc1_{line.lower()}" for line in ("LD", "DM", "DC", "DSA", "KIP")}
+    rows["CAFE+DSA"] = "ipc1_cafe"
+    rows |= {line: f"ipc1_{line.lower()}" for line in ("LD", "DM", "DC", "DSA", "CAFE", "KIP")}
     return {line: (rows.get(line, "ipc1"), flags) for line, flags in found.items()}
 
 

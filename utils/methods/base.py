@@ -214,7 +214,8 @@ class MethodSpec:
     # What soft labels are: a key of LABEL_FORMS, which networks train on, or CENTRED, for kernel
     # regression alone; None: labels are classes
     label_form: Callable[[Any], str | None] = lambda options: None
-    takes_features: bool = False  # what goes into the last linear layer of networks
+    # (model, **shape of its images) -> UserError where the network lacks what the method asks of it
+    check_network: Callable[..., None] = lambda model, **shape: None
     # From the method's state: how many steps train a network on the set, where the method says so
     train_steps: Callable[[Mapping[str, Any]], int | None] = lambda state: None
     # What is found where nobody gives it; is_open(name) says so of a flag. Before the run from
@@ -222,7 +223,7 @@ class MethodSpec:
     # method, initial images, *, is_open).
     find_lengths: Callable[..., Mapping[str, int]] = lambda options, **experts: {}
     find_rates: Callable[..., Mapping[str, Any]] = lambda *arguments, is_open: {}
-    # (losses, records) of many steps in a row -> why nothing is learned in them, and what to do.
+    # (losses, records) of many steps in a row -> what is wrong with them, and what to do.
     stalled: Callable[[Sequence[float], Sequence[Mapping[str, Any]]], str | None] = (
         lambda losses, records: None
     )

@@ -1,10 +1,12 @@
 """Real and synthetic images matched class by class: what a class shows, and who works on it."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from utils.compute.batches import Draw
+from utils.compute.batches import Batches, Draw, alike
 from utils.config.fields import option
 from utils.core import ranks
 from utils.core.errors import UserError
@@ -72,6 +74,10 @@ class Classes:
         )
 
     @property
+    def count(self) -> int:
+        return len(self._members)
+
+    @property
     def own(self) -> range:
         """The labels of this process's classes."""
         return range(ranks.rank(), len(self._members), ranks.world())
@@ -80,18 +86,32 @@ class Classes:
         """How many real images a class shows in an outer step."""
         return min(self.batch_real, len(self._members[label]))
 
+    def groups(self, most: int) -> Iterator[Sequence[int]]:
+        """This process's classes, at most `most` at a time, that show as many real images each."""
+        sizes = [self.size(label) for label in self.own]
+        return (self.own[part.start : part.stop] for part in alike(sizes, most))
+
+    def choose(self, label: int, most: int, generator: torch.Generator) -> Tensor:
+        """Choose different real images of a class, `most` of them or all: their numbers."""
+        members = self._members[label]
+        return members[torch.randperm(len(members), generator=generator)[:most]]
+
     def draw(self, iteration: int, label: int) -> tuple[Draw, Draw]:
         """Draw what a class shows in an outer step: different real images, all its synthetic ones;
         one draw of DSA is copied to all of them.
         """
         generator = stream(self._seed, self._name, iteration, label)
-        members = self._members[label]
-        real = members[torch.randperm(len(members), generator=generator)[: self.batch_real]]
+        real = self.choose(label, self.batch_real, generator)
         synthetic = torch.arange(label * self.ipc, (label + 1) * self.ipc)
         if self._dsa_groups is None:
             return Draw(real, None), Draw(synthetic, None)
         shared = augment.draw(self._dsa_groups, 1, generator)
         return Draw(real, shared.expand(len(real))), Draw(synthetic, shared.expand(self.ipc))
+
+
+def make_batches(draws: Sequence[Draw], images: Tensor) -> Tensor:
+    """The batches (K, B, C, H, W) of K draws, differentiably from images (N, C, H, W)."""
+    return Batches([draws], images.device).images(images)[0]
 
 
 def most_classes(classes: int, processes: int) -> int:

@@ -9,12 +9,14 @@ real and synthetic, share one draw of DSA.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from utils.compute.batches import Batches, Draw
+from utils.compute.contract import check_head
 from utils.compute.cost import FLOAT_BYTES, TEST_COPIES, TRAINING_COPIES, NetworkCost
 from utils.compute.execution import PLAIN, Execution
 from utils.compute.flat import FlatNetwork, flatten, without_head
@@ -175,7 +177,7 @@ DM = MethodSpec(
     title=lambda config: "DM",
     build=DistributionMatching.build,
     count_work=count_work,
-    takes_features=True,
+    check_network=partial(check_head, why="--method dm"),
     learned=lambda options, images, soft: [Learned("images", images, options.lr_img, "lr_img")],
     syn_lr=lambda options: options.lr_net,
     if_not_finite="the loss is not finite: lower --lr_img",

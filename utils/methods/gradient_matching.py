@@ -9,14 +9,13 @@ every step. With DSA all images of a class, real and synthetic, share one draw; 
 No graph through two gradients is kept: with lam_c = dD/dg_c^syn, dJ/dx is d<g_c^syn, lam_c>/dx.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from utils.compute.batches import Batches, Draw, alike
 from utils.compute.cost import (
     FLOAT_BYTES,
     GRADIENT_PASSES,
@@ -30,12 +29,12 @@ from utils.core import ranks
 from utils.core.rng import stream
 from utils.data.augment import active_groups
 from utils.methods.base import Learned, MethodSpec, Setting, Step, Work
-from utils.methods.by_class import ByClassOptions, Classes, most_classes
+from utils.methods.by_class import ByClassOptions, Classes, make_batches, most_classes
 from utils.methods.gradient_distances import GRADIENT_DISTANCES, GradientDistance
+from utils.methods.inner_training import InnerTraining
 from utils.methods.real_loss import fresh_theta
 from utils.methods.unroll.losses import training_loss
 from utils.methods.unroll.options import BatchOptions
-from utils.methods.unroll.problem import draw_problem
 from utils.methods.unroll.steps import Pieces, Steps, adjoint_step, gradient_step, itself
 from utils.methods.unroll.students import Students
 from utils.methods.unroll.work import ADJOINT_COPIES, ADJOINT_PASSES, GRADIENTS_A_STEP
@@ -134,20 +133,19 @@ class GradientMatching:
     ) -> None:
         self._fresh = fresh
         self._classes = classes
-        self._labels = labels
         self._loops = loops
         self._distance = distance
-        self._batch_syn = batch_syn
-        self._dsa_groups = dsa_groups
         self._seed = seed
         self._like = classes.train.images[:0]  # device and type of the parameters
-        self._lr_net = self._like.new_tensor(lr_net)
         network = FlatNetwork(execution.adapt(fresh(0)).to(self._like.device), dtype=dtype)
         self._shapes = network.shapes
         loss = training_loss(network)
         rows = min(CLASSES_AT_ONCE, len(classes.own))
         self._steps = Steps.of(loss, execution, rows=rows, one_by_one=True)
         self._students = Students(loss, execution=execution, micro_batch=micro_batch)
+        self._train = InnerTraining(
+            self._students, labels, self._like.new_tensor(lr_net), batch_syn, dsa_groups
+        )
         self._running = Running(self._first(0))
 
     @classmethod
@@ -207,42 +205,25 @@ class GradientMatching:
 
     def _trained(self, running: Running, iteration: int, images: Tensor) -> Tensor:
         """theta (1, P) after the epochs that follow an outer step."""
-        batch = min(self._batch_syn or len(images), len(images))
-        problem = draw_problem(
-            running.theta,
-            None,
-            images[0],
-            count=len(images),
-            syn_steps=self._loops.inner * -(-len(images) // batch),
-            batch_syn=batch,
-            dsa_groups=self._dsa_groups,
-            generators=[stream(self._seed, "student", iteration)],
-            share=self._students.share,
-        )
-        return self._students.train(images, self._lr_net, self._labels, problem)
+        generator = stream(self._seed, "student", iteration)
+        return self._train(running.theta, images, epochs=self._loops.inner, generator=generator)
 
     def _match(self, theta: Tensor, iteration: int, images: Tensor) -> tuple[Tensor, Tensor]:
         """J of this process's classes at theta (1, P), and dJ/dimages."""
         loss, by_images = images.new_zeros(()), torch.zeros_like(images)
-        for labels in self._own_classes():
+        for labels in self._classes.groups(CLASSES_AT_ONCE):
             drawn = [self._classes.draw(iteration, label) for label in labels]
             real, synthetic = zip(*drawn, strict=True)
-            wanted = self._gradient(theta, _made(real, self._classes.train.images), labels)
+            wanted = self._gradient(theta, make_batches(real, self._classes.train.images), labels)
             with torch.enable_grad():
                 leaf = images.detach().requires_grad_()
-                seen = _made(synthetic, leaf)
+                seen = make_batches(synthetic, leaf)
             x = seen.detach()
             value, lam = self._slope(self._gradient(theta, x, labels), wanted)
             by_x = self._pull_back(theta, x, labels, lam)
             loss += value
             by_images += torch.autograd.grad(seen, leaf, by_x)[0]
         return loss, by_images
-
-    def _own_classes(self) -> Iterator[Sequence[int]]:
-        """This process's classes, some at a time that show as many real images each."""
-        own = self._classes.own
-        sizes = [self._classes.size(label) for label in own]
-        return (own[part.start : part.stop] for part in alike(sizes, CLASSES_AT_ONCE))
 
     def _gradient(self, theta: Tensor, x: Tensor, labels: Sequence[int]) -> Tensor:
         """The gradients (K, P) of the mean losses on x (K, B, C, H, W), each of one class."""
@@ -263,11 +244,6 @@ class GradientMatching:
         found = found.detach().requires_grad_()
         total = self._distance(found, wanted, self._shapes).sum()
         return total.detach(), torch.autograd.grad(total, found)[0]
-
-
-def _made(draws: Sequence[Draw], images: Tensor) -> Tensor:
-    """The batches (K, B, C, H, W) of K draws, differentiably from images (N, C, H, W)."""
-    return Batches([draws], images.device).images(images)[0]
 
 
 def _targets(x: Tensor, labels: Sequence[int]) -> Tensor:

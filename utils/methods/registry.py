@@ -11,6 +11,7 @@ from utils.config.resolve import DEFAULT, FLAG
 from utils.core.errors import UserError
 from utils.methods.base import MethodSpec
 from utils.methods.bptt import BPTT
+from utils.methods.cafe import CAFE, CAFE_DSA
 from utils.methods.dd import DD
 from utils.methods.distribution import DM
 from utils.methods.gradient_matching import DC, DSA
@@ -24,6 +25,8 @@ METHODS: dict[str, MethodSpec] = {
     "dm": DM,
     "dc": DC,
     "dsa": DSA,
+    "cafe": CAFE,
+    "cafe_dsa": CAFE_DSA,
     "bptt": BPTT,
     "dd": DD,
     "ld": LD,

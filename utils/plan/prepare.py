@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from utils.compute.contract import check_batches, check_head, check_known, check_repeatable
+from utils.compute.contract import check_batches, check_known, check_repeatable
 from utils.compute.device import default_device, use_device
 from utils.config.resolve import (
     DEFAULT,
@@ -103,8 +103,7 @@ def check_model(options: DistillOptions, size: DataSize) -> None:
     piece = min(options.micro_batch or batch, batch)
     check_batches(options.model, images, batch, "--batch_syn", **size.shape)
     check_batches(options.model, batch, piece, "--micro_batch", **size.shape)
-    if METHODS[options.method].takes_features:
-        check_head(options.model, **size.shape, why=f"--method {options.method}")
+    METHODS[options.method].check_network(options.model, **size.shape)
 
 
 def open_chosen_experts(
