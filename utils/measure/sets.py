@@ -105,14 +105,37 @@ def training_sets(
     epochs: int,
     epochs_full: int,
 ) -> Iterator[TrainingSet]:
-    """Yield the distilled set: as its own method uses it and with soft labels that networks train
-    on, as far as it has these; with the classes alone unless there is another way and `hard_labels`
-    are not wanted. Then real images: as many by each of `selections`, and with `full` all of them,
-    at the rate `lr_real`. Each set is made when its turn comes; all processes must take them
-    together.
+    """Yield the distilled set, see `own_sets`. Then real images: as many by each of `selections`,
+    and with `full` all of them, at the rate `lr_real`. Each set is made when its turn comes; all
+    processes must take them together.
     """
-    device = data.test.images.device
-    dtype = data.test.images.dtype
+    test = data.test.images
+    yield from own_sets(
+        distilled, device=test.device, dtype=test.dtype, hard_labels=hard_labels, epochs=epochs
+    )
+    labels = class_labels(data.num_classes, distilled.ipc, test.device)
+    for name in selections:
+        chosen = select(
+            name, data, distilled.ipc, networks=networks, seed=seed, expert_features=expert_features
+        )
+        yield TrainingSet(SELECTIONS[name].trained_on, chosen, labels, lr_real, epochs)
+    if full:
+        train = data.require_train()
+        yield TrainingSet("full", train.images, train.labels, lr_real, epochs_full)
+
+
+def own_sets(
+    distilled: SyntheticSet,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    hard_labels: bool,
+    epochs: int,
+) -> Iterator[TrainingSet]:
+    """Yield the distilled set as its own method uses it and with soft labels that networks train
+    on, as far as it has these; with the classes alone unless there is another way and `hard_labels`
+    are not wanted.
+    """
     hard = TrainingSet(
         f"distilled {distilled.set}",
         distilled.images.to(device, dtype),
@@ -132,16 +155,7 @@ def training_sets(
             yield _by_adam(by_soft, f"{hard.name}{ADAM}", distilled)
         yield by_soft
     if distilled.step_lrs is not None:
-        yield _by_learned_steps(hard, distilled, data.num_classes)
+        yield _by_learned_steps(hard, distilled, len(distilled.class_names))
     has_more = has_soft or regression is not None or distilled.step_lrs is not None
     if hard_labels or not has_more:
         yield hard
-    labels = class_labels(data.num_classes, distilled.ipc, device)
-    for name in selections:
-        chosen = select(
-            name, data, distilled.ipc, networks=networks, seed=seed, expert_features=expert_features
-        )
-        yield TrainingSet(SELECTIONS[name].trained_on, chosen, labels, lr_real, epochs)
-    if full:
-        train = data.require_train()
-        yield TrainingSet("full", train.images, train.labels, lr_real, epochs_full)
