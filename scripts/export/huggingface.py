@@ -30,8 +30,9 @@ def check(contents: Contents) -> None:
 
 def write(contents: Contents, folder: Path) -> None:
     """Write Parquet with `image`, `label` and `soft_label`, README.md, distilled.safetensors."""
-    from datasets import ClassLabel, Dataset, Features, Image, List, Value
+    from datasets import ClassLabel, Dataset, Features, Image, List, Value, disable_progress_bars
 
+    disable_progress_bars()
     names = list(contents.distilled.class_names)
     columns = {
         "image": [{"bytes": png, "path": None} for png in _pngs(contents)],
