@@ -61,7 +61,7 @@ def digits():
 def make(digits, tmp_path):
     """Save a set of one of the KINDS, of real images, and return its path."""
 
-    def save(kind="classes", *, whitening=True, **values):
+    def save(kind="classes", *, whitening=True, more=None, **values):
         data = digits["whitened" in kind]
         distilled = digits_set(
             data,
@@ -70,7 +70,7 @@ def make(digits, tmp_path):
             ipc=IPC,
             model="ConvNetD1",
             set="raw",
-            config=SETTINGS | OF_METHOD.get(kind, {}),
+            config=SETTINGS | OF_METHOD.get(kind, {}) | (more or {}),
             **KINDS[kind],
             **values,
         )
@@ -246,6 +246,19 @@ def test_only_evaluations_of_exactly_this_set_are_told(make, tmp_path):
     recipe = Contents.read(path).recipe
     assert recipe["measured"] == []
     assert recipe["training"]["phases"][0][0] == 500
+
+
+def test_a_set_for_a_kernel_says_so(make, tmp_path, capsys):
+    kernel = {"kernel": "fc", "kernel_depth": 2, "reg": 1e-6}
+    path = make(soft_labels=SOFT, label_form="centred", more=kernel)
+    bundle = export(path, tmp_path / "bundle")
+    _, labels, recipe, _ = load_set(bundle)
+    assert torch.equal(labels, class_labels(10, IPC, CPU))
+    assert torch.equal(load_file(bundle / "distilled.safetensors")["soft_labels"], SOFT)
+    assert (recipe["kernel"], recipe["labels"]) == (kernel, "classes")
+    said = "made for kernel regression"
+    assert said in capsys.readouterr().out
+    assert said in (bundle / "README.md").read_text()
 
 
 def test_no_place_of_the_machine_is_told(make, tmp_path):
