@@ -52,7 +52,7 @@ from utils.core.rng import derive_seed, stream
 from utils.core.script import Parser, run_script
 from utils.data import augment
 from utils.data.augment import DSA_STRATEGY, parse_strategy
-from utils.measure.protocol import MOMENTUM, WEIGHT_DECAY
+from utils.data.recipe import MOMENTUM, WEIGHT_DECAY
 from utils.methods.trajectory.family import count_matching
 from utils.methods.trajectory.lengths import DISTANCES, fixed
 from utils.methods.trajectory.matching import (

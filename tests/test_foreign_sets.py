@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from short_runs import digits_set, run
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -256,7 +257,6 @@ def test_arrays_of_numpy(images, tmp_path):
 
 
 def test_safetensors_say_more_of_themselves(images, tmp_path):
-    save_file = pytest.importorskip("safetensors.torch").save_file
     path = tmp_path / "distilled.safetensors"
     tensors = {"images": images, "labels": ORDER, "soft_labels": LOGITS}
     tensors |= {"mean": torch.tensor([0.25]), "std": torch.tensor([0.5])}

@@ -13,6 +13,7 @@ from utils.data.dataset import DATASETS
 from utils.data.decode import FITS
 from utils.data.foreign.content import LABELS_ARE, PARTS, SPACES, Stated
 from utils.data.imagenet_subsets import IMAGENET_SUBSETS
+from utils.data.recipe import EPOCHS
 from utils.experts.easy_first import PUBLISHED_EPOCHS, EasyFirst, EasyFirstOptions
 from utils.measure.selection import SELECTIONS
 from utils.methods.registry import DEFAULT_METHOD, METHODS, MethodOptions
@@ -197,7 +198,7 @@ class EvaluationOptions(RoomOptions, ExecutionOptions):
         may_change=True,
     )
     epoch_eval_train: int = option(
-        1000, "epochs that train an evaluation network", group=_EVAL, minimum=1, may_change=True
+        EPOCHS, "epochs that train an evaluation network", group=_EVAL, minimum=1, may_change=True
     )
     eval_at_once: int | None = option(
         None, "evaluation networks trained together in a process", group=_SPEED, minimum=1, **_AUTO

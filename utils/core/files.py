@@ -5,6 +5,7 @@ A file is written beside its target, synced, then renamed over it. Writers hold 
 """
 
 import os
+import shutil
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -50,6 +51,35 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Make a temporary folder that becomes `path` when the block ends without an error.
+
+    On any error it is removed, and nothing is at `path`, or an empty folder if there was one.
+
+    Raises:
+        UserError: the operating system refuses, or `path` is a folder that is not empty.
+    """
+    path = path.resolve()
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb+") as content:
+                    os.fsync(content.fileno())
+        if path.exists():
+            path.rmdir()
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -148,6 +178,13 @@ def write_text(text: str, path: str | Path) -> None:
     """Write `text` as UTF-8, atomically. Raises UserError like `atomic_write`."""
     with atomic_write(path, "w") as file:
         file.write(text)
+
+
+def check_new_folder(folder: Path) -> None:
+    """Raise UserError if `folder` cannot be made, or is there and not empty."""
+    check_writable(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is there and not empty: name a folder that is to be made")
 
 
 def check_writable(folder: str | Path) -> None:

@@ -207,7 +207,7 @@ def _decode_one(file: Path, decoding: Decoding) -> np.ndarray:
             values = _mapped(np.asarray(values), decoding)
         elif isinstance(values, np.ndarray):
             values = _as_bytes(values, decoding)
-        return _fitted(values, decoding)
+        return fitted(values, decoding)
 
 
 def _mapped(values: np.ndarray, decoding: Decoding) -> np.ndarray:
@@ -232,7 +232,7 @@ def _as_bytes(values: np.ndarray, decoding: Decoding) -> np.ndarray:
     return scaled.clip(max=255).astype(np.uint8)
 
 
-def _fitted(values: Image.Image | np.ndarray, decoding: Decoding) -> np.ndarray:
+def fitted(values: Image.Image | np.ndarray, decoding: Decoding) -> np.ndarray:
     """Bring a picture or an array (H, W, C) to (size, size, channels)."""
     fit, size = FITS[decoding.fit], decoding.size
     if isinstance(values, Image.Image):

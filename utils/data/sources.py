@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import utils.data.decode as decode
 from utils.core.cache import cached
 from utils.core.errors import UserError
-from utils.data import decode
 from utils.data.decode import Decoding
 from utils.data.folders import class_names as class_folders
 from utils.data.folders import list_images, some

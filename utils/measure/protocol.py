@@ -20,9 +20,7 @@ from utils.compute.optimisers import Adam
 from utils.core import ranks
 from utils.core.rng import derive_seed, stream
 from utils.data.dataset import Split
-
-MOMENTUM = 0.9
-WEIGHT_DECAY = 5e-4
+from utils.data.recipe import MOMENTUM, WEIGHT_DECAY, phases
 
 
 @dataclass(frozen=True)
@@ -273,18 +271,16 @@ def _train(
     generators: Sequence[torch.Generator],
 ) -> None:
     """Train a cohort by the protocol."""
-    before_decay = protocol.epochs // 2 if protocol.epochs > 1 else protocol.epochs
-    for epochs, rate in ((before_decay, lr), (protocol.epochs - before_decay, 0.1 * lr)):
-        if epochs > 0:
-            cohort.train(
-                images,
-                labels,
-                epochs=epochs,
-                lr=rate,
-                batch_size=protocol.batch_size,
-                dsa_groups=protocol.dsa_groups,
-                generators=generators,
-            )
+    for epochs, rate in phases(lr, protocol.epochs):
+        cohort.train(
+            images,
+            labels,
+            epochs=epochs,
+            lr=rate,
+            batch_size=protocol.batch_size,
+            dsa_groups=protocol.dsa_groups,
+            generators=generators,
+        )
 
 
 def _train_networks(

@@ -118,14 +118,43 @@ def training_sets(
     epochs: int,
     epochs_full: int,
 ) -> Iterator[TrainingSet]:
-    """Yield the distilled set: as its own method uses it and with soft labels that networks train
-    on, as far as it has these; with the classes alone unless there is another way and `hard_labels`
-    are not wanted. Then real images: as many by each of `selections`, with `equal_bytes` as many at
-    random as fit into the bytes of the set, and with `full` all of them, at the rate `lr_real`.
-    Each set is made when its turn comes; all processes must take them together.
+    """Yield the distilled set, see `own_sets`. Then real images: as many by each of `selections`,
+    with `equal_bytes` as many at random as fit into the bytes of the set, and with `full` all of
+    them, at the rate `lr_real`. Each set is made when its turn comes; all processes must take them
+    together.
     """
-    device = data.test.images.device
-    dtype = data.test.images.dtype
+    test = data.test.images
+    yield from own_sets(
+        distilled, device=test.device, dtype=test.dtype, hard_labels=hard_labels, epochs=epochs
+    )
+    chosen = [(name, distilled.ipc, "") for name in selections]
+    if equal_bytes:
+        fewest = int(data.require_train().labels.bincount().min())
+        chosen.append(("random", min(real_images_in_bytes(distilled), fewest), EQUAL_BYTES))
+    for name, ipc, why in chosen:
+        images = select(
+            name, data, ipc, networks=networks, seed=seed, expert_features=expert_features
+        )
+        labels = class_labels(data.num_classes, ipc, test.device)
+        name = f"{SELECTIONS[name].trained_on}{why}"
+        yield TrainingSet(name, images, labels, lr_real, epochs)
+    if full:
+        train = data.require_train()
+        yield TrainingSet("full", train.images, train.labels, lr_real, epochs_full)
+
+
+def own_sets(
+    distilled: SyntheticSet,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    hard_labels: bool,
+    epochs: int,
+) -> Iterator[TrainingSet]:
+    """Yield the distilled set as its own method uses it and with soft labels that networks train
+    on, as far as it has these; with the classes alone unless there is another way and `hard_labels`
+    are not wanted.
+    """
     hard = TrainingSet(
         f"distilled {distilled.set}",
         distilled.images.to(device, dtype),
@@ -145,21 +174,7 @@ def training_sets(
             yield _by_adam(by_soft, f"{hard.name}{ADAM}", distilled)
         yield by_soft
     if distilled.step_lrs is not None:
-        yield _by_learned_steps(hard, distilled, data.num_classes)
+        yield _by_learned_steps(hard, distilled, len(distilled.class_names))
     has_more = has_soft or regression is not None or distilled.step_lrs is not None
     if hard_labels or not has_more:
         yield hard
-    chosen = [(name, distilled.ipc, "") for name in selections]
-    if equal_bytes:
-        fewest = int(data.require_train().labels.bincount().min())
-        chosen.append(("random", min(real_images_in_bytes(distilled), fewest), EQUAL_BYTES))
-    for name, ipc, why in chosen:
-        images = select(
-            name, data, ipc, networks=networks, seed=seed, expert_features=expert_features
-        )
-        labels = class_labels(data.num_classes, ipc, device)
-        name = f"{SELECTIONS[name].trained_on}{why}"
-        yield TrainingSet(name, images, labels, lr_real, epochs)
-    if full:
-        train = data.require_train()
-        yield TrainingSet("full", train.images, train.labels, lr_real, epochs_full)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from utils.core.errors import UserError
@@ -69,13 +70,7 @@ def _as_tensor(array: np.ndarray) -> Tensor:
 
 
 def read_safetensors(path: Path) -> Content:
-    """Read tensors and metadata; UserError for damaged files and without the package."""
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError:
-        raise UserError(
-            f"{shown(path)} needs the package safetensors: pip install safetensors"
-        ) from None
+    """Read tensors and metadata; UserError for damaged files."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
