@@ -7,13 +7,19 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from short_runs import ROOT, SHORT, records
 
 from scripts.code_map import PAGE, code_map
 from utils.config.foreign import FOREIGN
+from utils.config.resolve import packaged_yaml, resolve
 from utils.core.errors import UserError
+from utils.methods.registry import METHODS
+from utils.options import DistillOptions
+from utils.plan.distillation import count_work
+from utils.plan.sizes import DataSize
 
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
@@ -163,3 +169,24 @@ def test_readme_is_short_and_names_every_page():
 
 def test_the_code_map_is_of_this_code():
     assert PAGE.read_text(encoding="utf-8") == code_map(), "run python -m scripts.code_map"
+
+
+def test_the_cost_of_methods_is_what_is_counted():
+    """TFLOP an outer step in README's table, to its digits: of CIFAR-10's row at IPC 1."""
+    size, seen = DataSize(3, 10, 32, 50_000, 10_000), []
+    for line in PAGES["README.md"].splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) != 8 or not re.fullmatch(r"[\d.]+(, once)?", cells[5]):
+            continue
+        named = re.search(r"--method (\w+)", cells[2])
+        method = named[1] if named else "att"
+        ipc, row = ("10", "ipc10_dd") if method == "dd" else ("1", f"ipc1_{method}")
+        yaml = packaged_yaml("CIFAR10", row.removesuffix("_att"))
+        argv = ["--dataset", "CIFAR10", "--ipc", ipc, "--method", method]
+        find = partial(lambda found, given: found, yaml)
+        options = resolve(DistillOptions, argv, description="", find_yaml=find).options
+        flop = count_work(options, size, 1).flop / 1e12
+        digits = len(cells[5].removesuffix(", once").replace(".", "").strip("0"))
+        assert float(cells[5].removesuffix(", once")) == float(f"{flop:.{digits}g}"), method
+        seen.append(method)
+    assert {*seen} == {*METHODS} - {"cafe_dsa"}  # which shares a line with CAFE
