@@ -59,11 +59,13 @@ from utils.measure.sets import (
     ADAM,
     KERNEL,
     SOFT,
+    SQUARED,
     STEPS,
     TrainingSet,
     checksum,
     training_sets,
 )
+from utils.measure.squared_error import SquaredErrorSteps
 from utils.options import DistillOptions, EvalOptions
 from utils.plan.evaluation import EvalCall
 from utils.plan.machine import Machine
@@ -104,6 +106,9 @@ def run(options: EvalOptions) -> Path:
     call, machine = EvalCall(options, distilled, DataSize.of(source)), Machine.here(device)
     call.check_models()
     say_adaptations(call)
+    if call.regressing:
+        steps = SquaredErrorSteps.on(len(distilled.labels))
+        print(f"squared error ({', '.join(call.regressing)}): {steps}")
     check_room(call.demand(source, machine, expert_features), machine, force=options.force)
     if options.dry_run:
         return record.path
@@ -265,7 +270,7 @@ class Measurement:
     def models(self, training_set: TrainingSet) -> Sequence[str]:
         """The networks that are trained on it, or the kernel that is asked."""
         regression = training_set.regression
-        return self.call.models if regression is None else [str(regression)]
+        return training_set.models or self.call.models if regression is None else [str(regression)]
 
     def networks(self, training_set: TrainingSet) -> int:
         """How many are trained; a kernel is one."""
@@ -315,7 +320,7 @@ class Measurement:
         options, device = self.call.options, default_device()
         images, epochs = len(training_set.labels), training_set.epochs
         machine = Machine.here(device).compiling(model, self.call.size.shape)
-        plan = self.call.plan(model, images, epochs, machine)
+        plan = self.call.plan(model, images, epochs, machine, batch=training_set.batch_size)
         return EvalExecution(
             at_once=plan.at_once,
             execution=Execution.on(device, compiled=plan.compiled, cuda_graphs=options.cuda_graphs),
@@ -338,6 +343,7 @@ def fill_table(
         (STEPS, distilled.step_lrs),
         (ADAM, distilled.train_steps),
         (KERNEL, KernelRegression.of(distilled)),
+        (SQUARED, measurement.call.regressing or None),
     )
     first = 14 + max(0 if values is None else len(name) for name, values in more)
     print(f"{'trained on':{first}} {'model':{width}} {'lr':>8} {'epochs':>6}  test accuracy")
@@ -345,6 +351,7 @@ def fill_table(
         distilled,
         measurement.data,
         expert_features,
+        regressing=measurement.call.regressing,
         hard_labels=options.hard_labels,
         selections=options.selections,
         full=options.full,

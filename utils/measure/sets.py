@@ -7,7 +7,7 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor
 
-from utils.compute.labels import LABEL_FORMS
+from utils.compute.labels import CENTRED, LABEL_FORMS
 from utils.core.cache import digest
 from utils.data.dataset import ImageDataset
 from utils.data.distilled import SyntheticSet, batches_in_order
@@ -16,18 +16,20 @@ from utils.experts.features import ExpertFeatures
 from utils.measure.protocol import AdamSteps, LearnedSteps, OwnTraining
 from utils.measure.regression import KernelRegression, regression_labels
 from utils.measure.selection import SELECTIONS, select
+from utils.measure.squared_error import SquaredErrorSteps
 
 # Behind the names of sets that networks are trained on in another way than on images and classes,
 # or that a kernel predicts from in place of networks.
 SOFT, STEPS, ADAM = ", soft labels", ", learned steps", ", Adam steps"
-KERNEL = ", kernel regression"
+KERNEL, SQUARED = ", kernel regression", ", squared error"
 
 
 @dataclass(frozen=True)
 class TrainingSet:
     """What networks are trained on, and how: images (N, C, H, W) for all of them, or different ones
-    for each, with labels (N,), or (N, classes) of a `label_form`. For a `regression` nothing is
-    trained: no rate, no epochs.
+    for each, with labels (N,), or (N, classes) of a `label_form`; in batches of `batch_size` (None:
+    those of the call), on the networks `models` (None: all of the call). For a `regression` nothing
+    is trained: no rate, no epochs.
     """
 
     name: str
@@ -38,6 +40,8 @@ class TrainingSet:
     label_form: str | None = None
     own_training: OwnTraining | None = None
     regression: KernelRegression | None = None
+    batch_size: int | None = None
+    models: Sequence[str] | None = None
 
     @cached_property
     def digest(self) -> Callable[[range], str]:
@@ -87,6 +91,24 @@ def _by_regression(
     return replace(hard, name=name, labels=labels, lr=0.0, epochs=0, regression=regression)
 
 
+def _by_squared_error(regressed: TrainingSet, name: str, models: Sequence[str]) -> TrainingSet:
+    """The set as networks `models` regress on the labels that a kernel predicts from."""
+    count = len(regressed.labels)
+    training = SquaredErrorSteps.on(count)
+    return replace(
+        regressed,
+        name=f"{name}{SQUARED}",
+        labels=regressed.labels.to(regressed.images),  # type: ignore[arg-type]
+        lr=training.factor,  # of each network's own
+        epochs=training.epochs(count),
+        label_form=CENTRED,
+        own_training=training,
+        regression=None,
+        batch_size=training.batch_size,
+        models=models,
+    )
+
+
 def checksum(images: Tensor, labels: Tensor) -> str:
     return digest({"images": images.cpu(), "labels": labels.cpu()})
 
@@ -96,6 +118,7 @@ def training_sets(
     data: ImageDataset,
     expert_features: ExpertFeatures | None,
     *,
+    regressing: Sequence[str],
     hard_labels: bool,
     selections: Sequence[str],
     full: bool,
@@ -106,7 +129,8 @@ def training_sets(
     epochs_full: int,
 ) -> Iterator[TrainingSet]:
     """Yield the distilled set: as its own method uses it and with soft labels that networks train
-    on, as far as it has these; with the classes alone unless there is another way and `hard_labels`
+    on, as far as it has these; as networks `regressing` on its labels, if there are any, take it;
+    with the classes alone unless there is another way and `hard_labels`
     are not wanted. Then real images: as many by each of `selections`, and with `full` all of them,
     at the rate `lr_real`. Each set is made when its turn comes; all processes must take them
     together.
@@ -121,7 +145,10 @@ def training_sets(
         epochs,
     )
     if regression := KernelRegression.of(distilled):
-        yield _by_regression(hard, regression, distilled)
+        regressed = _by_regression(hard, regression, distilled)
+        yield regressed
+        if regressing:
+            yield _by_squared_error(regressed, hard.name, regressing)
     has_soft = distilled.label_form in LABEL_FORMS
     if has_soft:
         assert distilled.soft_labels is not None
