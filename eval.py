@@ -106,9 +106,6 @@ def run(options: EvalOptions) -> Path:
     call, machine = EvalCall(options, distilled, DataSize.of(source)), Machine.here(device)
     call.check_models()
     say_adaptations(call)
-    if call.regressing:
-        steps = SquaredErrorSteps.on(len(distilled.labels))
-        print(f"squared error ({', '.join(call.regressing)}): {steps}")
     check_room(call.demand(source, machine, expert_features), machine, force=options.force)
     if options.dry_run:
         return record.path
@@ -121,12 +118,15 @@ def run(options: EvalOptions) -> Path:
 
 
 def say_adaptations(call: EvalCall) -> None:
-    """Say which networks of --eval_mode M are left out, and how others are adapted."""
+    """Say which networks of --eval_mode M are left out, how others are adapted, or regress."""
     for needs in call.left_out:
         print(f"--eval_mode M: {needs}, the set has {call.size.image_size}: left out")
     for model in call.models:
         if changes := elsewhere.adaptation(model, **call.size.shape):
             print(f"{model} for {call.size.image_size}x{call.size.image_size} pixels: {changes}")
+    if call.regressing:
+        steps = SquaredErrorSteps.on(len(call.distilled.labels))
+        print(f"{', '.join(call.regressing)}{SQUARED}: {steps}")
 
 
 def check_flags(options: EvalOptions) -> None:

@@ -91,19 +91,21 @@ def _by_regression(
     return replace(hard, name=name, labels=labels, lr=0.0, epochs=0, regression=regression)
 
 
-def _by_squared_error(regressed: TrainingSet, name: str, models: Sequence[str]) -> TrainingSet:
+def _by_squared_error(
+    hard: TrainingSet, distilled: SyntheticSet, models: Sequence[str]
+) -> TrainingSet:
     """The set as networks `models` regress on the labels that a kernel predicts from."""
-    count = len(regressed.labels)
+    assert isinstance(hard.images, Tensor)
+    images, count = hard.images, len(hard.labels)
     training = SquaredErrorSteps.on(count)
     return replace(
-        regressed,
-        name=f"{name}{SQUARED}",
-        labels=regressed.labels.to(regressed.images),  # type: ignore[arg-type]
-        lr=training.factor,  # of each network's own
+        hard,
+        name=f"{hard.name}{SQUARED}",
+        labels=regression_labels(distilled, device=images.device, dtype=images.dtype),
+        lr=training.factor,  # of the largest stable rate
         epochs=training.epochs(count),
         label_form=CENTRED,
         own_training=training,
-        regression=None,
         batch_size=training.batch_size,
         models=models,
     )
@@ -129,11 +131,10 @@ def training_sets(
     epochs_full: int,
 ) -> Iterator[TrainingSet]:
     """Yield the distilled set: as its own method uses it and with soft labels that networks train
-    on, as far as it has these; as networks `regressing` on its labels, if there are any, take it;
-    with the classes alone unless there is another way and `hard_labels`
-    are not wanted. Then real images: as many by each of `selections`, and with `full` all of them,
-    at the rate `lr_real`. Each set is made when its turn comes; all processes must take them
-    together.
+    on, as far as it has these; with labels of a kernel for networks that are `regressing` on them;
+    with the classes alone unless there is another way and `hard_labels` are not wanted. Then real
+    images: as many by each of `selections`, and with `full` all of them, at the rate `lr_real`.
+    Each set is made when its turn comes; all processes must take them together.
     """
     device = data.test.images.device
     dtype = data.test.images.dtype
@@ -145,10 +146,9 @@ def training_sets(
         epochs,
     )
     if regression := KernelRegression.of(distilled):
-        regressed = _by_regression(hard, regression, distilled)
-        yield regressed
+        yield _by_regression(hard, regression, distilled)
         if regressing:
-            yield _by_squared_error(regressed, hard.name, regressing)
+            yield _by_squared_error(hard, distilled, regressing)
     has_soft = distilled.label_form in LABEL_FORMS
     if has_soft:
         assert distilled.soft_labels is not None

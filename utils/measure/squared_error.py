@@ -59,14 +59,12 @@ class SquaredErrorSteps:
     def train(
         self, cohort: Cohort, images: Tensor, labels: Tensor, generators: Sequence[torch.Generator]
     ) -> None:
-        first = torch.tensor(
-            [
-                self.factor
-                * largest_stable_rate(network, images, piece=self.batch_size, generator=generator)
-                for network, generator in zip(cohort.networks, generators, strict=True)
-            ]
-        )
-        part = torch.arange(self.steps) / self.steps
+        stable = [
+            largest_stable_rate(network, images, piece=self.batch_size, generator=generator)
+            for network, generator in zip(cohort.networks, generators, strict=True)
+        ]
+        part = torch.arange(self.steps, dtype=torch.float64) / self.steps
+        first = self.factor * torch.tensor(stable, dtype=torch.float64)
         rates = torch.outer((1 + torch.cos(math.pi * part)) / 2, first)
         plans = [random_batches(len(images), self.batch_size, each) for each in generators]
         cohort.train_on(images, labels, plans, rates=rates.to(images))
