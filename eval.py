@@ -63,11 +63,13 @@ from utils.measure.sets import (
     ADAM,
     KERNEL,
     SOFT,
+    SQUARED,
     STEPS,
     TrainingSet,
     checksum,
     training_sets,
 )
+from utils.measure.squared_error import SquaredErrorSteps
 from utils.options import DistillOptions, EvalOptions
 from utils.plan.evaluation import EvalCall
 from utils.plan.machine import Machine
@@ -134,12 +136,15 @@ def prepare(options: EvalOptions, distilled: SyntheticSet) -> "Measurement | Non
 
 
 def say_adaptations(call: EvalCall) -> None:
-    """Say which networks of --eval_mode M are left out, and how others are adapted."""
+    """Say which networks of --eval_mode M are left out, how others are adapted, or regress."""
     for needs in call.left_out:
         print(f"--eval_mode M: {needs}, the set has {call.size.image_size}: left out")
     for model in call.models:
         if changes := elsewhere.adaptation(model, **call.size.shape):
             print(f"{model} for {call.size.image_size}x{call.size.image_size} pixels: {changes}")
+    if call.regressing:
+        steps = SquaredErrorSteps.on(len(call.distilled.labels))
+        print(f"{', '.join(call.regressing)}{SQUARED}: {steps}")
 
 
 def check_flags(options: EvalOptions) -> None:
@@ -254,6 +259,7 @@ class Measurement:
             self.call.distilled,
             self.data,
             self.expert_features,
+            regressing=self.call.regressing,
             hard_labels=options.hard_labels,
             selections=options.selections,
             equal_bytes=options.equal_bytes,
@@ -304,7 +310,7 @@ class Measurement:
     def models(self, training_set: TrainingSet) -> Sequence[str]:
         """The networks that are trained on it, or the kernel that is asked."""
         regression = training_set.regression
-        return self.call.models if regression is None else [str(regression)]
+        return training_set.models or self.call.models if regression is None else [str(regression)]
 
     def networks(self, training_set: TrainingSet) -> int:
         """How many are trained; a kernel is one."""
@@ -356,7 +362,7 @@ class Measurement:
         options, device = self.call.options, default_device()
         images, epochs = len(training_set.labels), training_set.epochs
         machine = Machine.here(device).compiling(model, self.call.size.shape)
-        plan = self.call.plan(model, images, epochs, machine)
+        plan = self.call.plan(model, images, epochs, machine, batch=training_set.batch_size)
         return EvalExecution(
             at_once=plan.at_once,
             execution=Execution.on(device, compiled=plan.compiled, cuda_graphs=options.cuda_graphs),
@@ -378,6 +384,7 @@ def fill_table(measurement: Measurement, record: EvalRecord) -> list[Entry]:
         (STEPS, distilled.step_lrs),
         (ADAM, distilled.train_steps),
         (KERNEL, KernelRegression.of(distilled)),
+        (SQUARED, measurement.call.regressing or None),
     )
     first = 14 + max(0 if values is None else len(name) for name, values in more)
     print(f"{'trained on':{first}} {'model':{width}} {'lr':>8} {'epochs':>6}  test accuracy")

@@ -14,16 +14,18 @@ import networks.elsewhere as elsewhere
 from networks.alexcifarnet import AlexCifarNet
 from networks.alexnet import AlexNet
 from networks.convnet import ConvNet
+from networks.convnet_kip import ConvNetKIP
 from networks.lenet import LeNet
 from networks.mlp import MLP
 from networks.norm import SingleValuesError, batch_norm
 from networks.resnet import ResNet18
 from networks.vgg import VGG11
 
+_WIDTHS = (32, 64, 128, 256, 512, 1024)
 _CONVNET_VARIANTS: dict[str, dict[str, Any]] = {
     "": {},
     **{f"D{depth}": {"depth": depth} for depth in range(1, 9)},
-    **{f"W{width}": {"width": width} for width in (32, 64, 128, 256, 512, 1024)},
+    **{f"W{width}": {"width": width} for width in _WIDTHS},
     "AS": {"activation": "sigmoid"},
     "AR": {"activation": "relu"},
     "AL": {"activation": "leakyrelu"},
@@ -37,6 +39,15 @@ _CONVNET_VARIANTS: dict[str, dict[str, Any]] = {
     "AP": {"pooling": "avg"},
 }
 
+_CONVNETS_KIP: dict[str, Callable[..., nn.Module]] = {
+    "ConvNetKIP": ConvNetKIP,
+    **{
+        f"ConvNetKIPW{width}": partial(ConvNetKIP, width=width) for width in (32, 64, 128, 256, 512)
+    },
+}
+# Those that regress on the labels of KIP and Label Solve.
+KIP_NETWORKS = tuple(_CONVNETS_KIP)
+
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "MLP": MLP,
     "LeNet": LeNet,
@@ -49,6 +60,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "ResNet18_AP": partial(ResNet18, pools=True),
     "ResNet18BN_AP": partial(ResNet18, norm=batch_norm, pools=True),
     **{f"ConvNet{suffix}": partial(ConvNet, **kw) for suffix, kw in _CONVNET_VARIANTS.items()},
+    **_CONVNETS_KIP,
 }
 
 # Names that say the default: depth 3, width 128, relu, instance norm, average pooling.

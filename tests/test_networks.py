@@ -216,6 +216,15 @@ def test_width_depth_and_groups_are_those_of_the_name():
     assert skeleton("ConvNetGN").features[1].num_groups == 4
 
 
+def test_convnetkip_is_wide_without_norm_behind_a_convolution():
+    layers = skeleton("ConvNetKIP").features
+    block = "Conv2d ReLU AvgPool2d".split()
+    assert [type(layer).__name__ for layer in layers] == ["Conv2d", "ReLU", *block * 3]
+    widths = [layer.in_channels for layer in layers if isinstance(layer, nn.Conv2d)]
+    assert widths == [3, 1024, 1024, 1024]
+    assert skeleton("ConvNetKIPW64").features[2].in_channels == 64
+
+
 def test_pooling_stops_at_1x1():
     layers = skeleton("ConvNetNN", size=4).features
     assert sum(isinstance(layer, nn.AvgPool2d) for layer in layers) == 2

@@ -595,6 +595,17 @@ def test_what_an_evaluation_needs(tmp_path):
     assert host(model=["AlexNet"]) > host()
 
 
+def test_networks_that_regress_are_counted_in_batches_of_their_own(tmp_path):
+    def host(of):
+        size, model = replace(SIZE, test=5), "ConvNetKIPW512"  # testing takes less than training
+        return eval_demand(tmp_path, of=of, size=size, model=[model], batch_train=1).of().host
+
+    regressed = distilled()
+    regressed.config |= {"kernel": "fc", "kernel_depth": 1, "reg": 1e-6}
+    image = SIZE.network("ConvNetKIPW512").activation_bytes
+    assert host(regressed) - host(distilled()) > 15 * image  # twice ten instead of one
+
+
 def test_the_compiler_is_counted_where_some_set_will_be_compiled_and_not_tried(tmp_path):
     on, tried = trying()
     auto = {"compile": "auto", "full": True, "epoch_eval_train": 1}

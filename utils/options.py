@@ -25,8 +25,9 @@ _SPEED = "speed and memory (the same result up to rounding)"
 _AUTO: dict[str, Any] = {"auto": True, "may_change": True}
 _MODELS = (
     "ConvNet, by depth D1 ... D8 (ConvNetD3), width W32 ... W1024, activation AS AR AL, norm NN BN "
-    "LN IN GN or pooling NP MP AP; ResNet18 and VGG11, each also BN, ResNet18_AP, ResNet18BN_AP; "
-    f"AlexNet, AlexCifarNet, MLP, LeNet; or from elsewhere: {elsewhere.FORMS}"
+    "LN IN GN or pooling NP MP AP; ConvNetKIP, also KIPW32 ... KIPW512; ResNet18 and VGG11, each "
+    "also BN, ResNet18_AP, ResNet18BN_AP; AlexNet, AlexCifarNet, MLP, LeNet; or from elsewhere: "
+    f"{elsewhere.FORMS}"
 )
 
 

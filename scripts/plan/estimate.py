@@ -1,11 +1,14 @@
 """What a cell of the plan takes on one A100 (time, memory, disk), as the scripts estimate it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from networks import CROSS_ARCHITECTURE
+from networks import CROSS_ARCHITECTURE, KIP_NETWORKS
 from utils.compute.cost import Training, expert_bytes
 from utils.data.spec import KNOWN
+from utils.measure.squared_error import SquaredErrorSteps
+from utils.methods.kip import KernelOptions
+from utils.methods.registry import METHODS
 from utils.options import BufferOptions, DistillOptions, EvalOptions
 from utils.plan.choose import plan_training
 from utils.plan.distillation import DistillCall, run_bytes
@@ -66,12 +69,8 @@ def row_estimate(distill: DistillOptions, evaluation: EvalOptions, *, res: int) 
     """Of distilling and evaluating the result, raw and EMA, beside random real images."""
     size = size_of(distill.dataset, res)
     time, memory = distillation_estimate(distill, size)
-    own = CROSS_ARCHITECTURE if evaluation.eval_mode == "M" else [distill.model]
     seconds = time.total
-    for model in evaluation.model or own:
-        images = size.classes * distill.ipc
-        batch = min(distill.batch_train, images)
-        training = Training(size.network(model), images, batch, evaluation.epoch_eval_train)
+    for training, sets in _evaluation_trainings(distill, evaluation, size):
         plan = plan_training(
             training,
             A100,
@@ -79,7 +78,7 @@ def row_estimate(distill: DistillOptions, evaluation: EvalOptions, *, res: int) 
             compile=evaluation.compile,
             at_once=evaluation.eval_at_once,
         )
-        seconds += EVALUATED_SETS * A100.training_seconds(
+        seconds += sets * A100.training_seconds(
             training,
             networks=evaluation.num_eval,
             at_once=plan.at_once,
@@ -90,6 +89,20 @@ def row_estimate(distill: DistillOptions, evaluation: EvalOptions, *, res: int) 
         memory = max(memory, device_bytes(size.float_bytes(size.test), work))
     written, _ = run_bytes(distill, size)
     return Estimate.of(seconds=seconds, memory=memory, disk=written)
+
+
+def _evaluation_trainings(
+    distill: DistillOptions, evaluation: EvalOptions, size: DataSize
+) -> Iterator[tuple[Training, int]]:
+    """Those of one network on a set of the row, and on how many sets."""
+    method, images = METHODS[distill.method], size.classes * distill.ipc
+    own = CROSS_ARCHITECTURE if evaluation.eval_mode == "M" else [distill.model]
+    for model in evaluation.model or own:
+        cost, batch = size.network(model), min(distill.batch_train, images)
+        yield Training(cost, images, batch, evaluation.epoch_eval_train), EVALUATED_SETS
+        if model in KIP_NETWORKS and issubclass(method.options, KernelOptions):
+            steps = SquaredErrorSteps.on(images)
+            yield Training(cost, images, steps.batch_size, steps.epochs(images)), len(method.sets)
 
 
 def distillation_estimate(options: DistillOptions, size: DataSize) -> tuple[Time, int]:

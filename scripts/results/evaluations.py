@@ -11,13 +11,13 @@ from typing import Any
 from networks import canonical_name
 from scripts.results.runs import Record, Run
 from utils.measure.protocol import Accuracies
-from utils.measure.sets import ADAM, KERNEL, SOFT, STEPS
+from utils.measure.sets import ADAM, KERNEL, SOFT, SQUARED, STEPS
 
-# By what eval.json calls them. Soft labels store more numbers an image, and learned or noted steps
-# and kernels are no common protocol: columns of their own.
+# By what eval.json calls them. Soft labels store more numbers an image, and learned or noted steps,
+# kernels and networks that regress are no common protocol: columns of their own.
 SETS = {
     f"distilled {name}{way}": name + way
-    for way in ("", SOFT, STEPS, ADAM, KERNEL)
+    for way in ("", SOFT, STEPS, ADAM, KERNEL, SQUARED)
     for name in ("raw", "ema")
 }
 COLUMNS = ("trained_on", "set", "network", "mean", "std", "n", "epochs", "seed", "chosen_by")

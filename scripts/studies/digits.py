@@ -89,7 +89,7 @@ def methods(place: Place) -> dict[str, tuple[str, str]]:
         "PAD": f"--method pad {late}",
         "BPTT": f"--method bptt --syn_steps 20 {real_loss} {batch}",
         "DD": f"--method dd --distill_steps {place.ipc} {real_loss}",
-        "LD": "--method ld --Iteration 600",  # each moves the labels by little
+        "LD": "--method ld --Iteration 200 --lr_y 5e-3 --batch_target 256",
         "DM": "--method dm --lr_img 10",
         "DC": f"--method dc {loops}",
         "DSA": f"--method dsa {loops}",

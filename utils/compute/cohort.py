@@ -19,7 +19,7 @@ from utils.compute.flat import (
     unflatten,
     without_batch_counts,
 )
-from utils.compute.labels import cross_entropy, likeliest
+from utils.compute.labels import likeliest, training_loss
 from utils.compute.optimisers import Adam
 from utils.compute.sharpness import Sharpness
 
@@ -157,7 +157,8 @@ class Cohort:
             for j, generator in enumerate(generators)
         ]
         steps = epochs * -(-count // batch_size)
-        losses, correct = self.train_on(images, labels, plans, steps=steps, lr=lr, usual=usual)
+        rates = torch.full((steps, k), lr, device=images.device, dtype=images.dtype)
+        losses, correct = self.train_on(images, labels, plans, rates=rates, usual=usual)
         return Progress(losses / (epochs * count), correct / (epochs * count))
 
     def train_on(
@@ -166,26 +167,22 @@ class Cohort:
         labels: Tensor,
         plans: Sequence[Iterator[Draw]],
         *,
-        steps: int,
-        lr: float,
+        rates: Tensor,
         usual: Collection[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Take `steps` steps on images (N, C, H, W) and labels (N, ...), network j on the batches
-        of `plans[j]`, which at one step are of one size; steps on batches of other than `usual`
-        sizes are not compiled. Returns the sums of losses and of right answers over the images
-        seen, (k,) each.
+        """Take steps at the rates (T, k) on images (N, C, H, W) and labels (N, ...), network j on
+        the batches of `plans[j]`, which at one step are of one size; steps on batches of other than
+        `usual` sizes are not compiled. Returns the sums of losses and of right answers over the
+        images seen, (k,) each.
         """
-        k, left, drawn = len(self.networks), steps, zip(*plans, strict=True)
+        k, drawn = len(self.networks), zip(*plans, strict=True)
         first = next(drawn)
         plan = itertools.chain([first], drawn)
         per_block = steps_per_block(images[0], k * len(first[0]))
-        rates = torch.full((k,), lr, device=images.device, dtype=images.dtype)
-        losses = torch.zeros_like(rates)
+        losses = torch.zeros(k, device=images.device, dtype=images.dtype)
         correct = torch.zeros(k, device=images.device, dtype=torch.int64)
-        while left > 0:
-            block = min(left, per_block)
-            left -= block
-            batches = Batches(list(itertools.islice(plan, block)), images.device)
+        for of_block in rates.split(per_block):
+            batches = Batches(list(itertools.islice(plan, len(of_block))), images.device)
             xs, ys = batches.images(images), batches.labels(labels)
             for chosen in alike([y.shape for y in ys], self._at_once):
                 here = slice(chosen.start, chosen.stop)
@@ -197,7 +194,7 @@ class Cohort:
                     self._statistics,
                     losses,
                     correct,
-                    rates,
+                    of_block[here],
                     *xs[here],
                     *ys[here],
                 )
@@ -221,7 +218,7 @@ class Cohort:
                 self._statistics,
                 losses,
                 correct,
-                rate.expand(k).contiguous(),
+                rate.expand(1, k).contiguous(),
                 torch.stack([images[chosen]] * k),
                 torch.stack([labels[chosen]] * k),
             )
@@ -245,9 +242,9 @@ class Cohort:
 
 @cache
 def _training_steps(recipe: Recipe, rows: int, device: torch.device = CPU) -> Function:
-    """(theta, velocity, statistics, losses, right answers, lr, T batches, their labels) -> the
+    """(theta, velocity, statistics, losses, right answers, T rates, T batches, their labels) -> the
     first five after T steps of SGD, the losses and answers of each image added up; stacks with
-    `rows` rows. Cached: compiled once a process.
+    `rows` rows, those of the rates (T, rows). Cached: compiled once a process.
     """
     execution = recipe.execution.where(vectorises=recipe.abilities.vectorises)
     step = _training_step(replace(recipe, execution=execution), rows, device)
@@ -258,11 +255,11 @@ def _training_steps(recipe: Recipe, rows: int, device: torch.device = CPU) -> Fu
         statistics: Tensor,
         losses: Tensor,
         correct: Tensor,
-        lr: Tensor,
+        rates: Tensor,
         *batches: Tensor,
     ) -> tuple[Tensor, ...]:
         count = len(batches) // 2
-        for x, y in zip(batches[:count], batches[count:], strict=True):
+        for lr, x, y in zip(rates, batches[:count], batches[count:], strict=True):
             theta, velocity, statistics, loss, hits = step(theta, velocity, statistics, x, y, lr)
             losses, correct = losses + loss * y.shape[1], correct + hits
         return theta, velocity, statistics, losses, correct
@@ -321,7 +318,7 @@ def _gradient_and_value(recipe: Recipe, rows: int, device: torch.device) -> Grad
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         logits, statistics = network(theta, statistics, x)
         hits = (logits.argmax(1) == likeliest(y, recipe.label_form)).sum()
-        return cross_entropy(logits, y, recipe.label_form), (statistics, hits)
+        return training_loss(logits, y, recipe.label_form), (statistics, hits)
 
     @torch.enable_grad()
     def by_autograd(

@@ -1,4 +1,4 @@
-"""The loss of logits against labels: one class for each image, or something about every class."""
+"""The loss of outputs against labels: one class for each image, or something about every class."""
 
 from collections.abc import Callable, Mapping
 
@@ -11,8 +11,19 @@ LABEL_FORMS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "logits": lambda labels: labels.softmax(-1),
 }
 
+CENTRED = "centred"  # labels to regress on: real numbers around 0
 
-CENTRED = "centred"  # soft labels of kernel regression: networks do not train on them
+
+def training_loss(outputs: Tensor, labels: Tensor, form: str | None = None) -> Tensor:
+    """What training lowers: the squared error for CENTRED labels, else the cross-entropy."""
+    if form == CENTRED:
+        return squared_error(outputs, labels)
+    return cross_entropy(outputs, labels, form)
+
+
+def squared_error(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Half of the mean over images and classes of (outputs - labels)^2, both (B, C): KIP's loss."""
+    return F.mse_loss(outputs, labels) / 2
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, form: str | None = None) -> Tensor:

@@ -146,12 +146,15 @@ class AdamSteps:
     def train(
         self, cohort: Cohort, images: Tensor, labels: Tensor, generators: Sequence[torch.Generator]
     ) -> None:
-        plans = [self._batches(len(images), generator) for generator in generators]
-        cohort.train_on(images, labels, plans, steps=self.steps, lr=self.lr)
+        plans = [random_batches(len(images), self.batch_size, each) for each in generators]
+        rates = torch.full((self.steps, len(plans)), self.lr).to(images)
+        cohort.train_on(images, labels, plans, rates=rates)
 
-    def _batches(self, count: int, generator: torch.Generator) -> Iterator[Draw]:
-        while True:
-            yield Draw(torch.randperm(count, generator=generator)[: self.batch_size], None)
+
+def random_batches(count: int, size: int, generator: torch.Generator) -> Iterator[Draw]:
+    """Endless batches of `size` random ones of `count` images, not augmented."""
+    while True:
+        yield Draw(torch.randperm(count, generator=generator)[:size], None)
 
 
 SGD = {"momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}

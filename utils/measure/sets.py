@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from utils.compute.cost import FLOAT_BYTES
-from utils.compute.labels import LABEL_FORMS
+from utils.compute.labels import CENTRED, LABEL_FORMS
 from utils.core.cache import digest
 from utils.data.dataset import ImageDataset
 from utils.data.distilled import SyntheticSet, batches_in_order
@@ -17,19 +17,21 @@ from utils.experts.features import ExpertFeatures
 from utils.measure.protocol import AdamSteps, LearnedSteps, OwnTraining
 from utils.measure.regression import KernelRegression, regression_labels
 from utils.measure.selection import SELECTIONS, select
+from utils.measure.squared_error import SquaredErrorSteps
 
 # Behind the names of sets that networks are trained on in another way than on images and classes,
 # or that a kernel predicts from in place of networks.
 SOFT, STEPS, ADAM = ", soft labels", ", learned steps", ", Adam steps"
-KERNEL = ", kernel regression"
+KERNEL, SQUARED = ", kernel regression", ", squared error"
 EQUAL_BYTES = ", equal bytes"  # behind real images: as many as fit into the bytes of the set
 
 
 @dataclass(frozen=True)
 class TrainingSet:
     """What networks are trained on, and how: images (N, C, H, W) for all of them, or different ones
-    for each, with labels (N,), or (N, classes) of a `label_form`. For a `regression` nothing is
-    trained: no rate, no epochs.
+    for each, with labels (N,), or (N, classes) of a `label_form`; in batches of `batch_size` (None:
+    those of the call), on the networks `models` (None: all of the call). For a `regression` nothing
+    is trained: no rate, no epochs.
     """
 
     name: str
@@ -40,6 +42,8 @@ class TrainingSet:
     label_form: str | None = None
     own_training: OwnTraining | None = None
     regression: KernelRegression | None = None
+    batch_size: int | None = None
+    models: Sequence[str] | None = None
 
     @cached_property
     def digest(self) -> Callable[[range], str]:
@@ -89,6 +93,26 @@ def _by_regression(
     return replace(hard, name=name, labels=labels, lr=0.0, epochs=0, regression=regression)
 
 
+def _by_squared_error(
+    hard: TrainingSet, distilled: SyntheticSet, models: Sequence[str]
+) -> TrainingSet:
+    """The set as networks `models` regress on the labels that a kernel predicts from."""
+    assert isinstance(hard.images, Tensor)
+    images, count = hard.images, len(hard.labels)
+    training = SquaredErrorSteps.on(count)
+    return replace(
+        hard,
+        name=f"{hard.name}{SQUARED}",
+        labels=regression_labels(distilled, device=images.device, dtype=images.dtype),
+        lr=training.factor,  # of the largest stable rate
+        epochs=training.epochs(count),
+        label_form=CENTRED,
+        own_training=training,
+        batch_size=training.batch_size,
+        models=models,
+    )
+
+
 def checksum(images: Tensor, labels: Tensor) -> str:
     return digest({"images": images.cpu(), "labels": labels.cpu()})
 
@@ -108,6 +132,7 @@ def training_sets(
     data: ImageDataset,
     expert_features: ExpertFeatures | None,
     *,
+    regressing: Sequence[str],
     hard_labels: bool,
     selections: Sequence[str],
     equal_bytes: bool,
@@ -125,7 +150,12 @@ def training_sets(
     """
     test = data.test.images
     yield from own_sets(
-        distilled, device=test.device, dtype=test.dtype, hard_labels=hard_labels, epochs=epochs
+        distilled,
+        device=test.device,
+        dtype=test.dtype,
+        regressing=regressing,
+        hard_labels=hard_labels,
+        epochs=epochs,
     )
     chosen = [(name, distilled.ipc, "") for name in selections]
     if equal_bytes:
@@ -148,12 +178,13 @@ def own_sets(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    regressing: Sequence[str] = (),
     hard_labels: bool,
     epochs: int,
 ) -> Iterator[TrainingSet]:
     """Yield the distilled set as its own method uses it and with soft labels that networks train
-    on, as far as it has these; with the classes alone unless there is another way and `hard_labels`
-    are not wanted.
+    on, as far as it has these; with labels of a kernel for networks that are `regressing` on them;
+    with the classes alone unless there is another way and `hard_labels` are not wanted.
     """
     hard = TrainingSet(
         f"distilled {distilled.set}",
@@ -164,6 +195,8 @@ def own_sets(
     )
     if regression := KernelRegression.of(distilled):
         yield _by_regression(hard, regression, distilled)
+        if regressing:
+            yield _by_squared_error(hard, distilled, regressing)
     has_soft = distilled.label_form in LABEL_FORMS
     if has_soft:
         assert distilled.soft_labels is not None

@@ -211,8 +211,8 @@ class MethodSpec:
     learns_images: bool = True  # False: they stay what a run begins with
     # (options, data, experts) -> the images that a run begins with, and their soft labels, if any
     initial: Callable[[Any, ImageDataset, Any], tuple[Tensor, Tensor | None]] = real_or_noise
-    # What soft labels are: a key of LABEL_FORMS, which networks train on, or CENTRED, for kernel
-    # regression alone; None: labels are classes
+    # What soft labels are: a key of LABEL_FORMS, which networks train on, or CENTRED, for
+    # regression; None: labels are classes
     label_form: Callable[[Any], str | None] = lambda options: None
     # (model, **shape of its images) -> UserError where the network lacks what the method asks of it
     check_network: Callable[..., None] = lambda model, **shape: None

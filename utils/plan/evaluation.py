@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from networks import CROSS_ARCHITECTURE
+from networks import CROSS_ARCHITECTURE, KIP_NETWORKS
 from utils.compute.cohort import images_per_test_batch
 from utils.compute.cost import (
     FLOAT_BYTES,
@@ -19,6 +19,7 @@ from utils.data.source import Source
 from utils.experts.features import ExpertFeatures
 from utils.measure.regression import KernelRegression
 from utils.measure.sets import real_images_in_bytes
+from utils.measure.squared_error import SquaredErrorSteps
 from utils.options import EvalOptions
 from utils.plan.choose import TrainingPlan, plan_training
 from utils.plan.machine import Machine, halvings
@@ -55,6 +56,12 @@ class EvalCall:
             return []
         return fitting_models(CROSS_ARCHITECTURE, **self.size.shape)[1]
 
+    @property
+    def regressing(self) -> list[str]:
+        """Those of the networks that also regress on the labels of a set for kernel regression."""
+        has_labels = KernelRegression.of(self.distilled) is not None
+        return [model for model in self.models if has_labels and model in KIP_NETWORKS]
+
     def check_models(self) -> None:
         """UserError where a network cannot be trained on the images of the set."""
         for model in self.models:
@@ -76,11 +83,15 @@ class EvalCall:
         config, asked = self.distilled.config, self.options.dsa
         return config["dsa_strategy"] if (config["dsa"] if asked is None else asked) else None
 
-    def plan(self, model: str, images: int, epochs: int, machine: Machine) -> TrainingPlan:
-        """Decide how networks `model` are trained on that number of images."""
+    def plan(
+        self, model: str, images: int, epochs: int, machine: Machine, *, batch: int | None = None
+    ) -> TrainingPlan:
+        """Decide how networks `model` are trained on that number of images, in batches of the
+        call's size or of `batch`.
+        """
         options = self.options
         return plan_training(
-            self.size.training(model, images, batch=self.batch_size, epochs=epochs),
+            self.size.training(model, images, batch=batch or self.batch_size, epochs=epochs),
             machine,
             networks=options.num_eval,
             compile=options.compile,
@@ -112,6 +123,13 @@ class EvalCall:
             self.plan(model, number, epochs, machine.imagined())
             for model in self.models
             for number, epochs in sets
+        ]
+        steps = SquaredErrorSteps.on(images)
+        plans += [
+            self.plan(
+                model, images, steps.epochs(images), machine.imagined(), batch=steps.batch_size
+            )
+            for model in self.regressing
         ]
         at_once = max(plan.at_once for plan in plans)
         on_device = images + size.test + size.train * options.needs_train
