@@ -67,7 +67,7 @@ def test_steps_are_those_of_autograd(execution):
     training.train(cohort, IMAGES, LABELS, generators)
     for found, seed, draws in zip(cohort.networks, (3, 4), (7, 8), strict=True):
         network, generator = narrow(seed), torch.Generator().manual_seed(draws)
-        first = largest_stable_rate(network, IMAGES, piece=3, generator=generator) / 2
+        first = largest_stable_rate(network, IMAGES, piece=5, generator=generator) / 2
         sgd = torch.optim.SGD(network.parameters(), lr=1.0, momentum=0.9, weight_decay=1e-3)
         cosine = torch.optim.lr_scheduler.LambdaLR(
             sgd, lambda t, first=first: first * (1 + math.cos(math.pi * t / 4)) / 2

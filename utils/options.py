@@ -466,7 +466,8 @@ class EvalOptions(ForeignSetOptions, EvaluationOptions):
     full: bool = option(False, "also evaluate the full training set", group=_EVAL)
     model: list[str] | None = option(
         None,
-        f"networks to train, also {elsewhere.FORMS} (default: the set's own)",
+        f"networks to train, also {elsewhere.FORMS}; ConvNetKIP also regresses on the labels of a "
+        "set of KIP or Label Solve (default: the set's own)",
         group=_EVAL,
         check=check_name,
     )

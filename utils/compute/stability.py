@@ -23,8 +23,8 @@ def largest_stable_rate(
 ) -> float:
     """2 / the largest eigenvalue, by the power method from a vector of the `generator` (CPU).
 
-    images (N, C, H, W) are worked through `piece` at a time, so memory is that of a training step
-    on as many. Without batch norm.
+    images (N, C, H, W) are worked through `piece` at a time; memory is that of a training step on
+    twice as many. For networks without batch norm.
     """
     names = [name for name, _ in network.named_parameters()]
     theta = flatten(network.parameters()).detach()

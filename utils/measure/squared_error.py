@@ -59,8 +59,9 @@ class SquaredErrorSteps:
     def train(
         self, cohort: Cohort, images: Tensor, labels: Tensor, generators: Sequence[torch.Generator]
     ) -> None:
+        piece = math.ceil(self.batch_size / 2)  # with its tangents it takes what a step takes
         stable = [
-            largest_stable_rate(network, images, piece=self.batch_size, generator=generator)
+            largest_stable_rate(network, images, piece=piece, generator=generator)
             for network, generator in zip(cohort.networks, generators, strict=True)
         ]
         part = torch.arange(self.steps, dtype=torch.float64) / self.steps
