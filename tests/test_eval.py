@@ -65,7 +65,7 @@ class Crash(BaseException):
 @pytest.fixture
 def trained(monkeypatch):
     """The rounds of networks that are trained; `crash_at` is the number of the one that fails."""
-    train = evaluation._train_and_measure
+    train = evaluation._train_networks
 
     class Rounds(list):
         crash_at = None
@@ -78,14 +78,14 @@ def trained(monkeypatch):
         rounds.append(list(numbers))
         return train(recipe, numbers, *arguments)
 
-    monkeypatch.setattr(evaluation, "_train_and_measure", count)
+    monkeypatch.setattr(evaluation, "_train_networks", count)
     return rounds
 
 
 def results(folder):
     """eval.json without what it was made with and from."""
     entries = json.loads((folder / "eval.json").read_text())
-    made = ("environment", "data")
+    made = ("environment", "data", "seconds")
     return [{k: v for k, v in entry.items() if k not in made} for entry in entries]
 
 
@@ -388,13 +388,13 @@ import runpy, sys
 root, *sys.argv = sys.argv[1:]
 sys.path.insert(0, root)
 from utils.measure import protocol as evaluation
-train, calls = evaluation._train_and_measure, []
+train, calls = evaluation._train_networks, []
 def fails(*arguments):
     calls.append(1)
     if len(calls) > 2:
         raise RuntimeError
     return train(*arguments)
-evaluation._train_and_measure = fails
+evaluation._train_networks = fails
 runpy.run_path(f"{root}/eval.py", run_name="__main__")
 """
 

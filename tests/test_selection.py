@@ -256,7 +256,7 @@ def test_real_images_by_all_rules_beside_the_set(argv, tmp_path, capsys, monkeyp
     lines = capsys.readouterr().out.splitlines()
     assert [line[:14].strip() for line in lines[-7:-1]] == names
 
-    monkeypatch.setattr(evaluation, "_train_and_measure", None)  # nothing is trained again
+    monkeypatch.setattr(evaluation, "_train_networks", None)  # nothing is trained again
     assert script.main([*argv, *FLAGS]) == 0
     assert capsys.readouterr().out.count("(recorded before)") == 6
     assert json.loads((tmp_path / "eval.json").read_text()) == entries
