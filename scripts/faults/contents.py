@@ -94,8 +94,8 @@ def differences(ours: Any, theirs: Any, place: str = "") -> Iterator[str]:
             else:
                 yield from differences(ours[key], theirs[key], where)
     elif type(ours) is type(theirs) and isinstance(ours, list | tuple):
-        kept = (dict(enumerate(filter(_says_more, each))) for each in (ours, theirs))
-        yield from differences(*kept, place)
+        one, other = (dict(enumerate(filter(_says_more, each))) for each in (ours, theirs))
+        yield from differences(one, other, place)
     elif _bits(ours) != _bits(theirs):
         yield f"{place} is {ours!r:.80} instead of {theirs!r:.80}"
 
