@@ -52,5 +52,15 @@ def write(contents: Contents, folder: Path) -> None:
 
 
 def write_tensors(contents: Contents, folder: Path) -> None:
-    """Write the numbers that `tensors_of` names."""
-    (folder / TENSORS).write_bytes(save(dict(contents.tensors)))
+    """Write the numbers that `tensors_of` names, with what eval.py asks of such a file."""
+    distilled = contents.distilled
+    said = {
+        "dataset": distilled.dataset,
+        "subset": distilled.subset,
+        "space": "zca" if distilled.normalisation.zca else "normalised",
+        "syn_lr": repr(distilled.syn_lr),
+        "network": distilled.model,
+        "label_form": distilled.label_form,
+    }
+    metadata = {name: value for name, value in said.items() if value is not None}
+    (folder / TENSORS).write_bytes(save(dict(contents.tensors), metadata))
