@@ -143,6 +143,7 @@ CIFAR10 = Row(
         "att_ipc10": f"{MATCHING} --ipc 10 --max_start_epoch 4 --ema_decay 0.999 --Iteration 5000",
         "dc": "--config configs/CIFAR10/ipc1_dc.yaml",
         "kip": "--config configs/CIFAR10/ipc1_kip.yaml",
+        "cafe_dsa": "--config configs/CIFAR10/ipc1_cafe_dsa.yaml",
     },
     others="--model ResNet18 VGG11 AlexNet",
 )

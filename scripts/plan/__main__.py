@@ -69,7 +69,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "rival's: FTD, CIFAR10/ipc10/MTT), rows with the experts that they need; may be given "
         "several times",
     )
-    add("--rivals", action="store_true", help="the rows of MTT, FTD, DATM, PAD and TESLA as well")
+    add("--rivals", action="store_true", help="the rows of all other methods as well")
     add("--dry_run", "--dry-run", action="store_true", help="print the plan and its estimated cost")
     add("--smoke", action="store_true", help="the plan in miniature, on digits, on the CPU")
     add(
