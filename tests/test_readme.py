@@ -102,6 +102,8 @@ def target(words):
         return f"{module}.__main__" if is_package else module, argv
     at = next(i for i, word in enumerate(words) if word.endswith((".py", ".sh")))
     assert (ROOT / words[at]).exists(), words[at]
+    if words[at].startswith("docs/"):
+        return None
     if words[at].endswith(".py"):
         return words[at].removesuffix(".py").replace("/", "."), words[at + 1 :]
     return SHELL_SCRIPTS.get(words[at]) and (SHELL_SCRIPTS[words[at]], words[at + 1 :])
