@@ -107,9 +107,9 @@ def methods(place: Place) -> dict[str, tuple[str, str]]:
 TITLE = "# Every method on the same digits"
 ABOUT = """
 Test accuracies in percent, mean ± population standard deviation over the means of three seeds. All
-methods but LD and Label Solve take as many outer steps at a place (60, 30, 30, 20) from the same
-draws; students take 20 steps, of DD and LD as many as the method says. It is a comparison of
-short runs on small images, no reproduction of anything.
+methods but LD (200) and Label Solve (one) take as many outer steps at a place, from the same draws:
+60 at 8x8 and IPC 1, then 30, 30 and 20; students take 20 steps, of DD and LD as many as the method
+says. It is a comparison of short runs on small images, no reproduction of anything.
 """
 REGIMES = """
 What a method learned beside images is part of these figures: soft labels store as many numbers an
