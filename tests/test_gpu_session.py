@@ -404,6 +404,14 @@ def test_what_fails_from_the_start_is_tried_plainly(rehearse, tmp_path, monkeypa
     assert not {"fixed_plain", "evaluate_att"} & {*session.commands}
 
 
+def test_runs_that_have_begun_go_on_with_their_experts(rehearse, tmp_path, sets):
+    checkpoint = Path(sets("att", 1000)).with_name("checkpoint.pt")
+    checkpoint.touch()
+    session = rehearse("row")
+    gpu.row(session, gpu.CIFAR10, tmp_path / "work", tmp_path / "data", at_once=1)
+    assert "att" in session.commands and "experts" not in session.commands
+
+
 def test_without_a_complete_expert_the_row_ends_in_one_line(rehearse, tmp_path):
     session = rehearse("row")
     with pytest.raises(UserError, match="no expert is complete"):

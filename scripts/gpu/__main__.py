@@ -235,7 +235,8 @@ def row(session: Session, plan: Row, work: Path, data: Path, at_once: int) -> No
         found = {run: [*save_path.glob(f"*/*/*/{run}/distilled_[1-9]*.pt")] for run in plan.runs}
         return {run: sorted(there, key=_iteration) for run, there in found.items()}
 
-    if not any(train(f"experts{mode}", flags) for mode, flags in modes.items()):
+    goes_on = any(save_path.glob("*/*/*/*/checkpoint.pt"))  # with the experts that are there
+    if not goes_on and not any(train(f"experts{mode}", flags) for mode, flags in modes.items()):
         raise UserError("no expert is complete: see experts.log and experts_plain.log")
     waiting = [*plan.runs]
     for mode in modes:
