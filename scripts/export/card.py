@@ -7,8 +7,9 @@ from typing import Any
 import yaml
 
 from scripts.export.contents import Contents
+from utils.data.distilled import IMPORTED
 from utils.measure.protocol import mean_and_std
-from utils.methods.registry import title
+from utils.methods.registry import METHODS, title
 
 HUB = {
     "CIFAR10": "uoft-cs/cifar10",
@@ -45,9 +46,9 @@ def front_matter(contents: Contents, parquet: str | None) -> dict[str, Any]:
     """The card's metadata, as Hugging Face reads them."""
     distilled = contents.distilled
     count = len(distilled.images)
-    method = distilled.config.get("method", "att")
+    method = distilled.config.get("method", "" if IMPORTED in distilled.config else "att")
     tags = ["dataset-distillation", "dataset-condensation", "synthetic"]
-    if method in ("att", "mtt", "ftd", "pp", "tesla", "datm", "pad"):
+    if method and METHODS[method].needs_experts:
         tags.append("trajectory-matching")
     if method == "att":
         tags.append("arxiv:2407.14245")
