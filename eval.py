@@ -32,7 +32,6 @@ from utils.compute.device import (
     use_precision,
 )
 from utils.compute.execution import Execution
-from utils.compute.labels import LABEL_FORMS
 from utils.config.resolve import resolve
 from utils.core import ranks
 from utils.core.errors import UserError
@@ -44,6 +43,7 @@ from utils.data.dataset import ImageDataset, find_dataset, needed_splits, read_d
 from utils.data.distilled import IMPORTED, SyntheticSet
 from utils.data.foreign.decide import open_set
 from utils.data.identity import PIXELS, DataIdentity, identity_of
+from utils.data.label_forms import LABEL_FORMS
 from utils.data.real_images import check_ipc
 from utils.data.source import Source, SplitName
 from utils.experts.features import ExpertFeatures
@@ -89,7 +89,6 @@ def parse(argv: Sequence[str]) -> EvalOptions:
 
 def run(options: EvalOptions) -> list[Entry]:
     """Measure the set `options.distilled`; returns the evaluations, as eval.json has them."""
-    check_flags(options)
     distilled = load(options)
     folder = Path(options.distilled).parent
     check_writable(folder)
@@ -99,7 +98,8 @@ def run(options: EvalOptions) -> list[Entry]:
 
 
 def load(options: EvalOptions) -> SyntheticSet:
-    """Read the set `options.distilled`, ours or that of another code."""
+    """Check the flags and read the set `options.distilled`, ours or that of another code."""
+    check_flags(options)
     distilled = open_set(
         Path(options.distilled), options.stated(data_path=options.data_path, model=None)
     )

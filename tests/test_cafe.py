@@ -3,61 +3,42 @@
 import math
 from functools import partial
 
+import few_classes
 import pytest
 import torch
+from few_classes import (
+    CLASSES,
+    COUNTS,
+    GROUPS,
+    IMAGES,
+    LABELS,
+    LEARNED,
+    SEED,
+    SHAPE,
+    TRAIN,
+)
 from numerics import relative_error
 from short_runs import assert_cut_off_goes_on_alike, records
 from torch import nn
 from torch.nn import functional as F
 
 import distill_att
-from networks import build_network
 from scripts.results.runs import read_run
 from utils.compute.batches import draw_batches
 from utils.compute.cost import network_cost
 from utils.compute.execution import Execution
-from utils.compute.flat import FlatNetwork, flatten
+from utils.compute.flat import FlatNetwork
 from utils.core.errors import UserError
-from utils.core.rng import derive_seed, stream
+from utils.core.rng import stream
 from utils.data import augment
-from utils.data.augment import DSA_STRATEGY, parse_strategy
-from utils.data.dataset import Split
-from utils.methods.by_class import Classes
 from utils.methods.cafe import CAFE, WINDOW, FeatureAlignment, Loop, Loops, count_work
 from utils.options import DistillOptions
 
-CLASSES, IPC, SEED, BETA = 3, 2, 5, 0.3
-COUNTS = (7, 4, 9)  # training images of each class
-SHAPE = {"channels": 1, "num_classes": CLASSES, "image_size": 8}
-GROUPS = parse_strategy(DSA_STRATEGY)
-LABELS = torch.arange(CLASSES).repeat_interleave(IPC)
+BETA = 0.3
 NEVER = {"lambda_1": 0.0, "lambda_2": 1.0}  # no accuracy is as flat, or moves as far
-
-
-def some(count, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 1, 8, 8, generator=generator, dtype=torch.float64)
-
-
-IMAGES = some(CLASSES * IPC, 0)
-TRAIN = Split(some(sum(COUNTS), 1), torch.arange(CLASSES).repeat_interleave(torch.tensor(COUNTS)))
-LEARNED = {"images": IMAGES}
-
-
-def fresh(seed, model="ConvNetW32"):
-    return build_network(model, **SHAPE, seed=seed)
-
-
-def make_classes(dsa_groups):
-    return Classes(
-        TRAIN,
-        num_classes=CLASSES,
-        ipc=IPC,
-        batch_real=5,
-        dsa_groups=dsa_groups,
-        seed=SEED,
-        name="cafe",
-    )
+fresh = partial(few_classes.fresh, model="ConvNetW32")
+theta_0 = partial(few_classes.theta_0, model="ConvNetW32")
+make_classes = partial(few_classes.make_classes, name="cafe")
 
 
 def make(loops=None, *, model="ConvNetW32", dsa_groups=GROUPS, **keywords):
@@ -73,18 +54,13 @@ def make(loops=None, *, model="ConvNetW32", dsa_groups=GROUPS, **keywords):
     )
 
 
-def theta_0(number, model="ConvNetW32"):
-    network = fresh(derive_seed(SEED, "bptt", number, "init"), model)
-    return flatten(network.parameters()).detach().double()
-
-
 def by_formula(theta, iteration, *, model="ConvNetW32", dsa_groups=GROUPS, beta=BETA):
     """J and dJ/dimages, with one graph over all, layer by layer and image by image.
 
     The features of a layer are what a hook sees behind its activation; the last ones go into the
     linear layer.
     """
-    network, classes = fresh(0, model).double(), make_classes(dsa_groups)
+    network, classes = fresh(0, model=model).double(), make_classes(dsa_groups)
     nn.utils.vector_to_parameters(theta, network.parameters())
     layers = []
     for module in network.modules():
@@ -139,7 +115,7 @@ def assert_step(step, reference, within=1e-11):
     ids=str,
 )
 def test_loss_and_gradient_are_those_of_the_formula(what, way):
-    reference = by_formula(theta_0(0, what.get("model", "ConvNetW32")), 3, **what)
+    reference = by_formula(theta_0(0, model=what.get("model", "ConvNetW32")), 3, **what)
     assert_step(make(**what, **way).step(3, LEARNED), reference)
 
 

@@ -2,14 +2,24 @@
 
 from functools import partial
 
+import few_classes
 import pytest
 import torch
+from few_classes import (
+    CLASSES,
+    GROUPS,
+    IMAGES,
+    LABELS,
+    LEARNED,
+    SEED,
+    SHAPE,
+    TRAIN,
+)
 from numerics import relative_error
 from short_runs import assert_cut_off_goes_on_alike, records
 from torch.nn import functional as F
 
 import distill_att
-from networks import build_network
 from scripts.results.runs import read_run
 from utils.compute.batches import draw_batches
 from utils.compute.cost import network_cost
@@ -17,46 +27,15 @@ from utils.compute.execution import Execution
 from utils.compute.flat import FlatNetwork, flatten
 from utils.core import ranks
 from utils.core.errors import UserError
-from utils.core.rng import derive_seed, stream
+from utils.core.rng import stream
 from utils.data import augment
-from utils.data.augment import DSA_STRATEGY, parse_strategy
-from utils.data.dataset import Split
-from utils.methods.by_class import Classes
 from utils.methods.gradient_distances import GRADIENT_DISTANCES
 from utils.methods.gradient_matching import GradientMatching, Loops, count_work
 from utils.options import DistillOptions
 
-CLASSES, IPC, SEED = 3, 2, 5
-COUNTS = (7, 4, 9)  # training images of each class
-SHAPE = {"channels": 1, "num_classes": CLASSES, "image_size": 8}
-GROUPS = parse_strategy(DSA_STRATEGY)
-LABELS = torch.arange(CLASSES).repeat_interleave(IPC)
-
-
-def some(count, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 1, 8, 8, generator=generator, dtype=torch.float64)
-
-
-IMAGES = some(CLASSES * IPC, 0)
-TRAIN = Split(some(sum(COUNTS), 1), torch.arange(CLASSES).repeat_interleave(torch.tensor(COUNTS)))
-LEARNED = {"images": IMAGES}
-
-
-def fresh(seed, model="ConvNetD1"):
-    return build_network(model, **SHAPE, seed=seed)
-
-
-def make_classes(dsa_groups):
-    return Classes(
-        TRAIN,
-        num_classes=CLASSES,
-        ipc=IPC,
-        batch_real=5,
-        dsa_groups=dsa_groups,
-        seed=SEED,
-        name="dc",
-    )
+fresh = partial(few_classes.fresh, model="ConvNetD1")
+theta_0 = partial(few_classes.theta_0, model="ConvNetD1")
+make_classes = partial(few_classes.make_classes, name="dc")
 
 
 def make(loops=(1, 1), *, model="ConvNetD1", dsa_groups=GROUPS, metric="ours", **keywords):
@@ -70,11 +49,6 @@ def make(loops=(1, 1), *, model="ConvNetD1", dsa_groups=GROUPS, metric="ours", *
         dsa_groups=dsa_groups,
         **settings,
     )
-
-
-def theta_0(number, model="ConvNetD1"):
-    network = fresh(derive_seed(SEED, "bptt", number, "init"), model)
-    return flatten(network.parameters()).detach().double()
 
 
 def distance(found, wanted, metric):
@@ -96,7 +70,7 @@ def distance(found, wanted, metric):
 
 def by_double_backward(theta, iteration, *, model="ConvNetD1", dsa_groups=GROUPS, metric="ours"):
     """J and dJ/dimages, class by class, with the graph of the synthetic images' gradient kept."""
-    network, classes = FlatNetwork(fresh(0, model)), make_classes(dsa_groups)
+    network, classes = FlatNetwork(fresh(0, model=model)), make_classes(dsa_groups)
     leaf, loss = IMAGES.clone().requires_grad_(), 0
     params = [
         part.view(shape).requires_grad_()
@@ -141,7 +115,7 @@ def assert_step(step, reference):
     ids=str,
 )
 def test_loss_and_gradient_are_those_of_double_backward(what, way):
-    reference = by_double_backward(theta_0(0, what.get("model", "ConvNetD1")), 3, **what)
+    reference = by_double_backward(theta_0(0, model=what.get("model", "ConvNetD1")), 3, **what)
     assert_step(make(**what, **way).step(3, LEARNED), reference)
 
 

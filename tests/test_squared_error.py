@@ -15,13 +15,14 @@ from scripts.plan.estimate import row_estimate
 from scripts.results.evaluations import SETS
 from utils.compute.cohort import Cohort, Recipe
 from utils.compute.execution import PLAIN, Execution
-from utils.compute.labels import CENTRED, squared_error
+from utils.compute.labels import squared_error
 from utils.compute.ntk import BIAS, WEIGHT
 from utils.compute.regression import centred
 from utils.compute.stability import largest_stable_rate
 from utils.core.rng import stream
 from utils.data.dataset import load_dataset
 from utils.data.distilled import SyntheticSet
+from utils.data.label_forms import CENTRED
 from utils.data.real_images import random_real_images
 from utils.measure.record import read_evaluations
 from utils.measure.sets import SQUARED

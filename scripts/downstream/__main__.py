@@ -110,12 +110,7 @@ def _train(measurement: evaluation.Measurement, line: Line, model: str | None = 
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m scripts.downstream",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser.of("python -m scripts.downstream", __doc__)
     parser.add_argument("what", choices=TABLES)
     parser.add_argument("set", metavar="SET", type=Path, help="a file that eval.py can read")
     help = "steps in which the classes come, of continual (default: %(default)s)"

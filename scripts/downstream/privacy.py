@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import eval as evaluation
 from scripts.downstream.lines import Line
-from utils.compute.cohort import images_per_test_batch
+from utils.compute.cohort import outputs
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,6 @@ def _pair(found: Attack) -> tuple[float, float]:
     return found.auc, found.advantage
 
 
-@torch.no_grad()
 def _losses(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """The cross-entropy (N,) of each image."""
-    network.eval()
-    size = images_per_test_batch(images.shape[-1])
-    logits = torch.cat([network(x) for x in images.split(size)])
-    return F.cross_entropy(logits, labels, reduction="none")
+    return F.cross_entropy(outputs(network, images), labels, reduction="none")

@@ -81,12 +81,7 @@ def say_what_is_missing(contents: Contents, path: Path) -> None:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m scripts.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser.of("python -m scripts.export", __doc__)
     parser.add_argument("set", type=Path, metavar="SET", help="a file distilled_<tag>.pt")
     parser.add_argument(
         "--to", type=Path, required=True, metavar="DIR", help="a folder that is to be made"

@@ -73,12 +73,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="figures.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser.of("figures.py", __doc__)
     parser.add_argument("runs", nargs="*", type=Path, default=[Path("results")])
     parser.add_argument("--out", type=Path, default=Path("docs/figures"))
     parser.add_argument("--gamma", type=float, default=2, help="tolerance of fig2, in steps")

@@ -83,12 +83,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog=f"bash scripts/{SCRIPT}",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser.of(f"bash scripts/{SCRIPT}", __doc__)
     parser.add_argument("folder", type=path_from, help="with train/<class>/* and test/<class>/*")
     parser.add_argument(
         "--ipc",

@@ -71,12 +71,7 @@ def write_tables(args: argparse.Namespace, argv: Sequence[str]) -> None:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m scripts.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser.of("python -m scripts.report", __doc__)
     parser.add_argument(
         "paths",
         nargs="*",

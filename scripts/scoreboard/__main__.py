@@ -41,12 +41,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m scripts.scoreboard",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser.of("python -m scripts.scoreboard", __doc__)
     parser.add_argument("sets", metavar="SET", type=Path, nargs="+", help="files eval.py can read")
     parser.add_argument("--experts", action="store_true", help="also herding and k-center")
     help = "folder of the three files (default: %(default)s)"

@@ -379,8 +379,13 @@ def accuracy(
 
 
 @torch.no_grad()
-def answers(network: nn.Module, images: Tensor, *, batch_size: int | None = None) -> Tensor:
-    """The labels (N,) that `network` gives to images (N, C, H, W), in eval mode."""
+def outputs(network: nn.Module, images: Tensor, *, batch_size: int | None = None) -> Tensor:
+    """What `network` says of images (N, C, H, W), in eval mode: (N, classes)."""
     network.eval()
     size = batch_size or images_per_test_batch(images.shape[-1])
-    return torch.cat([network(x).argmax(1) for x in images.split(size)])
+    return torch.cat([network(x) for x in images.split(size)])
+
+
+def answers(network: nn.Module, images: Tensor, *, batch_size: int | None = None) -> Tensor:
+    """The labels (N,) that `network` gives to images (N, C, H, W), in eval mode."""
+    return outputs(network, images, batch_size=batch_size).argmax(1)

@@ -1,17 +1,9 @@
 """The loss of outputs against labels: one class for each image, or something about every class."""
 
-from collections.abc import Callable, Mapping
-
 from torch import Tensor
 from torch.nn import functional as F
 
-# What soft labels (..., C) are -> probabilities
-LABEL_FORMS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "probabilities": lambda labels: labels,
-    "logits": lambda labels: labels.softmax(-1),
-}
-
-CENTRED = "centred"  # labels to regress on: real numbers around 0
+from utils.data.label_forms import CENTRED, LABEL_FORMS
 
 
 def training_loss(outputs: Tensor, labels: Tensor, form: str | None = None) -> Tensor:

@@ -94,6 +94,16 @@ def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints are UserErrors, one line each."""
 
+    @classmethod
+    def of(cls, prog: str, text: str | None) -> "Parser":
+        """A parser that explains itself by `text` as it stands, and takes no abbreviations."""
+        return cls(
+            prog=prog,
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
     def error(self, message: str) -> NoReturn:
         shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
         flags = [action.option_strings[-1] for action in shown if action.option_strings]

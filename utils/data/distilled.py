@@ -20,6 +20,7 @@ from utils.core.files import is_dense, torch_load, torch_save
 from utils.data.dataset import DATASETS
 from utils.data.decode import FITS
 from utils.data.identity import KEY, is_identity
+from utils.data.label_forms import CENTRED, LABEL_FORMS
 from utils.data.normalisation import Normalisation
 
 
@@ -236,7 +237,7 @@ _FORMS = {
 }
 IMPORTED = "imported"  # in the config of a set of another code: what its file was taken for
 _FRACTION = _Form("a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1)
-_LABEL_FORMS = ("logits", "probabilities", "centred")
+_LABEL_FORMS = (*LABEL_FORMS, CENTRED)
 _OPTIONAL = {
     "zca_mean": _Form("a finite float tensor (D,)", partial(_is_finite, dims=1)),
     "zca_matrix": _Form("a finite float tensor (D, D)", partial(_is_finite, dims=2)),

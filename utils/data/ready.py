@@ -1,7 +1,7 @@
 """Load a distilled set ready for training: images, labels, recipe, and how test pictures enter."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from torch import Tensor
 from utils.core.errors import UserError
 from utils.data.decode import Decoding, decode, fitted
 from utils.data.distilled import SyntheticSet
+from utils.data.label_forms import LABEL_FORMS
 from utils.data.normalisation import Normalisation, in_unit_range
 from utils.data.recipe import recipe_of
 
@@ -82,7 +83,9 @@ def load_set(path: str | Path) -> LoadedSet:
     path = Path(path)
     tensors, recipe = _of_bundle(path) if path.is_dir() else _of_file(path)
     try:
-        labels = _NETWORK_LABELS[recipe["labels"]](tensors)
+        form = recipe["labels"]
+        is_hard = form == "classes"
+        labels = tensors["labels"] if is_hard else LABEL_FORMS[form](tensors["soft_labels"])
         channels, side, _ = shape = tuple(recipe["image_shape"])
         decoding = Decoding.from_dict(side, {"channels": channels, **recipe["pixels"]})
         normalisation = Normalisation.from_dict({"zca": "zca_matrix" in tensors, **tensors})
@@ -90,13 +93,6 @@ def load_set(path: str | Path) -> LoadedSet:
         return LoadedSet(tensors["images"], labels, recipe, transform)
     except (LookupError, TypeError, ValueError) as error:  # of a bundle that somebody has edited
         raise UserError(f"{path} is damaged, or of another version: {error!r}") from None
-
-
-_NETWORK_LABELS: Mapping[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
-    "classes": lambda tensors: tensors["labels"],
-    "probabilities": lambda tensors: tensors["soft_labels"],
-    "logits": lambda tensors: tensors["soft_labels"].softmax(1),
-}
 
 
 def tensors_of(distilled: SyntheticSet) -> dict[str, Tensor]:

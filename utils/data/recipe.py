@@ -6,13 +6,13 @@ from typing import Any
 from utils.data.augment import active_groups
 from utils.data.distilled import SyntheticSet, batches_in_order
 from utils.data.identity import PIXELS
+from utils.data.label_forms import LABEL_FORMS
 
 # The field's protocol.
 EPOCHS = 1000
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
 
-NETWORK_LABELS = ("logits", "probabilities")  # the soft labels that networks train on
 FOR_KERNELS = (
     "This set was made for kernel regression with the kernel in `kernel`. Networks are trained on "
     "its classes here, which its method does not promise to do well."
@@ -35,7 +35,7 @@ def recipe_of(
     config = distilled.config
     if dsa_strategy is None:
         dsa_strategy = config["dsa_strategy"] if config["dsa"] else "none"
-    is_soft = distilled.label_form in NETWORK_LABELS
+    is_soft = distilled.label_form in LABEL_FORMS
     kernel_values = ("kernel", "kernel_depth", "reg") if "kernel" in config else ()
     return {
         "format": 1,

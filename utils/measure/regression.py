@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.compute.labels import CENTRED
 from utils.compute.ntk import KERNELS, WORD, Kernel
 from utils.compute.regression import (
     centred,
@@ -18,6 +17,7 @@ from utils.compute.regression import (
 )
 from utils.data.dataset import Split
 from utils.data.distilled import SyntheticSet
+from utils.data.label_forms import CENTRED
 from utils.measure.protocol import Accuracies, gathered, measure_answers
 
 

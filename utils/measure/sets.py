@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from utils.compute.cost import FLOAT_BYTES
-from utils.compute.labels import CENTRED, LABEL_FORMS
 from utils.core.cache import digest
 from utils.data.dataset import ImageDataset
 from utils.data.distilled import SyntheticSet, batches_in_order
+from utils.data.label_forms import CENTRED, LABEL_FORMS
 from utils.data.real_images import class_labels
 from utils.experts.features import ExpertFeatures
 from utils.measure.protocol import AdamSteps, LearnedSteps, OwnTraining

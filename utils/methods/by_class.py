@@ -114,6 +114,11 @@ def make_batches(draws: Sequence[Draw], images: Tensor) -> Tensor:
     return Batches([draws], images.device).images(images)[0]
 
 
+def targets_of(x: Tensor, labels: Sequence[int]) -> Tensor:
+    """The labels (K, B) of x (K, B, ...), whose rows are classes."""
+    return torch.tensor(labels, device=x.device)[:, None].expand(x.shape[:2])
+
+
 def most_classes(classes: int, processes: int) -> int:
     """The classes of the process with the most; UserError where one would have none."""
     if processes > classes:

@@ -38,7 +38,7 @@ from utils.core import ranks
 from utils.core.rng import stream
 from utils.data.augment import active_groups
 from utils.methods.base import Learned, MethodSpec, Setting, Step, Work
-from utils.methods.by_class import ByClassOptions, Classes, make_batches, most_classes
+from utils.methods.by_class import ByClassOptions, Classes, make_batches, most_classes, targets_of
 from utils.methods.distribution import FEATURE_PASSES
 from utils.methods.inner_training import InnerTraining
 from utils.methods.real_loss import fresh_theta
@@ -326,7 +326,12 @@ class FeatureAlignment:
             centres[list(labels)] = found[:, -self._last :]
         told, by_centres = self._discriminate(
             torch.cat([ends.flatten(0, 1) for ends in real_ends]),
-            torch.cat([_targets(*pair) for pair in zip(groups, real_ends, strict=True)]),
+            torch.cat(
+                [
+                    targets_of(ends, labels).flatten()
+                    for labels, ends in zip(groups, real_ends, strict=True)
+                ]
+            ),
             ranks.sum_over_ranks(centres),
         )
         loss, by_images = told, torch.zeros_like(images)
@@ -395,11 +400,6 @@ def _features(phi: FlatNetwork, last: int, execution: Execution) -> tuple[Functi
         return to_images(slopes)
 
     return execution.prepare(sums), execution.prepare(pull_back)
-
-
-def _targets(labels: Sequence[int], ends: Tensor) -> Tensor:
-    """The labels (K * B,) of the images of K classes whose last features are (K, B, L)."""
-    return torch.tensor(labels, device=ends.device).repeat_interleave(ends.shape[1])
 
 
 def count_work(options: Any, cost: NetworkCost, processes: int = 1, *, classes: int) -> Work:

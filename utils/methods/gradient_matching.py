@@ -29,7 +29,7 @@ from utils.core import ranks
 from utils.core.rng import stream
 from utils.data.augment import active_groups
 from utils.methods.base import Learned, MethodSpec, Setting, Step, Work
-from utils.methods.by_class import ByClassOptions, Classes, make_batches, most_classes
+from utils.methods.by_class import ByClassOptions, Classes, make_batches, most_classes, targets_of
 from utils.methods.gradient_distances import GRADIENT_DISTANCES, GradientDistance
 from utils.methods.inner_training import InnerTraining
 from utils.methods.real_loss import fresh_theta
@@ -228,11 +228,11 @@ class GradientMatching:
     def _gradient(self, theta: Tensor, x: Tensor, labels: Sequence[int]) -> Tensor:
         """The gradients (K, P) of the mean losses on x (K, B, C, H, W), each of one class."""
         rows = theta.expand(len(x), -1)
-        return gradient_step(self._steps, self._pieces(x), rows, x, _targets(x, labels))
+        return gradient_step(self._steps, self._pieces(x), rows, x, targets_of(x, labels))
 
     def _pull_back(self, theta: Tensor, x: Tensor, labels: Sequence[int], lam: Tensor) -> Tensor:
         """d<g, lam>/dx of these gradients g, with lam (K, P)."""
-        rows, targets = theta.expand(len(x), -1), _targets(x, labels)
+        rows, targets = theta.expand(len(x), -1), targets_of(x, labels)
         return adjoint_step(self._steps, self._pieces(x), rows, x, targets, lam)[2]
 
     def _pieces(self, x: Tensor) -> Pieces:
@@ -244,11 +244,6 @@ class GradientMatching:
         found = found.detach().requires_grad_()
         total = self._distance(found, wanted, self._shapes).sum()
         return total.detach(), torch.autograd.grad(total, found)[0]
-
-
-def _targets(x: Tensor, labels: Sequence[int]) -> Tensor:
-    """The labels (K, B) of x (K, B, ...), whose rows are classes."""
-    return torch.tensor(labels, device=x.device)[:, None].expand(x.shape[:2])
 
 
 def count_work(options: Any, cost: NetworkCost, processes: int = 1, *, classes: int) -> Work:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from utils.compute.cost import NetworkCost
-from utils.compute.labels import CENTRED
 from utils.compute.ntk import KERNELS, WORD, Convolutional, Kernel, PairCost
 from utils.compute.regression import centred, own_pieces, predict, regression_dtype
 from utils.config.fields import option
@@ -24,6 +23,7 @@ from utils.core import ranks
 from utils.core.errors import UserError
 from utils.core.rng import stream
 from utils.data.dataset import ImageDataset, Split
+from utils.data.label_forms import CENTRED
 from utils.data.real_images import class_labels
 from utils.methods.base import Learned, MethodSpec, Setting, Step, Work, real_or_noise
 from utils.methods.unroll.options import LabelOptions, NetworkRateOptions, RealBatchOptions

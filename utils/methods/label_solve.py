@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from utils.compute.cost import NetworkCost
-from utils.compute.labels import CENTRED
 from utils.compute.ntk import WORD, Kernel
 from utils.compute.regression import (
     centred,
@@ -25,6 +24,7 @@ from utils.compute.regression import (
 )
 from utils.core.errors import UserError
 from utils.data.dataset import Split
+from utils.data.label_forms import CENTRED
 from utils.methods.base import Learned, MethodSpec, Setting, Step, Work
 from utils.methods.kip import KERNEL_COPIES, KernelOptions, initial_labels, kernel_of, pair_cost
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from utils.compute.cost import fitting_models
 from utils.compute.device import beside, compute_dtype, peak_memory
 from utils.compute.execution import Execution
-from utils.compute.labels import LABEL_FORMS
 from utils.core import ranks, stopping
 from utils.core.errors import UserError
 from utils.core.pictures import save_grid
@@ -24,6 +23,7 @@ from utils.data.augment import active_groups
 from utils.data.dataset import ImageDataset
 from utils.data.distilled import SyntheticSet
 from utils.data.identity import KEY, DataIdentity
+from utils.data.label_forms import LABEL_FORMS
 from utils.experts.buffer import ExpertBuffer
 from utils.measure.protocol import Accuracies, EvalExecution, Protocol, evaluate
 from utils.methods.base import Method, Step

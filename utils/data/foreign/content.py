@@ -11,12 +11,13 @@ from torch import Tensor
 
 from utils.core.errors import UserError
 from utils.core.files import is_dense
+from utils.data.label_forms import LABEL_FORMS
 from utils.data.normalisation import Normalisation
 from utils.data.values import shown
 
 SPACES = ("normalised", "zca", "unit")
 PARTS = ("classes", "images")
-LABELS_ARE = ("logits", "probabilities")
+LABELS_ARE = tuple(LABEL_FORMS)
 PAIR = 2  # of images and labels
 
 
